@@ -1,0 +1,56 @@
+"""Benches: ours and theirs on the same work, interleaved in one run; only ratios travel."""
+
+import importlib
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+BENCHES = ("image",)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a bench table; times in milliseconds."""
+
+    case: str
+    threads: int
+    ours: float
+    theirs: float
+    note: str = ""
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The line as text."""
+        ratio = f"{self.theirs / self.ours:.2f}x"
+        ours, theirs = f"{self.ours:.1f}", f"{self.theirs:.1f}"
+        return self.case, str(self.threads), ours, theirs, ratio, self.note
+
+
+COLUMNS = ("case", "threads", "ours ms", "theirs ms", "theirs / ours", "note")
+
+
+def run(name: str) -> list[Row]:
+    """All rows of one bench: module parity.bench.NAME, function `rows`."""
+    return importlib.import_module(f"parity.bench.{name}").rows()
+
+
+def compare(
+    ours: Callable[[], object], theirs: Callable[[], object], *, repeats: int, threads: int
+) -> tuple[float, float]:
+    """Medians in ms of interleaved repeats, after one warm-up of each, on this many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        times: dict[Callable, list[float]] = {ours: [], theirs: []}
+        for repeat in range(repeats + 1):
+            for work, taken in times.items():
+                start = time.perf_counter()
+                work()
+                if repeat:
+                    taken.append(1e3 * (time.perf_counter() - start))
+    finally:
+        torch.set_num_threads(before)
+    return statistics.median(times[ours]), statistics.median(times[theirs])

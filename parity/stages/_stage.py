@@ -1,0 +1,56 @@
+"""What a stage is: one comparison of ours with theirs, its tolerance, and its control."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the run was asked for."""
+
+    device: str = "cpu"
+    checkpoint: str | None = None  # a folder or hub id; None: random-weight models
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One case: the largest element-wise difference, and what it may be."""
+
+    case: str
+    error: float
+    tolerance: float = 0.0
+    pictures: tuple[tuple[str, Image.Image], ...] = ()  # what a person would look at
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One comparison, run clean and again under a seeded fault that it must see."""
+
+    name: str
+    what: str
+    tolerance: str  # in words, with its reason
+    fault: str  # the control: a key of parity.faults.FAULTS
+    measure: Callable[[Setting], Iterator[Measurement]]
+
+
+def max_error(ours: Any, theirs: Any) -> float:
+    """Largest |ours - theirs|, compared in fp64; inf where shapes or finiteness differ."""
+    a, b = torch.as_tensor(ours), torch.as_tensor(theirs)
+    if a.shape != b.shape:
+        return float("inf")
+    if a.numel() == 0:
+        return 0.0
+    difference = (a.double() - b.double()).abs()
+    return float(difference.max()) if difference.isfinite().all() else float("inf")
+
+
+def relative_frobenius(ours: Tensor, theirs: Tensor) -> float:
+    """||ours - theirs|| / ||theirs||; inf where shapes differ."""
+    if ours.shape != theirs.shape:
+        return float("inf")
+    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())

@@ -1,0 +1,110 @@
+"""The harness itself: it must be able to fail."""
+
+import contextlib
+import json
+import math
+
+import pytest
+
+from parity import faults, report, runner
+from parity.__main__ import main, parse
+from parity.stages import STAGES, Measurement, Setting, Stage
+
+WRONG = {"on": False}
+
+
+@pytest.fixture
+def fault(monkeypatch):
+    """A fault that sets a flag, so that a stage of the tests can see it."""
+
+    @contextlib.contextmanager
+    def seeded():
+        WRONG["on"] = True
+        yield
+        WRONG["on"] = False
+
+    monkeypatch.setitem(faults.FAULTS, "seeded", seeded)
+    return "seeded"
+
+
+def stage(clean, faulty, fault, tolerance=0.0):
+    def measure(setting):
+        yield Measurement("only", faulty if WRONG["on"] else clean, tolerance)
+
+    return Stage("test", "nothing", "0", fault, measure)
+
+
+@pytest.mark.parametrize(
+    ("clean", "faulty", "tolerance", "passes"),
+    [
+        (0.0, 1.0, 0.0, True),
+        (1e-9, 1.0, 0.0, False),  # an error where none is allowed
+        (0.0, 0.0, 0.0, False),  # a blind stage
+        (5e-6, 1e-3, 1e-5, True),
+        (2e-5, 1e-3, 1e-5, False),
+        (5e-6, 9e-5, 1e-5, False),  # a control that is less than ten tolerances away
+        (math.nan, 1.0, 1e-5, False),
+        (math.inf, 1.0, 1e-5, False),
+    ],
+)
+def test_verdict(fault, clean, faulty, tolerance, passes):
+    outcome = runner.run_stage(stage(clean, faulty, fault, tolerance), Setting(), lambda: None)
+    assert outcome.passed == passes
+    assert (report.verdict(outcome) == "passed") == passes
+
+
+def test_a_stage_that_cannot_run_has_failed(fault):
+    def measure(setting):
+        yield Measurement("first", 0.0)
+        raise OSError("no photos")
+
+    broken = Stage("broken", "", "0", fault, measure)
+    outcome = runner.run_stage(broken, Setting(), lambda: None)
+    assert not outcome.passed
+    assert outcome.problem == "OSError: no photos"
+    assert "no photos" in report.page([outcome])
+    assert report.as_json([outcome])["passed"] is False
+
+
+def test_a_stage_without_cases_has_failed(fault):
+    outcome = runner.run_stage(
+        Stage("empty", "", "0", fault, lambda setting: iter(())), Setting(), lambda: None
+    )
+    assert not outcome.passed
+
+
+def test_code_that_stops_under_the_fault_has_seen_it(fault):
+    def measure(setting):
+        if WRONG["on"]:
+            raise ValueError("placeholders do not match")
+        yield Measurement("only", 0.0)
+
+    outcome = runner.run_stage(Stage("s", "", "0", fault, measure), Setting(), lambda: None)
+    assert outcome.passed
+    assert outcome.control == math.inf
+
+
+def test_command_writes_both_reports_and_its_exit_code(tmp_path, monkeypatch, fault, capsys):
+    good, bad = stage(0.0, 1.0, fault), stage(1.0, 1.0, fault)
+    monkeypatch.setattr("parity.__main__.STAGES", (good,))
+    assert main(["--report", str(tmp_path)]) == 0
+    written = json.loads((tmp_path / "parity-report.json").read_text())
+    assert written["passed"] is True
+    assert "<table>" in (tmp_path / "parity-report.html").read_text()
+    monkeypatch.setattr("parity.__main__.STAGES", (good, bad))
+    assert main(["--report", str(tmp_path)]) == 1
+    assert "failed: only" in capsys.readouterr().out
+
+
+def test_every_stage_names_a_fault_and_explains_its_tolerance():
+    assert len({stage.name for stage in STAGES}) == len(STAGES)
+    for each in STAGES:
+        assert each.fault in faults.FAULTS
+        assert each.what
+        assert each.tolerance
+
+
+def test_an_unknown_stage_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--stage", "no such stage"])
+    assert "no such stage" in capsys.readouterr().err
