@@ -1,0 +1,290 @@
+r"""Messages to token ids: Qwen2.5-VL's chat template, and plain text kept plain.
+
+A conversation becomes a row of *pieces*. A piece is a token of the template's own, or text:
+
+    <|im_start|>user\n                         header, one for each turn
+    <|vision_start|><|image_pad|>...<|vision_end|>What is this?
+    <|im_end|>\n<|im_start|>assistant\n
+    A cat.<|im_end|>                           trained on: what an assistant says, and its end
+    \n
+
+Texts that touch are encoded as one, because byte-pair merges cross the seam ("assistant\n" before
+an answer that begins with a newline). A token is trained on where its first character is.
+"""
+
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, groupby
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from torchtune.data import Message
+from torchtune.models.qwen2._tokenizer import PRETOKENIZE_REGEX
+from torchtune.models.qwen2_5._tokenizer import QWEN2_5_SPECIAL_TOKENS
+from torchtune.modules.transforms.tokenizers import ModelTokenizer
+
+Piece = tuple[int | str, bool]  # a token or a text, and whether it is trained on
+
+DEFAULT_SYSTEM = "You are a helpful assistant."
+HEADERS = {
+    "system": "<|im_start|>system\n",
+    "user": "<|im_start|>user\n",
+    "assistant": "<|im_start|>assistant\n",
+    "ipython": "<|im_start|>user\n",  # torchtune's role for what a tool returned
+    "tool": "<|im_start|>user\n",
+}
+TOOL_ROLES = ("ipython", "tool")
+_LAST_SPECIAL = QWEN2_5_SPECIAL_TOKENS["<|video_pad|>"]  # Qwen's named tokens above it are not
+SPECIAL = {name for name, token in QWEN2_5_SPECIAL_TOKENS.items() if token <= _LAST_SPECIAL}
+PLACEHOLDERS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+TOOLS_BEFORE = (
+    "\n\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
+)
+TOOLS_AFTER = (
+    "\n</tools>\n\nFor each function call, return a json object with function name and arguments "
+    'within <tool_call></tool_call> XML tags:\n<tool_call>\n{"name": <function-name>, '
+    '"arguments": <args-json-object>}\n</tool_call>'
+)
+
+
+def media_parts(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The images and videos of a conversation, as content parts, in the order of the tokens."""
+    parts = [part for message in messages for part in message.content if part["type"] != "text"]
+    for part in parts:
+        if part["type"] not in PLACEHOLDERS:
+            raise ValueError(
+                f"a content part has type 'text', 'image' or 'video', got {part['type']!r}"
+            )
+    return parts
+
+
+class Qwen25VLTokenizer(ModelTokenizer):
+    """Byte-level BPE with the 22 named tokens of Qwen2.5-VL, and its chat template.
+
+    What stands in a message is text and nothing else: `<|im_start|>`, `<|image_pad|>` or
+    `<tool_call>` typed by a user is encoded as the characters it is made of. transformers and
+    torchtune's own Qwen2.5 tokenizer turn all 22 names into their tokens wherever they stand (and
+    transformers stops where a user writes a placeholder). Other conversations have the same tokens
+    in transformers.
+
+    Tools are those of the template published with Qwen2.5-VL's tokenizer: `tools` are listed in the
+    system turn, an assistant message with `ipython=True` is one call (its content the JSON object
+    with "name" and "arguments"), and messages of role "ipython" or "tool" are what the tools
+    returned. An assistant message with `eot=False` shares its turn with the assistant message after
+    it, as in text followed by a call, or several calls.
+
+    Args:
+        path: `tokenizer.json`, which may give the named tokens other ids than Qwen does, or
+            `vocab.json` together with `merges_file`
+        merges_file: `merges.txt`, where `path` is a `vocab.json`
+        max_seq_len: most tokens a conversation may have; None for no limit
+
+    Raises:
+        ValueError: where the files are not those of a Qwen2.5-VL tokenizer.
+
+    Source: `tokenizer_config.json` and `chat_template.json` of Qwen/Qwen2.5-VL-7B-Instruct.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        merges_file: str | Path | None = None,
+        max_seq_len: int | None = None,
+    ) -> None:
+        vocab, merges, self.special_tokens = _read(path, merges_file)
+        self._bpe = _byte_pair_encoding(vocab, merges)
+        self._markup_pattern = re.compile(f"({'|'.join(map(re.escape, self.special_tokens))})")
+        self._names = {token: name for name, token in self.special_tokens.items()}
+        self.max_seq_len = max_seq_len
+        self.pad_id = self.special_tokens["<|endoftext|>"]
+        self.eos_id = self.special_tokens["<|im_end|>"]
+        self.stop_tokens = [self.eos_id, self.pad_id]
+
+    def encode(self, text: str, add_bos: bool = False, add_eos: bool = False) -> list[int]:
+        """Tokens of plain text; Qwen has no token for a beginning, so `add_bos` adds none."""
+        return self._bpe.encode(text).ids + [self.eos_id] * add_eos
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of tokens; ids that no token has (a model has 271 or 399 of them) are left out.
+
+        `skip_special_tokens` leaves out those named tokens that are special: the tags of a call,
+        code completion and repositories stay, as they do in transformers.
+        """
+        texts = []
+        for named, group in groupby(token_ids, key=self._names.__contains__):
+            if named:
+                skipped = SPECIAL if skip_special_tokens else ()
+                texts += [n for token in group if (n := self._names[token]) not in skipped]
+            else:
+                texts.append(self._bpe.decode(list(group)))
+        return "".join(texts)
+
+    def tokenize_messages(
+        self,
+        messages: Sequence[Message],
+        *,
+        num_placeholders: Sequence[int] = (),
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        inference: bool = False,
+    ) -> tuple[list[int], list[bool]]:
+        """Tokens of a conversation, and a mask that is True where a token is not trained on.
+
+        Trained on are the contents of assistant messages and the `<|im_end|>` of their turns,
+        unless `Message.masked`; headers, images, videos and every other role never are.
+
+        Args:
+            messages: the conversation; without a system message it gets the published default
+            num_placeholders: for each image and video, in order, how many tokens it becomes
+            tools: JSON schemas of functions the assistant may call
+            inference: whether to end with the header of the assistant's answer
+
+        Raises:
+            ValueError: where a role or a kind of content is unknown, `num_placeholders` does not
+                match the images and videos, or the result is longer than `max_seq_len`.
+        """
+        if (media := len(media_parts(messages))) != len(num_placeholders):
+            raise ValueError(
+                f"every image and video needs its number of placeholders, got "
+                f"{len(num_placeholders)} numbers for {media}; Qwen25VLTransform counts them"
+            )
+        tokens, mask = self._encode_pieces(
+            self._template(messages, iter(num_placeholders), tools or (), inference)
+        )
+        if self.max_seq_len is not None and len(tokens) > self.max_seq_len:
+            raise ValueError(
+                f"a conversation may have max_seq_len = {self.max_seq_len} tokens, this one has "
+                f"{len(tokens)}; raise max_seq_len, or shorten the conversation"
+            )
+        return tokens, mask
+
+    def _template(
+        self,
+        messages: Sequence[Message],
+        num_placeholders: Iterator[int],
+        tools: Sequence[Mapping[str, Any]],
+        inference: bool,
+    ) -> Iterator[Piece]:
+        if not messages or messages[0].role != "system":
+            messages = [Message("system", DEFAULT_SYSTEM), *messages]
+        for index, turn in enumerate(turns(messages)):
+            yield from self._markup(HEADERS[turn[0].role])
+            trained = False
+            for part, message in enumerate(turn):
+                trained = message.role == "assistant" and not message.masked
+                if part > 0:
+                    yield "\n", trained
+                yield from self._message(message, num_placeholders, trained)
+            if index == 0 and tools:
+                yield from self._tools(tools)
+            yield from self._markup("<|im_end|>", trained)
+            yield "\n", False
+        if inference:
+            yield from self._markup(HEADERS["assistant"])
+
+    def _message(
+        self, message: Message, num_placeholders: Iterator[int], trained: bool
+    ) -> Iterator[Piece]:
+        tag = "tool_call" if message.ipython else "tool_response"
+        tagged = message.ipython or message.role in TOOL_ROLES
+        if tagged:
+            yield from self._markup(f"<{tag}>\n", trained)
+        for part in message.content:
+            if part["type"] == "text":
+                yield part["content"], trained
+            else:
+                token = self.special_tokens[PLACEHOLDERS[part["type"]]]
+                yield from self._markup("<|vision_start|>")
+                yield from [(token, False)] * next(num_placeholders)
+                yield from self._markup("<|vision_end|>")
+        if tagged:
+            yield from self._markup(f"\n</{tag}>", trained)
+
+    def _tools(self, tools: Sequence[Mapping[str, Any]]) -> Iterator[Piece]:
+        yield from self._markup(TOOLS_BEFORE)
+        for tool in tools:
+            yield "\n" + json.dumps(tool, ensure_ascii=False), False
+        yield from self._markup(TOOLS_AFTER)
+
+    def _markup(self, text: str, trained: bool = False) -> Iterator[Piece]:
+        """Text of the template's own, in which names of tokens are those tokens."""
+        for piece in filter(None, self._markup_pattern.split(text)):
+            yield self.special_tokens.get(piece, piece), trained
+
+    def _encode_pieces(self, pieces: Iterator[Piece]) -> tuple[list[int], list[bool]]:
+        tokens: list[int] = []
+        mask: list[bool] = []
+        for is_text, group in groupby(pieces, key=lambda piece: isinstance(piece[0], str)):
+            contents, trained = zip(*group, strict=True)
+            if is_text:
+                encoding = self._bpe.encode("".join(contents))
+                ends = list(accumulate(map(len, contents)))
+                tokens += encoding.ids
+                mask += [not trained[bisect_right(ends, start)] for start, _ in encoding.offsets]
+            else:
+                tokens += contents
+                mask += [not flag for flag in trained]
+        return tokens, mask
+
+
+def turns(messages: Sequence[Message]) -> Iterator[list[Message]]:
+    """Messages under one header each: results of tools in a row, or one answer in several parts."""
+    turn: list[Message] = []
+    for message in messages:
+        if message.role not in HEADERS:
+            raise ValueError(
+                f"a message has one of the roles {list(HEADERS)}, got {message.role!r}"
+            )
+        if turn and not _same_turn(turn[-1], message):
+            yield turn
+            turn = []
+        turn.append(message)
+    if turn:
+        yield turn
+
+
+def _same_turn(before: Message, message: Message) -> bool:
+    if message.role in TOOL_ROLES:
+        return before.role in TOOL_ROLES
+    return message.role == before.role == "assistant" and not before.eot
+
+
+def _read(
+    path: str | Path, merges_file: str | Path | None
+) -> tuple[dict[str, int], list[tuple[str, str]], dict[str, int]]:
+    """Vocabulary, merges and named tokens, from either form in which they are published."""
+    content = json.loads(Path(path).read_text("utf-8"))
+    if merges_file is not None:
+        lines = Path(merges_file).read_text("utf-8").split("\n")
+        pairs = [line.split(" ") for line in lines if line and line[:8] != "#version"]
+        return content, [(a, b) for a, b in pairs], dict(QWEN2_5_SPECIAL_TOKENS)
+    if not isinstance(model := content.get("model"), dict):
+        raise ValueError(
+            f"path is a tokenizer.json, or a vocab.json together with merges_file; {path} has no "
+            "merges in it: add merges_file"
+        )
+    named = {token["content"]: token["id"] for token in content["added_tokens"]}
+    if missing := sorted(QWEN2_5_SPECIAL_TOKENS.keys() - named.keys()):
+        raise ValueError(
+            f"a Qwen2.5-VL tokenizer names {len(QWEN2_5_SPECIAL_TOKENS)} tokens, but {path} lacks "
+            f"{', '.join(missing)}; is it another model's tokenizer?"
+        )
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    return model["vocab"], [(a, b) for a, b in pairs], named
+
+
+def _byte_pair_encoding(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
+    """Qwen's text encoding without any named token, so that no text can become one."""
+    bpe = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    bpe.normalizer = normalizers.NFC()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    return bpe
