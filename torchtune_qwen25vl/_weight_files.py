@@ -1,0 +1,245 @@
+"""Folders of .safetensors files: found, described by their headers, read one tensor at a time,
+and written whole or not at all.
+
+Pickled weights (.bin, .pt, .pth, .ckpt) are never opened: reading them can run code.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+INDEX = "model.safetensors.index.json"
+PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """What the headers of a checkpoint's files say; no tensor has been read."""
+
+    folder: Path
+    file_of: dict[str, str]  # weight -> file name
+    shape_of: dict[str, tuple[int, ...]]
+    dtypes: set[torch.dtype]
+
+    def read(self, *, lazily: bool) -> Iterator[tuple[str, Tensor]]:
+        """Every weight, one at a time, on the CPU.
+
+        Args:
+            lazily: Map the files into memory instead of reading them: a tensor costs nothing until
+                it is used, and is valid as long as its file is.
+        """
+        for file in sorted(set(self.file_of.values())):
+            backend = "mmap" if lazily else "pread"
+            with safe_open(self.folder / file, framework="pt", backend=backend) as opened:
+                for name in opened.keys():  # noqa: SIM118
+                    yield name, opened.get_tensor(name)
+
+
+def find_weights(source: str | os.PathLike[str]) -> tuple[Path, list[str] | None]:
+    """The folder and, for a single file, the file names of a checkpoint given in any way.
+
+    Args:
+        source: A folder, a .safetensors file, or the id of a hub repository (`owner/name`),
+            which is downloaded where no such path exists.
+
+    Raises:
+        ValueError: if `source` is none of the three.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return path, None
+    if path.is_file():
+        return path.parent, [path.name]
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
+        wanted = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
+        return Path(snapshot_download(str(source), allow_patterns=wanted)), None
+    raise ValueError(
+        f"weights are a folder, a .safetensors file or a hub id (owner/name); "
+        f"{source} is neither here nor such an id"
+    )
+
+
+def open_weights(folder: Path, files: Sequence[str] | None = None) -> WeightFiles:
+    """Read and check the headers of a checkpoint's files, and nothing else.
+
+    Args:
+        folder: where the files lie
+        files: their names; by default those of the index, else every .safetensors file
+
+    Raises:
+        ValueError: if a file is absent, pickled, cut short or damaged, a weight stands in two files
+            or elsewhere than the index says, or is quantised.
+    """
+    index = _read_index(folder) if files is None else None
+    if files is None:
+        files = sorted(
+            set(index.values() if index else (p.name for p in folder.glob("*.safetensors")))
+        )
+    _refuse_unreadable(folder, files)
+    file_of: dict[str, str] = {}
+    shape_of: dict[str, tuple[int, ...]] = {}
+    dtypes: set[torch.dtype] = set()
+    for file in files:
+        for name, shape, dtype in _read_header(folder / file):
+            if name in file_of:
+                raise ValueError(
+                    f"a weight stands in one file; {folder} holds {name} in both "
+                    f"{file_of[name]} and {file}: name the files to read"
+                )
+            file_of[name], shape_of[name] = file, shape
+            dtypes.add(dtype)
+    if index is not None and index != file_of:
+        moved = sorted(name for name, file in index.items() ^ file_of.items())
+        raise ValueError(
+            f"{folder / INDEX} must name the weights of each file; it differs for "
+            f"{len(set(moved))} ({', '.join(dict.fromkeys(moved[:6]))}): is a shard another "
+            f"checkpoint's?"
+        )
+    return WeightFiles(folder, file_of, shape_of, dtypes)
+
+
+def write_weights(folder: Path, weights: Mapping[str, Tensor], file_of: Mapping[str, str]) -> None:
+    """Write weights to the files named for them, with an index unless all are in the usual one."""
+    files = sorted(set(file_of.values()))
+    for file in files:
+        shard = {
+            name: weight.detach().cpu().contiguous()
+            for name, weight in weights.items()
+            if file_of[name] == file
+        }
+        save_file(shard, folder / file, metadata={"format": "pt"})
+    if files != ["model.safetensors"]:
+        size = sum(weight.numel() * weight.element_size() for weight in weights.values())
+        weight_map = {name: file_of[name] for name in weights}
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def copy_settings(source: Path, target: Path) -> None:
+    """Copy what lies beside the weights: config, tokenizer, processor, licence. No subfolders."""
+    for path in source.iterdir():
+        weights = path.suffix in PICKLES | {".safetensors"} or path.name.endswith(".index.json")
+        adapter = path.name == "adapter_config.json"
+        if path.is_file() and not (weights or adapter or path.name.startswith(".")):
+            shutil.copyfile(path, target / path.name)
+
+
+@contextlib.contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of `target` when all went well.
+
+    Until then it lies beside it under a hidden name; an earlier `target` stays whole until the
+    new one is on disk, and comes back if the exchange fails.
+    """
+    recover_folders(target.parent)
+    building, replaced = _hidden(target, "building"), _hidden(target, "replaced")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    try:
+        yield building
+        _flush(building)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    if target.exists():
+        os.replace(target, replaced)
+    try:
+        os.replace(building, target)
+    finally:
+        recover_folders(target.parent)
+
+
+def recover_folders(parent: Path) -> None:
+    """Put back every folder that was moved aside for a new one which never took its place."""
+    for replaced in parent.glob(".*.replaced"):
+        target = parent / replaced.name.removeprefix(".").removesuffix(".replaced")
+        if target.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            with contextlib.suppress(FileNotFoundError):  # another rank was first
+                os.replace(replaced, target)
+
+
+def _hidden(target: Path, what: str) -> Path:
+    return target.with_name(f".{target.name}.{what}")
+
+
+def _flush(folder: Path) -> None:
+    """Wait until the files are on disk, so that the rename cannot overtake them."""
+    for path in folder.rglob("*"):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def _read_index(folder: Path) -> dict[str, str] | None:
+    """Weight -> file name by the folder's index; None where it has none."""
+    path = folder / INDEX
+    if not path.exists():
+        return None
+    if (folder / "model.safetensors").exists():
+        raise ValueError(
+            f"{folder} holds both model.safetensors and {INDEX}: name the files to read"
+        )
+    try:
+        return dict(json.loads(path.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no index of weights ({error!r}); fetch it again") from error
+
+
+def _refuse_unreadable(folder: Path, files: Sequence[str]) -> None:
+    pickled = [file for file in files if Path(file).suffix in PICKLES]
+    if not files:
+        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if pickled or not files:
+        held = f"it holds {', '.join(pickled)}" if pickled else "it holds no weights"
+        raise ValueError(
+            f"weights are read from .safetensors files only; {folder}: {held}. Pickled weights can "
+            f"run code when opened: convert them to safetensors first"
+        )
+    for file in files:
+        if Path(file).suffix != ".safetensors" or Path(file).name != file:
+            raise ValueError(
+                f"weights are read from .safetensors files in {folder}; {file} is none: give the "
+                f"names of such files, without folders"
+            )
+        if not (folder / file).is_file():
+            raise ValueError(f"{folder / file} is missing: fetch it, or name the files to read")
+
+
+def _read_header(path: Path) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
+    """Name, shape and dtype of every weight in a file."""
+    try:
+        opened = safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is no whole safetensors file ({error}): was the download cut short, or is it "
+            f"another format by that name?"
+        ) from error
+    with opened:
+        for name in opened.keys():  # noqa: SIM118
+            view = opened.get_slice(name)
+            if view.get_dtype() not in DTYPES:
+                raise ValueError(
+                    f"weights are stored as {', '.join(DTYPES)}; {path} holds {name} as "
+                    f"{view.get_dtype()}: quantised files (fp8, int8, 4 bit) are not read, use the "
+                    f"original one"
+                )
+            yield name, tuple(view.get_shape()), DTYPES[view.get_dtype()]
