@@ -1,0 +1,327 @@
+"""Generation: one prefill, then one token at a time against a static key-value cache.
+
+Nothing is remembered in the model. The position of a new token is the largest of its prompt's on
+any axis, plus one for every token since (Qwen's rule); it lives in a local variable.
+
+Shapes: b rows, s prompt tokens, n new tokens, v vocabulary, n_kv key-value heads, h_d head dim.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torchtune.modules import TransformerDecoder
+
+
+class Generation(NamedTuple):
+    """What `generate` returns."""
+
+    tokens: Tensor  # int64 [b, n]; a row that has ended repeats its stop token
+    lengths: list[int]  # new tokens of each row, its stop token included
+    finish_reasons: list[Literal["stop", "length"]]
+
+
+class Sampling(NamedTuple):
+    """How a token is chosen from its logits; see `generate`."""
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+
+
+def generate(
+    model: TransformerDecoder,
+    batch: Mapping[str, Any],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    stop_tokens: Sequence[int] = (),
+    generator: torch.Generator | None = None,
+    on_token: Callable[[Tensor], None] | None = None,
+) -> Generation:
+    """Continue every row of a batch, each with the tokens it would get alone.
+
+    Images are encoded once. The model is left as it was found, after an exception too.
+
+    Args:
+        model: Qwen25VL
+        batch: what `padded_collate(samples, padding_side="left")` gives, on the model's device;
+            without padding no mask is needed
+        max_new_tokens: length of the longest continuation
+        temperature: 0 is greedy
+        top_k: draw among this many likeliest tokens (and those as likely as the last of them)
+        top_p: draw among the likeliest tokens that together have this probability
+        repetition_penalty: divides (where negative, multiplies) the logits of the tokens that a
+            row already holds, prompt included
+        stop_tokens: a row ends with the first of these
+        generator: source of chance, on the model's device
+        on_token: called with the tokens of every step, int64 [b]
+
+    Raises:
+        ValueError: if an option is out of range, prompts are padded on the right or padded without
+            a mask, or logits are not finite.
+    """
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
+    _check_options(max_new_tokens, sampling)
+    _check_prompt(batch)
+    prompt, mask = batch["tokens"], batch.get("mask")
+    b, s = prompt.shape
+    real = torch.ones_like(prompt, dtype=torch.bool) if mask is None else mask[:, -1]  # [b, s]
+    history = torch.where(real, prompt, prompt[:, -1:])  # padding must not count as repetition
+    history = torch.cat((history, prompt.new_empty(b, max_new_tokens)), dim=1)  # [b, s + n]
+    attended = torch.cat((real, real.new_ones(b, max_new_tokens)), dim=1)  # [b, s + n]
+    first = batch["input_pos"].amax((1, 2))[:, None] + 1  # [b, 1]
+    positions = first + torch.arange(max_new_tokens, device=prompt.device)  # [b, n]
+    stop = torch.tensor(stop_tokens, dtype=prompt.dtype, device=prompt.device)
+    done = torch.zeros(b, dtype=torch.bool, device=prompt.device)
+
+    with _generating(model, b, s + max_new_tokens):
+        logits = prefill(model, batch)
+        _check_finite(logits)
+        peaks = torch.zeros(b, device=prompt.device)  # from a first nan or inf on, not finite
+        for end in range(s, s + max_new_tokens):
+            tokens, peak = choose(logits, history[:, :end], sampling, generator)
+            peaks += peak
+            if stop_tokens:
+                tokens = torch.where(done, history[:, end - 1], tokens)
+                done |= (tokens[:, None] == stop).any(-1)
+            history[:, end] = tokens
+            if on_token is not None:
+                on_token(tokens)
+            if end + 1 == s + max_new_tokens or (stop_tokens and bool(done.all())):
+                break
+            logits = decode_one_token(model, tokens, positions[:, end - s], attended[:, : end + 1])
+    _check_finite(peaks[:, None])
+    return _generation(history[:, s : end + 1], stop)
+
+
+def prefill(model: TransformerDecoder, batch: Mapping[str, Any]) -> Tensor:
+    """Read the prompts into the caches; logits of the token after each, fp32 [b, v]."""
+    tokens, mask = batch["tokens"], batch.get("mask")
+    if mask is None:
+        s = tokens.shape[1]
+        mask = torch.ones(1, s, s, dtype=torch.bool, device=tokens.device).tril()
+    last = torch.zeros_like(tokens, dtype=torch.bool)
+    last[:, -1] = True
+    return model(
+        tokens,
+        input_pos=batch["input_pos"],
+        mask=mask,
+        encoder_input=batch.get("encoder_input"),
+        output_mask=last,
+    )
+
+
+def decode_one_token(
+    model: TransformerDecoder, tokens: Tensor, positions: Tensor, attended: Tensor
+) -> Tensor:
+    """Append one token per row to the caches; logits of the next one, fp32 [b, v].
+
+    Args:
+        model: with its caches filled by `prefill`
+        tokens: [b]
+        positions: of these tokens, [b]
+        attended: which of the cached tokens and this one are no padding, bool [b, cached + 1]
+    """
+    input_pos = positions.view(-1, 1, 1).expand(-1, 1, 3)
+    return model(tokens[:, None], input_pos=input_pos, mask=attended[:, None])[:, -1]
+
+
+def choose(
+    logits: Tensor, history: Tensor, sampling: Sampling, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Choose one token per row.
+
+    Args:
+        logits: fp32 [b, v]
+        history: tokens that count as repetition, [b, any]
+        sampling: how to choose
+        generator: source of chance
+
+    Returns:
+        tokens [b], and the largest logit of each row [b], finite if the row has neither nan nor inf
+    """
+    scores = process_logits(logits, history, sampling)
+    peak, tokens = scores.max(-1)
+    if sampling.temperature > 0:
+        _check_finite(scores)  # a draw from nan would bring down a CUDA context
+        tokens = torch.multinomial(scores.softmax(-1), 1, generator=generator).squeeze(-1)
+    return tokens, peak
+
+
+def process_logits(logits: Tensor, history: Tensor, sampling: Sampling) -> Tensor:
+    """Scores [b, v] to draw from; -inf where a token must not be drawn.
+
+    Repetition penalty, temperature, top-k, top-p, in this order: as Hugging Face's
+    generation/logits_process.py.
+    """
+    temperature, top_k, top_p, penalty = sampling
+    if penalty != 1.0:
+        held = logits.gather(-1, history)
+        logits = logits.scatter(-1, history, torch.where(held < 0, held * penalty, held / penalty))
+    if temperature == 0.0:
+        return logits
+    scores = logits / temperature
+    if top_k is not None:
+        kth = scores.topk(min(top_k, scores.shape[-1])).values[:, -1:]
+        scores = scores.masked_fill(scores < kth, -torch.inf)
+    if top_p is not None:
+        ascending, order = scores.sort(dim=-1)
+        below = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
+        below[:, -1] = False
+        scores = scores.masked_fill(below.scatter(-1, order, below), -torch.inf)
+    return scores
+
+
+class PromptedModel:
+    """A model and its prompt's images and positions, for torchtune's own `generate`.
+
+    torchtune's loop hands a model tokens, a mask and positions that it counts by itself:
+
+        generate(PromptedModel(model, batch), batch["tokens"], max_generated_tokens=100, ...)
+
+    Works with and without caches, and remembers nothing: which tokens are new shows in the call.
+
+    Args:
+        model: Qwen25VL
+        batch: as for `generate`; its padding must be the `pad_id` that the loop is given
+    """
+
+    def __init__(self, model: TransformerDecoder, batch: Mapping[str, Any]) -> None:
+        _check_prompt(batch)
+        self.model = model
+        self.batch = batch
+
+    def __getattr__(self, name: str) -> Any:
+        """Caches, their length and the embeddings are the model's."""
+        return getattr(self.model, name)
+
+    def __call__(self, tokens: Tensor, *, input_pos: Tensor, mask: Tensor) -> Tensor:
+        """Logits of the whole stream [b, s + any], or of one token [b, 1] against caches.
+
+        Args:
+            tokens: the prompt and what came after, or only the last token
+            input_pos: how many real tokens stand before the token, [b]; not read for a stream
+            mask: as the model takes it
+        """
+        prompt_pos = self.batch["input_pos"]
+        after = prompt_pos.amax((1, 2)) + 1  # [b]
+        new = tokens.shape[1] - prompt_pos.shape[1]
+        if new < 0:
+            mask_of_prompt = self.batch.get("mask")
+            real = prompt_pos.shape[1] if mask_of_prompt is None else mask_of_prompt[:, -1].sum(-1)
+            positions = (after + input_pos - real).view(-1, 1, 1).expand(-1, 1, 3)
+            return self.model(tokens, input_pos=positions, mask=mask)
+        steps = after[:, None] + torch.arange(new, device=tokens.device)  # [b, new]
+        positions = torch.cat((prompt_pos, steps[..., None].expand(-1, -1, 3)), dim=1)
+        encoder_input = self.batch.get("encoder_input")
+        return self.model(tokens, input_pos=positions, mask=mask, encoder_input=encoder_input)
+
+
+class _Cache:
+    """Keys and values of one layer, in memory set aside once.
+
+    Takes the place of torchtune's KVCache, of which every update waits for the device and every
+    attention reads the empty end.
+    """
+
+    def __init__(self, shape: tuple[int, int, int, int], like: Tensor) -> None:
+        self.size = 0
+        # [b, n_kv, s + n, h_d]
+        self.keys = torch.empty(shape, dtype=like.dtype, device=like.device)
+        self.values = torch.empty_like(self.keys)
+
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append keys and values [b, n_kv, any, h_d]; all so far."""
+        start, count = self.size, keys.shape[2]
+        self.keys.narrow(2, start, count).copy_(keys)
+        self.values.narrow(2, start, count).copy_(values)
+        self.size = start + count
+        return self.keys.narrow(2, 0, self.size), self.values.narrow(2, 0, self.size)
+
+
+@contextmanager
+def _generating(model: TransformerDecoder, batch_size: int, length: int) -> Iterator[None]:
+    """The model in evaluation mode, with caches, returning logits only; then as it was."""
+    changes: list[tuple[nn.Module, str, Any]] = [
+        (model, "skip_output_layer", False),
+        (model, "num_output_chunks", 0),
+        (model, "output_hidden_states", []),
+        *((module, "training", False) for module in model.modules()),
+    ]
+    for attn in (layer.attn for layer in model.layers):
+        shape = (batch_size, attn.num_kv_heads, length, attn.head_dim)
+        cache = _Cache(shape, like=model.tok_embeddings.weight)
+        changes += [(attn, "kv_cache", cache), (attn, "cache_enabled", True)]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
+    try:
+        for change in changes:
+            _replace(*change)
+        # inference mode is faster, but what a sharded model gathers in it could not train again
+        with torch.no_grad() if isinstance(model, FSDPModule) else torch.inference_mode():
+            yield
+    finally:
+        for change in before:
+            _replace(*change)
+
+
+def _replace(owner: nn.Module, name: str, value: Any) -> None:
+    delattr(owner, name)  # a module is only exchanged for a module otherwise
+    setattr(owner, name, value)
+
+
+def _generation(tokens: Tensor, stop: Tensor) -> Generation:
+    is_stop = torch.isin(tokens, stop)
+    stopped = is_stop.any(-1)
+    lengths = torch.where(stopped, is_stop.int().argmax(-1) + 1, tokens.shape[1])
+    reasons: list[Literal["stop", "length"]] = ["stop" if s else "length" for s in stopped.tolist()]
+    return Generation(tokens, lengths.tolist(), reasons)
+
+
+def _check_options(max_new_tokens: int, sampling: Sampling) -> None:
+    temperature, top_k, top_p, penalty = sampling
+    for name, value, fits, rule in (
+        ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
+        ("temperature", temperature, temperature >= 0, "0 (greedy) or larger"),
+        ("top_k", top_k, top_k is None or top_k >= 1, "at least 1, or None"),
+        ("top_p", top_p, top_p is None or 0 < top_p <= 1, "in (0, 1], or None"),
+        ("repetition_penalty", penalty, penalty > 0, "larger than 0; 1 is none"),
+    ):
+        if not fits:
+            raise ValueError(f"{name} must be {rule}, got {value}")
+
+
+def _check_prompt(batch: Mapping[str, Any]) -> None:
+    """Padding has position 0 on all axes, which one real token of a row has at most."""
+    positions = batch["input_pos"]
+    if positions.shape != (*batch["tokens"].shape, 3):
+        raise ValueError(
+            f"generation needs positions on three axes, input_pos [b, s, 3], got "
+            f"{list(positions.shape)} for tokens {list(batch['tokens'].shape)}"
+        )
+    zero = (positions == 0).all(-1)  # [b, s]
+    right = zero[:, -1] & (zero.sum(-1) > 1)
+    unmasked = (zero.sum(-1) > 1) & (batch.get("mask") is None)
+    if bool((right | unmasked).any()):
+        raise ValueError(
+            f"prompts must be padded on the left and come with a mask, but rows "
+            f"{(right | unmasked).nonzero().flatten().tolist()} are not; "
+            f'collate with padding_side="left"'
+        )
+
+
+def _check_finite(logits: Tensor) -> None:
+    """The largest logit of a row [b, v] is finite, unless one is nan or inf."""
+    finite = logits.amax(-1).isfinite()
+    if not bool(finite.all()):
+        raise ValueError(
+            f"logits must be finite, those of rows {(~finite).nonzero().flatten().tolist()} are "
+            f"not; in float16 this model overflows, use bfloat16 or float32"
+        )
