@@ -4,11 +4,13 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from parity import bench, report
+from parity.faults import FAULTS
 from parity.positions_table import positions_table
-from parity.runner import run_stage
+from parity.runner import Sighting, hunt, run_stage
 from parity.stages import STAGES, Setting
 
 DESCRIPTION = """\
@@ -33,6 +35,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="list the stages and stop")
     parser.add_argument(
         "--bench", choices=bench.BENCHES, help="measure speed and memory instead: %(choices)s"
+    )
+    parser.add_argument(
+        "--faults",
+        action="store_true",
+        help="show every seeded fault to every stage and print which ones see it",
     )
     parser.add_argument(
         "--positions",
@@ -61,26 +68,52 @@ def run_stages(arguments: argparse.Namespace) -> int:
     setting = Setting(device=arguments.device, checkpoint=arguments.checkpoint)
     stages = [s for s in STAGES if not arguments.stage or s.name in arguments.stage]
     outcomes = []
-    with tqdm(total=len(stages), unit="stage", file=sys.stderr) as bar:
+    faults = {f: [s for s in stages if s.name == FAULTS[f].stage] for f in FAULTS}
+    faults = {fault: seers for fault, seers in faults.items() if seers}
+    sightings: list[Sighting] = []
+    with tqdm(total=len(stages) + len(faults), file=sys.stderr, mininterval=1) as bar:
         for stage in stages:
             bar.set_description(stage.name)
-            outcomes.append(run_stage(stage, setting, bar.refresh))
+            outcomes.append(run_stage(stage, setting, lambda: bar.update(0)))
+            bar.update()
+        for fault, seers in faults.items():
+            bar.set_description(f"fault: {fault}")
+            sightings += hunt(seers, fault, setting)
             bar.update()
     print(report.table([report.row(outcome) for outcome in outcomes]))
-    report.write(outcomes, arguments.report)
-    print(f"\n{arguments.report / 'parity-report.html'} has the pictures.")
+    report.write(outcomes, sightings, arguments.report)
     failed = [outcome for outcome in outcomes if not outcome.passed]
     if failed:
         print(f"{len(failed)} stages failed; the first in the data flow: {failed[0].stage.name}")
-    return 1 if failed else 0
+    missed = [sighting.fault for sighting in sightings if not sighting.caught]
+    print(f"\n{len(sightings) - len(missed)} of {len(sightings)} seeded faults caught.", *missed)
+    print(f"{arguments.report / 'parity-report.html'} has the pictures.")
+    return 1 if failed or missed else 0
+
+
+def run_faults(arguments: argparse.Namespace) -> int:
+    """Show every fault to every stage and print who sees it, and by what margin."""
+    setting = Setting(device=arguments.device, checkpoint=arguments.checkpoint)
+    stages = [s for s in STAGES if not arguments.stage or s.name in arguments.stage]
+    rows, missed = [], []
+    for fault in tqdm(FAULTS, unit="fault", file=sys.stderr):
+        seen = [sighting for sighting in hunt(stages, fault, setting) if sighting.caught]
+        rows.append((fault, ", ".join(f"{s.stage} ({s.error:.1e})" for s in seen) or "NOBODY"))
+        missed += [] if seen else [fault]
+    print(report.table(rows, ("fault", "seen by (error)")))
+    return 1 if missed else 0
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the `parity` command."""
     parsed = parse(arguments)
+    if not parsed.bench:
+        torch.set_num_threads(1)  # small models: threads would wait for each other, and sums move
     if parsed.list:
         print(report.table([(s.name, s.what) for s in STAGES], ("stage", "what is compared")))
         return 0
+    if parsed.faults:
+        return run_faults(parsed)
     if parsed.positions:
         print(positions_table())
         return 0

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class Inputs:
     grid_thw: Tensor  # [i, 3]
     is_video: tuple[bool, ...]  # [i]
     seconds: tuple[float, ...]  # one for each video
+    is_placeholder: Tensor  # [b, s]
 
     @property
     def ours(self) -> dict[str, Any]:
@@ -34,7 +35,47 @@ class Inputs:
         if len(self.grid_thw):
             vision = {"pixel_values": self.pixel_values, "grid_thw": self.grid_thw}
             kwargs["encoder_input"] = {"vision": vision}
+        if not self.attention_mask[:, 0].all():
+            kwargs["mask"] = self._left_padded_mask()
         return kwargs
+
+    def _left_padded_mask(self) -> Tensor:
+        s = self.tokens.shape[1]
+        causal = torch.ones(s, s, dtype=torch.bool).tril()
+        return causal & self.attention_mask.bool()[:, None] | torch.eye(s, dtype=torch.bool)
+
+    def padded_left(self) -> "Inputs":
+        """The same rows, padded on the left as generation wants them."""
+        shifts = (self.attention_mask == 0).sum(1).tolist()
+
+        def roll(rows: Tensor) -> Tensor:
+            pairs = zip(rows, shifts, strict=True)
+            return torch.stack([row.roll(shift, 0) for row, shift in pairs])
+
+        fields = ("tokens", "attention_mask", "labels", "positions", "is_placeholder")
+        return replace(self, **{name: roll(getattr(self, name)) for name in fields})
+
+    def row(self, index: int) -> "Inputs":
+        """One row alone, without padding."""
+        kept = self.attention_mask[index].bool()
+        media = [self._media_before(index), self._media_before(index + 1)]
+        patches = self.grid_thw.prod(-1).cumsum(0)
+        first, last = (int(patches[k - 1]) if k else 0 for k in media)
+        videos = [sum(self.is_video[:k]) for k in media]
+        fields = ("tokens", "attention_mask", "labels", "positions", "is_placeholder")
+        return replace(
+            self,
+            **{name: getattr(self, name)[index : index + 1, kept] for name in fields},
+            pixel_values=self.pixel_values[first:last],
+            grid_thw=self.grid_thw[slice(*media)],
+            is_video=self.is_video[slice(*media)],
+            seconds=self.seconds[slice(*videos)],
+        )
+
+    def _media_before(self, index: int) -> int:
+        placeholders = int((self.is_placeholder[:index]).sum())
+        units = (self.grid_thw.prod(-1) // 4).cumsum(0)
+        return int((units <= placeholders).sum()) if placeholders else 0
 
 
 # A row is a list of parts: a count of text tokens, an image (1, h, w), a video (t, h, w, seconds)
@@ -43,14 +84,22 @@ LAYOUTS: dict[str, list[list[int | tuple]]] = {
     "two images": [[3, (1, 8, 8), 2, (1, 6, 18), 8]],
     "mixed batch": [[4, (1, 6, 10), 7], [21], [2, (1, 12, 4), 3, (1, 4, 4), 5]],
     "video": [[4, (5, 4, 6, 0.75), 9]],
+    "faint image": [[5, (1, 8, 10), 6]],
     "image and video": [[3, (1, 8, 6), 2, (3, 6, 4, 1.5), 6], [2, (4, 4, 4, 0.5), 12]],
 }
 
 
 def make_inputs(
-    layout: list[list[int | tuple]], ids: Mapping[str, int], *, patch_dim: int = 1176, seed: int = 0
+    layout: list[list[int | tuple]],
+    ids: Mapping[str, int],
+    *,
+    contrast: float = 1.0,
+    patch_dim: int = 1176,
+    seed: int = 0,
 ) -> Inputs:
     """A right-padded batch of this layout, filled with random tokens and patches.
+
+    Patches have this contrast: at 0.03, a nearly grey picture, the norms' eps matters.
 
     The last text part of every row is labelled, as an answer is.
     """
@@ -79,6 +128,7 @@ def make_inputs(
     tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     kept = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
     pad = CROSS_ENTROPY_IGNORE_IDX
+    patches = sum(t * h * w for t, h, w in grids)
     grid_thw = torch.tensor(grids).view(-1, 3)
     video = torch.tensor(is_video, dtype=torch.bool)
     return Inputs(
@@ -94,8 +144,9 @@ def make_inputs(
             image_token_id=ids["image_token_id"],
             video_token_id=ids["video_token_id"],
         ),
-        pixel_values=torch.randn(int(grid_thw.prod(-1).sum()), patch_dim, generator=generator),
+        pixel_values=contrast * torch.randn(patches, patch_dim, generator=generator),
         grid_thw=grid_thw,
         is_video=tuple(is_video),
         seconds=tuple(seconds),
+        is_placeholder=(tokens == ids["image_token_id"]) | (tokens == ids["video_token_id"]),
     )

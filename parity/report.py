@@ -8,6 +8,8 @@ import math
 import os
 import platform
 import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import PIL
@@ -17,7 +19,7 @@ import torchvision
 from PIL import Image
 
 from parity import reference
-from parity.runner import Outcome
+from parity.runner import Outcome, Sighting
 
 COLUMNS = ("stage", "cases", "max error", "tolerance", "control's error", "verdict", "seconds")
 
@@ -64,7 +66,7 @@ def verdict(outcome: Outcome) -> str:
     return ", ".join(filter(None, [f"failed: {failed[0]}" if failed else "", blind]))
 
 
-def table(rows: list[tuple[str, ...]], columns: tuple[str, ...] = COLUMNS) -> str:
+def table(rows: Sequence[tuple[str, ...]], columns: tuple[str, ...] = COLUMNS) -> str:
     """Rows under their columns, as Markdown."""
     widths = [max(len(line[k]) for line in [columns, *rows]) for k in range(len(columns))]
     lines = [columns, tuple("-" * width for width in widths), *rows]
@@ -76,11 +78,17 @@ def _json_number(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def as_json(outcomes: list[Outcome]) -> dict:
+def all_passed(outcomes: list[Outcome], sightings: list[Sighting]) -> bool:
+    """Every stage passed and every fault was caught."""
+    return all(o.passed for o in outcomes) and all(s.caught for s in sightings)
+
+
+def as_json(outcomes: list[Outcome], sightings: list[Sighting]) -> dict:
     """Everything measured, full digits; infinities as strings."""
     return {
-        "passed": all(outcome.passed for outcome in outcomes),
+        "passed": all_passed(outcomes, sightings),
         "versions": versions(),
+        "faults": [{**asdict(s), "error": _json_number(s.error)} for s in sightings],
         "stages": [
             {
                 "name": outcome.stage.name,
@@ -107,11 +115,11 @@ def as_json(outcomes: list[Outcome]) -> dict:
     }
 
 
-def write(outcomes: list[Outcome], folder: Path) -> None:
+def write(outcomes: list[Outcome], sightings: list[Sighting], folder: Path) -> None:
     """Write parity-report.json and parity-report.html, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "parity-report.json", json.dumps(as_json(outcomes), indent=2) + "\n")
-    _write(folder / "parity-report.html", page(outcomes))
+    _write(folder / "parity-report.json", json.dumps(as_json(outcomes, sightings), indent=2) + "\n")
+    _write(folder / "parity-report.html", page(outcomes, sightings))
 
 
 def _write(path: Path, text: str) -> None:
@@ -136,9 +144,9 @@ small { color: #5a6270 }
 """
 
 
-def page(outcomes: list[Outcome]) -> str:
+def page(outcomes: list[Outcome], sightings: list[Sighting]) -> str:
     """One self-contained page: the table, then every stage with its cases and pictures."""
-    passed = all(outcome.passed for outcome in outcomes)
+    passed = all_passed(outcomes, sightings)
     name, style = ("passed", "passed") if passed else ("failed", "failed")
     about = ", ".join(f"{k} {v}" for k, v in versions().items())
     head = "".join(f"<th>{html.escape(column)}</th>" for column in COLUMNS)
@@ -148,7 +156,7 @@ def page(outcomes: list[Outcome]) -> str:
         "<!doctype html><html lang='en'><meta charset='utf-8'><title>Qwen2.5-VL parity</title>"
         f"<style>{STYLE}</style><h1>Parity with transformers: <span class='{style}'>{name}</span>"
         f"</h1><p><small>{html.escape(about)}</small></p><table><tr>{head}</tr>{rows}</table>"
-        f"{sections}</html>\n"
+        f"{sections}{_faults(sightings)}</html>\n"
     )
 
 
@@ -180,6 +188,17 @@ def _section(outcome: Outcome) -> str:
         f"<tr><th>case</th><th>max error</th><th>tolerance</th></tr>{cases}</table></details>"
         f"{figures}"
     )
+
+
+def _faults(sightings: list[Sighting]) -> str:
+    rows = "".join(
+        f"<tr><td>{html.escape(s.fault)}</td><td>{html.escape(s.stage)}</td>"
+        f"<td>{_number(s.error)}</td><td class='{'passed' if s.caught else 'failed'}'>"
+        f"{'caught' if s.caught else 'missed'}</td></tr>"
+        for s in sightings
+    )
+    head = "<tr><th>fault</th><th>stage</th><th>error</th><th>verdict</th></tr>"
+    return f"<h2>Seeded faults</h2><table>{head}{rows}</table>"
 
 
 def _figure(caption: str, picture: Image.Image) -> str:

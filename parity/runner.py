@@ -3,8 +3,8 @@
 import math
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 
 from parity.faults import FAULTS
 from parity.stages import Measurement, Setting, Stage
@@ -63,7 +63,8 @@ def run_stage(stage: Stage, setting: Setting, tick: Callable[[], object]) -> Out
         outcome.problem = f"{type(error).__name__}: {error}"
         traceback.print_exc()
     else:
-        outcome.control, outcome.control_caught = run_fault(stage, stage.fault, setting)
+        small = replace(setting, small=True)
+        outcome.control, outcome.control_caught = run_fault(stage, stage.fault, small)
     outcome.seconds = time.perf_counter() - start
     return outcome
 
@@ -74,7 +75,7 @@ def run_fault(stage: Stage, fault: str, setting: Setting) -> tuple[float, bool]:
     Code that stops with an error under the fault has seen it (error inf).
     """
     largest = 0.0
-    with FAULTS[fault]():
+    with FAULTS[fault].seed():
         try:
             for measurement in stage.measure(setting):
                 largest = max(largest, measurement.error)
@@ -82,4 +83,23 @@ def run_fault(stage: Stage, fault: str, setting: Setting) -> tuple[float, bool]:
                     return measurement.error, True
         except (ValueError, RuntimeError, AssertionError, IndexError):
             return math.inf, True
+        except Exception:  # nothing that a fault explains
+            traceback.print_exc()
+            return math.nan, False
     return largest, False
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What one stage made of one fault."""
+
+    fault: str
+    stage: str
+    error: float
+    caught: bool
+
+
+def hunt(stages: Iterable[Stage], fault: str, setting: Setting) -> list[Sighting]:
+    """Show one fault to these stages."""
+    small = replace(setting, small=True)
+    return [Sighting(fault, s.name, *run_fault(s, fault, small)) for s in stages]

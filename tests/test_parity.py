@@ -23,7 +23,7 @@ def fault(monkeypatch):
         yield
         WRONG["on"] = False
 
-    monkeypatch.setitem(faults.FAULTS, "seeded", seeded)
+    monkeypatch.setitem(faults.FAULTS, "seeded", faults.Fault(seeded, "test"))
     return "seeded"
 
 
@@ -62,8 +62,8 @@ def test_a_stage_that_cannot_run_has_failed(fault):
     outcome = runner.run_stage(broken, Setting(), lambda: None)
     assert not outcome.passed
     assert outcome.problem == "OSError: no photos"
-    assert "no photos" in report.page([outcome])
-    assert report.as_json([outcome])["passed"] is False
+    assert "no photos" in report.page([outcome], [])
+    assert report.as_json([outcome], [])["passed"] is False
 
 
 def test_a_stage_without_cases_has_failed(fault):
@@ -94,6 +94,20 @@ def test_command_writes_both_reports_and_its_exit_code(tmp_path, monkeypatch, fa
     monkeypatch.setattr("parity.__main__.STAGES", (good, bad))
     assert main(["--report", str(tmp_path)]) == 1
     assert "failed: only" in capsys.readouterr().out
+
+
+def test_a_missed_fault_fails_the_run(tmp_path, monkeypatch, fault, capsys):
+    monkeypatch.setattr("parity.__main__.STAGES", (stage(0.0, 1.0, fault),))
+    unseen = faults.Fault(contextlib.nullcontext, "test")
+    monkeypatch.setitem(faults.FAULTS, "unseen", unseen)
+    assert main(["--report", str(tmp_path)]) == 1
+    assert "1 of 2 seeded faults caught. unseen" in capsys.readouterr().out
+
+
+def test_every_fault_has_its_stage():
+    names = {stage.name for stage in STAGES}
+    assert len(faults.FAULTS) >= 20
+    assert {fault.stage for fault in faults.FAULTS.values()} <= names
 
 
 def test_every_stage_names_a_fault_and_explains_its_tolerance():

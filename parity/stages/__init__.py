@@ -1,8 +1,38 @@
 """Every stage, in the order in which data flows: the first that diverges names the fault."""
 
 from parity.stages._stage import Measurement, Setting, Stage
+from parity.stages.generation import GREEDY, PACKED
+from parity.stages.model import (
+    BITS,
+    DECODER_LAYERS,
+    ENCODER,
+    GRADIENTS,
+    LOGITS,
+    LOSS,
+    VISION_LAYERS,
+)
 from parity.stages.positions import POSITIONS, WINDOW_ORDER
+from parity.stages.precision import BF16
+from parity.stages.tokens import CHAT_TOKENS
+from parity.stages.training import TRAINING
+from parity.stages.weights import WEIGHTS
 
-STAGES: tuple[Stage, ...] = (POSITIONS, WINDOW_ORDER)
+STAGES: tuple[Stage, ...] = (
+    CHAT_TOKENS,
+    POSITIONS,
+    WINDOW_ORDER,
+    VISION_LAYERS,
+    ENCODER,
+    DECODER_LAYERS,
+    LOGITS,
+    BITS,
+    LOSS,
+    GRADIENTS,
+    BF16,
+    PACKED,
+    GREEDY,
+    TRAINING,
+    WEIGHTS,
+)
 
 __all__ = ["STAGES", "Measurement", "Setting", "Stage"]

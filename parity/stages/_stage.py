@@ -15,6 +15,7 @@ class Setting:
 
     device: str = "cpu"
     checkpoint: str | None = None  # a folder or hub id; None: random-weight models
+    small: bool = False  # the smallest models only, enough to see a fault
 
 
 @dataclass(frozen=True)

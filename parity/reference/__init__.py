@@ -1,0 +1,83 @@
+"""Theirs: everything the harness asks of Hugging Face transformers. Nothing else imports it."""
+
+import transformers
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from parity.reference.models import (
+    IDS,
+    RANDOM_MODELS,
+    config,
+    config_dict,
+    disk_state_dict,
+    ids,
+    in_two_precisions,
+    load,
+    load_model,
+    model,
+    random_model,
+    randomise,
+)
+from parity.reference.outputs import (
+    VERSION,
+    decoder_layers,
+    encode,
+    forward_kwargs,
+    generate,
+    greedy,
+    linear_patch_embed,
+    media_kwargs,
+    patch_positions,
+    positions,
+    process_logits,
+    vision_layers,
+    window_order,
+)
+from parity.reference.processors import (
+    Qwen2VLImageProcessor,
+    image_processor,
+    pillow_image_processor,
+    processor,
+    smart_resize,
+    video_patches,
+    video_processor,
+)
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+__all__ = [
+    "IDS",
+    "RANDOM_MODELS",
+    "VERSION",
+    "Qwen2VLImageProcessor",
+    "Qwen2_5_VLConfig",
+    "Qwen2_5_VLForConditionalGeneration",
+    "config",
+    "config_dict",
+    "decoder_layers",
+    "disk_state_dict",
+    "encode",
+    "forward_kwargs",
+    "generate",
+    "greedy",
+    "ids",
+    "image_processor",
+    "in_two_precisions",
+    "linear_patch_embed",
+    "load",
+    "load_model",
+    "media_kwargs",
+    "model",
+    "patch_positions",
+    "pillow_image_processor",
+    "positions",
+    "process_logits",
+    "processor",
+    "random_model",
+    "randomise",
+    "smart_resize",
+    "video_patches",
+    "video_processor",
+    "vision_layers",
+    "window_order",
+]

@@ -1,0 +1,160 @@
+"""What their models compute on a batch."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import (
+    GenerationConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
+
+from parity.inputs import Inputs
+from parity.reference.models import ids, random_model
+
+VERSION = transformers.__version__
+
+
+def forward_kwargs(inputs: Inputs) -> dict[str, Tensor]:
+    """Inputs in their names, with our positions passed in (Qwen's rule, not this version's)."""
+    kwargs = {
+        "input_ids": inputs.tokens,
+        "attention_mask": inputs.attention_mask,
+        "position_ids": inputs.positions.permute(2, 0, 1),  # [3, b, s]
+    }
+    return kwargs | media_kwargs(inputs)
+
+
+def media_kwargs(inputs: Inputs) -> dict[str, Tensor]:
+    """Images and videos apart, as theirs takes them."""
+    kwargs, names = {}, (("pixel_values", "image"), ("pixel_values_videos", "video"))
+    pieces = inputs.pixel_values.split(inputs.grid_thw.prod(-1).tolist())
+    for is_video, (values, kind) in enumerate(names):
+        chosen = [k for k, video in enumerate(inputs.is_video) if video == bool(is_video)]
+        if chosen:
+            kwargs[values] = torch.cat([pieces[k] for k in chosen])
+            kwargs[f"{kind}_grid_thw"] = inputs.grid_thw[chosen]
+    return kwargs
+
+
+def process_logits(
+    logits: Tensor,
+    history: Tensor,
+    *,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    repetition_penalty: float,
+) -> Tensor:
+    """Scores [b, v] after their processors, in the order in which their `generate` has them."""
+    processors = transformers.LogitsProcessorList()
+    processors.append(transformers.RepetitionPenaltyLogitsProcessor(repetition_penalty))
+    processors.append(transformers.TemperatureLogitsWarper(temperature))
+    if top_k is not None:
+        processors.append(transformers.TopKLogitsWarper(top_k))
+    if top_p is not None:
+        processors.append(transformers.TopPLogitsWarper(top_p))
+    return processors(history, logits)
+
+
+def positions(model: Qwen2_5_VLForConditionalGeneration, inputs: Inputs) -> Tensor:
+    """The positions this version of transformers computes by itself, [b, s, 3]."""
+    grids = {k: v for k, v in media_kwargs(inputs).items() if k.endswith("grid_thw")}
+    if inputs.seconds:
+        grids["second_per_grid_ts"] = torch.tensor(inputs.seconds)
+    grids |= _token_types(model, inputs)
+    positions, _ = model.model.get_rope_index(
+        inputs.tokens, attention_mask=inputs.attention_mask, **grids
+    )
+    return positions.permute(1, 2, 0)  # [b, s, 3]
+
+
+def _token_types(model: Qwen2_5_VLForConditionalGeneration, inputs: Inputs) -> dict[str, Tensor]:
+    """What transformers 5 needs to tell image from text: 0 text, 1 image, 2 video."""
+    if VERSION.startswith("4."):
+        return {}
+    image, video = (inputs.tokens == ids(model)[f"{k}_token_id"] for k in ("image", "video"))
+    return {"mm_token_type_ids": image.int() + 2 * video.int()}
+
+
+def window_order(grid_thw: list[tuple[int, int, int]]) -> tuple[Tensor, list[int]]:
+    """Their window order and window lengths in patches, computed by their vision tower."""
+    grids = torch.tensor(grid_thw)
+    try:
+        from transformers.vision_utils import get_vision_window_index
+    except ImportError:  # transformers 4.57: a method of the tower
+        order, bounds = random_model("tiny").model.visual.get_window_index(grids)
+        bounds = torch.unique_consecutive(torch.tensor(bounds))
+    else:
+        order, bounds = get_vision_window_index(
+            grids, spatial_merge_size=2, window_size=112, patch_size=14
+        )
+    return order, bounds.diff().tolist()
+
+
+def patch_positions(grid_thw: list[tuple[int, int, int]]) -> Tensor:
+    """Their row and column of every patch, [p, 2]."""
+    grids = torch.tensor(grid_thw)
+    try:
+        from transformers.vision_utils import get_vision_position_ids
+    except ImportError:  # transformers 4.57 has no function for it; its rotary angles tell
+        angles = random_model("tiny").model.visual.rot_pos_emb(grids)  # [p, head_dim / 2]
+        return angles[:, [0, angles.shape[1] // 2]].round().long()
+    return get_vision_position_ids(grids, 2)
+
+
+def vision_layers(model: Qwen2_5_VLForConditionalGeneration) -> nn.ModuleList:
+    """The blocks of the vision tower."""
+    return model.model.visual.blocks
+
+
+def decoder_layers(model: Qwen2_5_VLForConditionalGeneration) -> nn.ModuleList:
+    """The layers of the language model."""
+    return model.model.language_model.layers
+
+
+def encode(model: Qwen2_5_VLForConditionalGeneration, inputs: Inputs) -> Tensor:
+    """What the vision tower returns for all images and videos of a batch, [m, d]."""
+    values = inputs.pixel_values.to(model.dtype)
+    output = model.model.visual(values, grid_thw=inputs.grid_thw)
+    return output if isinstance(output, Tensor) else output.pooler_output
+
+
+@contextlib.contextmanager
+def linear_patch_embed(model: Qwen2_5_VLForConditionalGeneration) -> Iterator[None]:
+    """Compute their Conv3d patch embedding, whose kernel is its stride, as a matrix product."""
+    embed = model.model.visual.patch_embed
+    weight = embed.proj.weight.flatten(1)
+    with mock.patch.object(embed, "forward", lambda x: nn.functional.linear(x, weight)):
+        yield
+
+
+def greedy(
+    model: Qwen2_5_VLForConditionalGeneration, inputs: Inputs, max_new_tokens: int
+) -> Tensor:
+    """Their greedy continuation [b, n] of left-padded prompts, from Qwen's positions."""
+    return generate(model, inputs, max_new_tokens, do_sample=False)
+
+
+def generate(
+    model: Qwen2_5_VLForConditionalGeneration, inputs: Inputs, max_new_tokens: int, **options: Any
+) -> Tensor:
+    """Their continuation [b, n] of left-padded prompts, from Qwen's positions."""
+    last = inputs.positions.amax((1, 2)) + 1
+    deltas = (last - inputs.attention_mask.sum(1)).unsqueeze(1)  # [b, 1]
+    answer = (inputs.positions.permute(2, 0, 1), deltas)
+    no_end = model.config.get_text_config().vocab_size  # None would be the config's own end
+    settings = {"max_new_tokens": max_new_tokens, "eos_token_id": no_end, "pad_token_id": 0}
+    with mock.patch.object(model.model, "get_rope_index", return_value=answer):
+        tokens = model.generate(
+            inputs.tokens,
+            attention_mask=inputs.attention_mask,
+            generation_config=GenerationConfig(**{**settings, **options}),
+            **media_kwargs(inputs),
+            **_token_types(model, inputs),
+        )
+    return tokens[:, inputs.tokens.shape[1] :]

@@ -1,0 +1,77 @@
+"""Many tokens from one: greedy continuations, and rows that share a batch without sharing more."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parity import reference
+from parity.inputs import LAYOUTS, make_inputs
+from parity.stages._stage import Measurement, Setting, Stage, max_error
+from parity.stages.model import cases
+from parity.trace import inputs_for, ours_like, trace_theirs
+from torchtune_qwen25vl import _collate, _generation
+
+NEW_TOKENS = 64
+SEEDS = 20
+
+
+def measure_greedy(setting: Setting) -> Iterator[Measurement]:
+    """Tokens that differ from theirs, batched and left padded, and from our own single runs."""
+    name = setting.checkpoint or "tiny"
+    theirs = reference.model(name)
+    model = ours_like(theirs)
+    ids = reference.ids(theirs)
+    for seed in range(2 if setting.small else SEEDS):
+        for layout in ("mixed batch", "image and video"):
+            inputs = make_inputs(LAYOUTS[layout], ids, seed=seed).padded_left()
+            their_tokens = reference.greedy(theirs, inputs, NEW_TOKENS)
+            batch = _generation.generate(model, inputs.ours, max_new_tokens=NEW_TOKENS).tokens
+            yield Measurement(f"{layout}, seed {seed}", float((batch != their_tokens).sum()))
+            for index in range(len(batch)):
+                alone = _generation.generate(
+                    model, inputs.row(index).ours, max_new_tokens=NEW_TOKENS
+                ).tokens
+                wrong = float((alone != batch[index]).sum())
+                yield Measurement(f"{layout}, seed {seed}, row {index} alone", wrong)
+
+
+def measure_packed(setting: Setting) -> Iterator[Measurement]:
+    """Logits of rows packed into one, against theirs side by side."""
+    for name, layout in cases(setting):
+        inputs = inputs_for(layout, name)
+        if len(inputs.tokens) == 1:
+            continue
+        rows = [inputs.row(index) for index in range(len(inputs.tokens))]
+        packed = _collate.packed_collate([_sample(row.ours, row.labels) for row in rows], 0)
+        del packed["labels"]
+        with torch.no_grad():
+            ours = ours_like(reference.model(name))(**packed)[0]  # [S, v]
+        theirs = trace_theirs(name, layout).logits
+        assert theirs is not None
+        right = theirs[inputs.attention_mask.bool()]
+        tolerance = 1e-5 * max(2.0, float(right.abs().max()) if name == "stress" else 0)
+        yield Measurement(f"{name}: {layout}", max_error(ours, right), tolerance)
+
+
+def _sample(batch: dict[str, Any], labels: Tensor) -> dict[str, Any]:
+    """A batch of one row as the sample it was made of."""
+    alone = {"tokens": batch["tokens"][0], "input_pos": batch["input_pos"][0], "labels": labels[0]}
+    return {**batch, **alone}
+
+
+GREEDY = Stage(
+    name="greedy tokens",
+    what=f"{NEW_TOKENS} greedy tokens from a key-value cache, in left-padded batches and alone",
+    tolerance="0: the same tokens",
+    fault="decoding from the cache index",
+    measure=measure_greedy,
+)
+PACKED = Stage(
+    name="packed",
+    what="logits of samples packed into one row, against theirs in a padded batch",
+    tolerance="2e-5: four times the fp32 noise, as for logits",
+    fault="packed samples see each other",
+    measure=measure_packed,
+)

@@ -1,0 +1,127 @@
+"""What passes through both models on one batch, recorded layer by layer."""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from parity import reference
+from parity.faults import EDITS
+from parity.inputs import LAYOUTS, Inputs, make_inputs
+from torchtune_qwen25vl import hf_to_tune, qwen2_5_vl_from_config
+from torchtune_qwen25vl._model import Qwen25VL
+
+
+@dataclass
+class Trace:
+    """Hidden states of one forward, on the CPU."""
+
+    vision_layers: list[Tensor] = field(default_factory=list)  # [p, d_vision], in window order
+    encoder: Tensor | None = None  # [m, d]
+    decoder_layers: list[Tensor] = field(default_factory=list)  # [b, s, d]
+    logits: Tensor | None = None  # [b, s, v]
+
+    def states(self) -> list[Tensor]:
+        """All of it, in the order of the data flow."""
+        assert self.encoder is not None
+        assert self.logits is not None
+        return [*self.vision_layers, self.encoder, *self.decoder_layers, self.logits]
+
+
+def ours_like(
+    theirs: nn.Module, *, config: dict[str, Any] | None = None, dtype: torch.dtype | None = None
+) -> Qwen25VL:
+    """Our model with their weights.
+
+    In their dtype both share memory wherever the layouts allow, so that two models of a real
+    checkpoint fit where one does.
+    """
+    with torch.device("meta"):
+        model = qwen2_5_vl_from_config(config or reference.config_dict(theirs))
+    weights = hf_to_tune(reference.disk_state_dict(theirs))
+    if dtype is not None:
+        weights = {name: weight.to(dtype) for name, weight in weights.items()}
+    model.load_state_dict(weights, strict=True, assign=True)
+    for module in model.modules():
+        if hasattr(module, "rope_init"):
+            module.rope_init()
+    for edit in EDITS:
+        edit(model)
+    return model.eval()
+
+
+@functools.lru_cache(maxsize=64)
+def inputs_for(layout: str, model: str, seed: int = 0) -> Inputs:
+    """A batch of this layout, in the ids of this reference model."""
+    ids = reference.ids(reference.model(model))
+    contrast = 0.03 if "faint" in layout else 1.0
+    return make_inputs(LAYOUTS[layout], ids, contrast=contrast, seed=seed)
+
+
+@contextmanager
+def _recording(layers: Any, states: list[Tensor]) -> Iterator[None]:
+    def record(module: nn.Module, args: Any, output: Any) -> None:
+        hidden = output if isinstance(output, Tensor) else output[0]
+        states.append(hidden.detach())
+
+    handles = [layer.register_forward_hook(record) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def trace_model(theirs: nn.Module, inputs: Inputs) -> Trace:
+    """Their forward with Qwen's positions passed in."""
+    trace = Trace()
+    with torch.no_grad():
+        with _recording(reference.vision_layers(theirs), trace.vision_layers):
+            trace.encoder = reference.encode(theirs, inputs)
+        with _recording(reference.decoder_layers(theirs), trace.decoder_layers):
+            trace.logits = theirs(**reference.forward_kwargs(inputs)).logits
+    return trace
+
+
+@functools.lru_cache(maxsize=32)
+def trace_theirs(model: str, layout: str) -> Trace:
+    """Their forward on a model and a layout by name."""
+    return trace_model(reference.model(model), inputs_for(layout, model))
+
+
+def trace_ours(model: Qwen25VL, inputs: Inputs) -> Trace:
+    """Our forward on the same batch."""
+    trace = Trace()
+    with torch.no_grad():
+        with _recording(model.vision.layers, trace.vision_layers):
+            trace.encoder = model.vision(inputs.pixel_values, inputs.grid_thw)
+        with _recording(model.layers, trace.decoder_layers):
+            trace.logits = model(**inputs.ours)
+    return trace
+
+
+def _their_loss(model: str, layout: str) -> Tensor:
+    inputs = inputs_for(layout, model)
+    kwargs = reference.forward_kwargs(inputs)
+    return reference.model(model)(**kwargs, labels=inputs.labels).loss
+
+
+@functools.lru_cache(maxsize=32)
+def loss_theirs(model: str, layout: str) -> float:
+    """Their loss: all logits, mean over the labelled tokens."""
+    with torch.no_grad():
+        return float(_their_loss(model, layout))
+
+
+@functools.lru_cache(maxsize=16)
+def gradients_theirs(model: str, layout: str) -> dict[str, Tensor]:
+    """The gradient of their loss for every parameter, in tune layout (renaming is linear)."""
+    parameters = dict(reference.model(model).named_parameters())
+    gradients = torch.autograd.grad(
+        _their_loss(model, layout), list(parameters.values()), materialize_grads=True
+    )
+    return hf_to_tune(dict(zip(parameters, gradients, strict=True)))
