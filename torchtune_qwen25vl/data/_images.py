@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from ._sources import locate
+from torchtune_qwen25vl.data._sources import locate
 
 PIXEL_LIMIT = 178_956_970
-"""Pixels of the largest picture that is decoded: Pillow's own limit for its error, 0.5 GB of RGB."""
+"""Pixels of the largest picture that is decoded: where Pillow itself refuses; 0.5 GB of RGB."""
 
 
 def load_image(
@@ -63,7 +63,7 @@ def as_seen(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _open(name: str, file: Path | bytes) -> Image.Image:
@@ -77,7 +77,7 @@ def _open(name: str, file: Path | bytes) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # pixel_limit decides
             return Image.open(BytesIO(file) if isinstance(file, bytes) else file)
     except UnidentifiedImageError as error:
-        raise ValueError(f"{name}: not an image of a format Pillow {_formats()} reads") from error
+        raise ValueError(f"{name}: not an image, or of a format Pillow cannot read") from error
     except Exception as error:  # Pillow's plugins raise a dozen kinds on damaged headers
         raise ValueError(f"{name}: cannot be opened as an image ({error})") from error
 
@@ -107,7 +107,3 @@ def _scale_to_8_bit(image: Image.Image) -> Image.Image:
     if transparent is not None:
         grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
     return grey
-
-
-def _formats() -> str:
-    return Image.__version__

@@ -66,14 +66,18 @@ def _path(text: str, root: Path | None) -> Path:
         text = url2pathname(unquote(urlsplit(text).path))
     elif _REMOTE.match(text):
         raise ValueError(f"{text}: URLs are not fetched while training; download the file first")
-    path = Path(text).expanduser()
+    path = Path(text)
     if not path.is_absolute():
         if root is None:
             raise ValueError(f"{path} is a relative path and there is no media_root to start from")
         path = root / path
-    if not path.is_file():
+    try:
+        size = path.stat().st_size if path.is_file() else None
+    except OSError as error:
+        raise ValueError(f"{text[:200]}: cannot be a file here ({error.strerror})") from error
+    if size is None:
         raise ValueError(f"{path}: no such file")
-    if path.stat().st_size == 0:
+    if size == 0:
         raise ValueError(f"{path}: the file is empty (0 bytes)")
     return path
 

@@ -1,0 +1,48 @@
+"""Readers of the public data formats, for torchtune's recipes and for the check command.
+
+Builder                   a row
+`llava_dataset`           conversations of from/value, beside image or video (LLaVA, QwenLM)
+`sharegpt_dataset`        the same beside images and videos; columns and tags (LLaMA-Factory)
+`swift_dataset`           messages of role/content beside images, videos, objects (ms-swift)
+`openai_dataset`          messages of content parts that hold their media (OpenAI, Qwen)
+`hf_dataset`              messages, or prompt and completion, beside image columns (TRL, the hub)
+`caption_dataset`         an image and a caption or several: CSV, TSV, JSON, image columns
+`coco_caption_dataset`    COCO's captions_*.json
+`caption_folder_dataset`  a folder of images with .txt sidecars
+
+`python -m torchtune_qwen25vl.data check CONFIG` reads a whole set before it is trained on.
+"""
+
+from torchtune_qwen25vl.data._boxes import boxes_to_original, boxes_to_resized
+from torchtune_qwen25vl.data._builders import (
+    caption_dataset,
+    caption_folder_dataset,
+    coco_caption_dataset,
+    hf_dataset,
+    llava_dataset,
+    openai_dataset,
+    sharegpt_dataset,
+    swift_dataset,
+)
+from torchtune_qwen25vl.data._dataset import SampleDataset
+from torchtune_qwen25vl.data._images import as_seen, load_image
+from torchtune_qwen25vl.data._options import Options
+from torchtune_qwen25vl.data._videos import load_video
+
+__all__ = [
+    "Options",
+    "SampleDataset",
+    "as_seen",
+    "boxes_to_original",
+    "boxes_to_resized",
+    "caption_dataset",
+    "caption_folder_dataset",
+    "coco_caption_dataset",
+    "hf_dataset",
+    "llava_dataset",
+    "load_image",
+    "load_video",
+    "openai_dataset",
+    "sharegpt_dataset",
+    "swift_dataset",
+]

@@ -1,0 +1,185 @@
+"""`python -m torchtune_qwen25vl.data check CONFIG`: what training on a recipe's data would meet."""
+
+import argparse
+import json
+import os
+import sys
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import ListConfig, OmegaConf
+from torchtune import config
+from torchtune.config._utils import _merge_yaml_and_cli_args
+
+from torchtune_qwen25vl._tokenizer import PLACEHOLDERS
+from torchtune_qwen25vl._transform import Qwen25VLTransform
+from torchtune_qwen25vl.data._check import Bad, Sound, check_rows
+from torchtune_qwen25vl.data._dataset import SampleDataset
+from torchtune_qwen25vl.data._preview import preview
+from torchtune_qwen25vl.data._statistics import histogram, summary
+
+SHOWN = 20  # bad rows that are printed
+DESCRIPTION = """\
+Reads every row of the data set that a recipe's YAML names, exactly as training would: files are
+opened, pictures resized, conversations tokenized. Bad rows are listed with their numbers and
+reasons; nothing is changed or fixed.
+
+Written to the report's folder (each file whole, or not at all):
+  report.json      every bad row; counts and quantiles of tokens, labels and pixels
+  histogram-N.png  rows by tokens, by visual tokens, and by labelled share, for data set N
+
+To train without the bad rows, give the data set its report:
+  dataset.skip_bad_rows=data-report/report.json
+"""
+EPILOG = """\
+exit code: 0 if every row can be trained on, 1 if some cannot, 2 if the check itself cannot run.
+
+example:
+  python -m torchtune_qwen25vl.data check my.yaml dataset.source=train.jsonl --preview 3
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = _parser()
+    arguments, overrides = parser.parse_known_args(argv)
+    if unknown := [argument for argument in overrides if argument.startswith("-")]:
+        parser.error(f"there are no options {' '.join(unknown)}; see check --help")
+    try:
+        tokenizer, datasets = _build(arguments.config, overrides)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for dataset in datasets:
+        _print_preview(dataset, tokenizer, arguments.preview)
+    arguments.report.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for number, dataset in enumerate(datasets):
+        sound, bad = check_rows(dataset, num_workers=arguments.num_workers)
+        entries.append(_entry(dataset, sound, bad))
+        _print_entry(entries[-1])
+        title = f"{dataset.source}: {len(sound)} rows can be trained on, {len(bad)} cannot"
+        with _whole(arguments.report / f"histogram-{number}.png") as path:
+            histogram(sound, title, path)
+    with _whole(arguments.report / "report.json") as path:
+        path.write_text(json.dumps({"datasets": entries}, indent=2) + "\n")
+    print(f"written to {arguments.report}")
+    return int(any(row["kind"] == "bad" for entry in entries for row in entry["bad"]))
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m torchtune_qwen25vl.data")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    check = commands.add_parser(
+        "check",
+        help="read a recipe's whole data set and report bad rows and statistics",
+        usage="python -m torchtune_qwen25vl.data check CONFIG [key=value ...] [options]",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=raw,
+    )
+    check.add_argument(
+        "config",
+        metavar="CONFIG",
+        type=Path,
+        help="a recipe's YAML; its tokenizer and dataset sections are used, and key=value (or "
+        "~key) after it changes them, as for tune run",
+    )
+    check.add_argument(
+        "--preview",
+        metavar="N",
+        type=int,
+        default=0,
+        help="first show the first N rows as they are trained on: each token decoded, those with "
+        "a label marked, placeholders counted",
+    )
+    check.add_argument(
+        "--num-workers",
+        metavar="N",
+        type=int,
+        default=min(os.cpu_count() or 1, 8),
+        help="processes that read rows, 0 for none beside this one (default: %(default)s)",
+    )
+    check.add_argument(
+        "--report",
+        metavar="DIR",
+        type=Path,
+        default=Path("data-report"),
+        help="folder to write to (default: %(default)s)",
+    )
+    return parser
+
+
+def _build(path: Path, overrides: list[str]) -> tuple[Qwen25VLTransform, list[SampleDataset]]:
+    """The tokenizer and the data sets of a recipe, none of whose rows are left out."""
+    cfg = _merge_yaml_and_cli_args(Namespace(**OmegaConf.load(path)), overrides)
+    for section in ("tokenizer", "dataset"):
+        if section not in cfg:
+            raise ValueError(f"{path} has no {section}: section; is it a recipe's config?")
+    tokenizer = config.instantiate(cfg.tokenizer)
+    sections = cfg.dataset if isinstance(cfg.dataset, ListConfig) else [cfg.dataset]
+    datasets = []
+    for section in sections:
+        section.pop("skip_bad_rows", None)
+        datasets.append(config.instantiate(section, tokenizer))
+        if not isinstance(datasets[-1], SampleDataset):
+            raise ValueError(
+                f"{section._component_} is no dataset builder of torchtune_qwen25vl.data, so its "
+                "rows cannot be named"
+            )
+    return tokenizer, datasets
+
+
+def _print_preview(dataset: SampleDataset, tokenizer: Qwen25VLTransform, count: int) -> None:
+    placeholders = [tokenizer.special_tokens[name] for name in PLACEHOLDERS.values()]
+    for row in range(min(count, len(dataset))):
+        print(f"--- {dataset.source}, row {row}")
+        try:
+            print(preview(dataset[row], tokenizer.decode, placeholders))
+        except ValueError as error:
+            print(f"bad: {error}")
+
+
+def _entry(dataset: SampleDataset, sound: list[Sound], bad: list[Bad]) -> dict[str, Any]:
+    return {
+        "source": dataset.source,
+        "rows": len(dataset),
+        "sound": len(sound),
+        "bad": [asdict(row) for row in bad],
+        "statistics": summary(sound),
+    }
+
+
+def _print_entry(entry: dict[str, Any]) -> None:
+    kinds = Counter(row["kind"] for row in entry["bad"])
+    print(
+        f"{entry['source']}: {entry['rows']} rows, {kinds['bad']} bad, {kinds['skipped']} skipped"
+    )
+    for row in entry["bad"][:SHOWN]:
+        print(f"  {row['kind']}: {row['error']}")
+    if len(entry["bad"]) > SHOWN:
+        print(f"  and {len(entry['bad']) - SHOWN} more, all in report.json")
+    statistics = entry["statistics"]
+    for name, spread in statistics.items():
+        if isinstance(spread, dict):
+            values = "  ".join(f"{key} {value:,.0f}" for key, value in spread.items())
+            print(f"  {name:18} {values}")
+    print(f"  {'labelled share':18} {statistics['labelled_share']:.1%}")
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A name to write under, renamed to `path` only when all is written."""
+    partial = path.with_name(f"{path.name}.partial")
+    yield partial
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""Reads every row as training would, and keeps what it was or why it cannot be trained on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
+from tqdm import tqdm
+
+from torchtune_qwen25vl._transform import SkipSample
+from torchtune_qwen25vl.data._dataset import SampleDataset
+
+PATCH_PIXELS = 14 * 14
+PATCHES_PER_TOKEN = 4  # two by two patches become one placeholder
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A row that can be trained on.
+
+    Attributes:
+        tokens: in all.
+        labelled: tokens that are trained on.
+        visual: tokens that stand for images and videos.
+        pixels: of each image after resizing; of a video, of all its frame groups.
+    """
+
+    tokens: int
+    labelled: int
+    visual: int
+    pixels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A row that cannot.
+
+    Attributes:
+        row: its number, counted from 0.
+        kind: "bad", or "skipped" where the transform was told to skip such rows.
+        error: what is wrong.
+        digest: name of its content, by which a changed row is noticed later.
+    """
+
+    row: int
+    kind: str
+    error: str
+    digest: str
+
+
+def check_rows(dataset: SampleDataset, *, num_workers: int) -> tuple[list[Sound], list[Bad]]:
+    """Reads all rows of a dataset, with a progress bar.
+
+    Args:
+        dataset: as a recipe would build it, none of its rows left out.
+        num_workers: processes that read; 0 reads in this one.
+    """
+    sound: list[Sound] = []
+    bad: list[Bad] = []
+    with tqdm(_records(dataset, num_workers), total=len(dataset), unit="row") as bar:
+        bar.set_description(dataset.source)
+        for record in bar:
+            if isinstance(record, Sound):
+                sound.append(record)
+            else:
+                bad.append(record)
+                bar.set_postfix(bad=len(bad))
+    return sound, bad
+
+
+def trained_tokens(sample: dict[str, Any]) -> np.ndarray:
+    """Which tokens of a sample its labels ask for, bool [s], shifted labels or not.
+
+    torchtune 0.6.1 shifts labels in its recipes, later versions in the dataset.
+    """
+    tokens, labels = np.asarray(sample["tokens"]), np.asarray(sample["labels"])
+    at = np.flatnonzero(labels != CROSS_ENTROPY_IGNORE_IDX)
+    shift = int((tokens[at] != labels[at]).any())
+    trained = np.zeros(len(tokens), dtype=bool)
+    trained[at + shift] = True
+    return trained
+
+
+def _records(dataset: SampleDataset, num_workers: int) -> Iterator[Sound | Bad]:
+    return iter(DataLoader(_Checked(dataset), batch_size=None, num_workers=num_workers))
+
+
+class _Checked(Dataset):
+    """What became of each row, small enough to send from a worker process."""
+
+    def __init__(self, dataset: SampleDataset) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Sound | Bad:
+        try:
+            return _measure(self._dataset[index])
+        except Exception as error:  # whatever it is, it would have ended a training run
+            kind = "skipped" if isinstance(error, SkipSample) else "bad"
+            text = f"{error}" if isinstance(error, ValueError) else repr(error)
+            return Bad(index, kind, text, self._dataset.rows.digest(index))
+
+
+def _measure(sample: dict[str, Any]) -> Sound:
+    vision = sample.get("encoder_input", {}).get("vision")
+    grids = vision["grid_thw"].tolist() if vision else []
+    patches = [t * h * w for t, h, w in grids]
+    return Sound(
+        tokens=len(sample["tokens"]),
+        labelled=int(trained_tokens(sample).sum()),
+        visual=sum(patches) // PATCHES_PER_TOKEN,
+        pixels=tuple(PATCH_PIXELS * count for count in patches),
+    )

@@ -1,0 +1,87 @@
+"""One row of any format, and who may speak when in it.
+
+A format's own module turns its row into a `Conversation`; what comes after is common to all and
+happens in the dataloader's worker: `_reader` fills in media and boxes, `to_messages` checks roles.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torchtune.data import Message
+
+_FOLLOWS: dict[str | None, tuple[str, ...]] = {  # None is the beginning
+    None: ("system", "user"),
+    "system": ("user",),
+    "user": ("assistant",),
+    "assistant": ("user", "ipython"),
+    "ipython": ("assistant", "ipython"),
+}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one speaker says.
+
+    Attributes:
+        role: torchtune's: system, user, assistant or ipython (what a tool returned).
+        parts: ``{"type": "text" | "image" | "video", "content": ...}``; a medium's content is its
+            source, or None for the next one of the row's own list.
+        trained: whether an assistant's turn is trained on.
+        is_call: whether an assistant's turn is a call of a tool.
+    """
+
+    role: str
+    parts: list[dict[str, Any]]
+    trained: bool = True
+    is_call: bool = False
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A row, before its media are read.
+
+    Attributes:
+        turns: in order.
+        images: sources of the images whose places the turns mark.
+        videos: sources of the videos whose places the turns mark.
+        objects: ms-swift's `objects`: what replaces ``<bbox>`` and ``<ref-object>``.
+        tools: JSON schemas of the functions the assistant may call.
+    """
+
+    turns: list[Turn]
+    images: list[Any] = field(default_factory=list)
+    videos: list[Any] = field(default_factory=list)
+    objects: Mapping[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+
+
+def to_messages(turns: list[Turn]) -> list[Message]:
+    """Checks the order of speakers and makes torchtune messages, masked where not trained on.
+
+    A call of a tool shares the turn of the assistant message before it.
+
+    Raises:
+        ValueError: if a turn is out of order, an answer to train on is empty, or there is nothing
+            to train on.
+    """
+    messages: list[Message] = []
+    before = None
+    for i, turn in enumerate(turns):
+        joins = turn.is_call and before == "assistant"
+        if not joins and turn.role not in _FOLLOWS[before]:
+            raise ValueError(
+                f"turn {i} is of role {turn.role!r}, but after {before or 'the beginning'} comes "
+                f"{' or '.join(_FOLLOWS[before])}; merge or drop turns"
+            )
+        if joins:
+            messages[-1].eot = False
+        trained = turn.role == "assistant" and turn.trained
+        message = Message(turn.role, turn.parts, masked=not trained, ipython=turn.is_call)
+        if trained and not message.text_content.strip():
+            raise ValueError(f"turn {i} is an empty answer; drop it, or do not train on it")
+        messages.append(message)
+        before = turn.role
+    if all(message.masked for message in messages):
+        raise ValueError("no answer of an assistant is trained on, so the row teaches nothing")
+    return messages

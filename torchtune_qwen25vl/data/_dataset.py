@@ -1,0 +1,118 @@
+"""Rows -> samples: the map-style dataset that recipes index, with a policy for bad rows.
+
+A bad row is an error that names it. Which rows to leave out instead is decided once, before
+training, by the check command: its report is an argument of the dataset. So every process and every
+resumed run sees the same rows under the same numbers, nothing is replaced by its neighbour, and a
+row that turns bad later is an error again.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+from torchtune.datasets._sft import SFTTransform
+from torchtune.utils import get_logger, log_rank_zero
+
+from torchtune_qwen25vl._transform import Qwen25VLTransform, SkipSample
+from torchtune_qwen25vl.data._bad_rows import read_bad_rows
+from torchtune_qwen25vl.data._conversation import Conversation
+from torchtune_qwen25vl.data._options import Options
+from torchtune_qwen25vl.data._reader import Reader
+from torchtune_qwen25vl.data._rows import Rows
+
+
+class SampleDataset(Dataset):
+    """Samples of a set of rows; media are read when a sample is, in the dataloader's worker.
+
+    Labels are made by the installed torchtune (0.6.1 shifts them in its recipes, later versions
+    here).
+
+    Args:
+        rows: as stored.
+        read: of one row, its messages.
+        model_transform: `Qwen25VLTransform`.
+        source: name of the rows in messages.
+        bad_rows: rows to leave out.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        read: Callable[[Mapping[str, Any]], dict[str, Any]],
+        model_transform: Qwen25VLTransform,
+        *,
+        source: str,
+        bad_rows: tuple[int, ...] = (),
+    ) -> None:
+        self.rows = rows
+        self.source = source
+        self.bad_rows = bad_rows
+        self._read = read
+        self._good = np.setdiff1d(np.arange(len(rows)), bad_rows)
+        self._label = SFTTransform(model_transform=model_transform)
+
+    def __len__(self) -> int:
+        return len(self._good)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The sample at `index` among the rows that are not left out.
+
+        Raises:
+            ValueError: naming the row, counted from 0 in the source, if it is bad.
+            SkipSample: if the transform would skip it; the check command lists such rows.
+        """
+        row = int(self._good[index])
+        try:
+            return self._label(self._read(self.rows[row]))
+        except SkipSample as error:
+            raise SkipSample(
+                f"{self.source}, row {row}: {error}; run the check command and give the dataset "
+                "its report as skip_bad_rows"
+            ) from error
+        except ValueError as error:
+            raise ValueError(f"{self.source}, row {row}: {error}") from error
+
+
+def sample_dataset(
+    model_transform: Qwen25VLTransform,
+    rows: Rows,
+    parse: Callable[[dict[str, Any]], Conversation],
+    *,
+    source: str,
+    **options: Any,
+) -> SampleDataset:
+    """A dataset of rows, by the parser of their format and the `Options` common to all formats.
+
+    Raises:
+        ValueError: if an option cannot be.
+    """
+    given = Options(**options)
+    bad_rows: tuple[int, ...] = ()
+    if given.skip_bad_rows is not None:
+        bad_rows = read_bad_rows(given.skip_bad_rows, source, rows)
+        log_rank_zero(
+            get_logger("INFO"),
+            f"{source}: leaving out {len(bad_rows)} of {len(rows)} rows, {list(bad_rows[:20])} "
+            f"{'and others ' * (len(bad_rows) > 20)}as {given.skip_bad_rows} lists them",
+        )
+    read = Reader(
+        parse,
+        limits={"min_pixels": model_transform.min_pixels, "max_pixels": model_transform.max_pixels},
+        sampling=model_transform.video_transform.sampling,
+        may_shrink=model_transform.over_long == "shrink_images",
+        root=_root(given.media_root, source),
+        options=given,
+    )
+    return SampleDataset(rows, read, model_transform, source=source, bad_rows=bad_rows)
+
+
+def _root(media_root: str | None, source: str) -> Path | None:
+    """Where relative media paths start: as given, or beside the file or in the folder of rows."""
+    if media_root is not None:
+        return Path(media_root).expanduser()
+    path = Path(source)
+    if path.is_dir():
+        return path
+    return path.parent if path.is_file() else None

@@ -1,0 +1,33 @@
+"""LLaVA's and QwenLM's rows: `conversations` of from and value, beside `image` and `video`."""
+
+from typing import Any
+
+from torchtune_qwen25vl.data._conversation import Conversation, Turn
+from torchtune_qwen25vl.data._parse import is_trained, listed, parts_of, required, role_of
+
+ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+}
+
+
+def parse_llava(row: dict[str, Any]) -> Conversation:
+    r"""Reads one row::
+
+        {"image": "a.jpg" | ["a.jpg", "b.jpg"],          (or "video")
+         "conversations": [{"from": "human", "value": "<image>\nWhat is this?"},
+                           {"from": "gpt", "value": "A red apple"}]}
+
+    One newline before and one after a placeholder belong to it; all other text stays as it is.
+
+    Source: qwen-vl-finetune/README.md of QwenLM.
+    """
+    turns = []
+    for said in required(row, "conversations"):
+        role = role_of(required(said, "from"), ROLES)
+        parts = parts_of(required(said, "value"), role=role, join_newline=True)
+        turns.append(Turn(role, parts, is_trained(said, role)))
+    return Conversation(turns, listed(row.get("image")), listed(row.get("video")))

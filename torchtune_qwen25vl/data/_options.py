@@ -1,0 +1,43 @@
+"""What every dataset builder of this package can be told, whatever the format."""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from torchtune_qwen25vl.data._images import PIXEL_LIMIT
+
+
+@dataclass(frozen=True)
+class Options:
+    """Arguments common to all builders, by name.
+
+    Attributes:
+        media_root: folder that relative media paths start from; by default the one of the source.
+        boxes: whose pixels `bbox_2d` and `point_2d` in texts count: the "resized" picture's (they
+            stay as they are) or the "original" one's (they are moved).
+        prepend_media: whether a row with one image or video, and no place for it, shows it first.
+        pixel_limit: width * height above which an image file is refused.
+        skip_bad_rows: report.json of the check command, whose bad rows are left out.
+        packed: torchtune's switch for its own packing, which keeps no media: must be False.
+
+    Raises:
+        ValueError: if `boxes` is of no known kind, or `packed` is set.
+    """
+
+    media_root: str | None = None
+    boxes: Literal["resized", "original"] = "resized"
+    prepend_media: bool = False
+    pixel_limit: int = PIXEL_LIMIT
+    skip_bad_rows: str | None = None
+    packed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.boxes not in ("resized", "original"):
+            raise ValueError(f"boxes count pixels of 'resized' or 'original', got {self.boxes!r}")
+        if self.packed:
+            raise ValueError(
+                "torchtune's own packing keeps no media, so packed must be False; set collate_fn "
+                "to torchtune_qwen25vl.packed_collate instead"
+            )
+
+
+OPTIONS = frozenset(field.name for field in fields(Options))

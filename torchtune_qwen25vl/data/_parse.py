@@ -1,0 +1,117 @@
+"""Small steps that the formats share: fields, roles, placeholders in text, tools."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torchtune_qwen25vl.data._conversation import Turn
+
+_PLACEHOLDER = r"<(image|video)>"
+
+
+def required(row: Mapping[str, Any], key: str) -> Any:
+    """The value under `key`.
+
+    Raises:
+        ValueError: if there is none, saying what there is.
+    """
+    if row.get(key) is None:
+        raise ValueError(f"no {key!r} in the row, which holds {sorted(row)}")
+    return row[key]
+
+
+def listed(value: Any) -> list[Any]:
+    """A list of what may be a list, one thing, or nothing."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def role_of(name: str, roles: Mapping[str, str]) -> str:
+    """The role torchtune has for a format's name of a speaker; an unknown one is never guessed.
+
+    Raises:
+        ValueError: if the name is not in `roles`.
+    """
+    if name not in roles:
+        raise ValueError(f"a speaker is one of {sorted(roles)}, got {name!r}")
+    return roles[name]
+
+
+def is_trained(message: Mapping[str, Any], role: str) -> bool:
+    """Whether a message may be trained on: not with ``"loss": false`` or ``"weight": 0``.
+
+    Raises:
+        ValueError: if it asks for a fraction, or for loss on what an assistant does not say.
+    """
+    marks = {key: message[key] for key in ("loss", "weight") if message.get(key) is not None}
+    for key, mark in marks.items():
+        if mark not in (True, False):
+            raise ValueError(f"{key!r} is true, false, 0 or 1, got {mark!r}")
+        if mark and role != "assistant":
+            raise ValueError(
+                f"only an assistant's turns are trained on, but {key!r} marks {role!r}"
+            )
+    return all(marks.values())
+
+
+def parts_of(text: str, *, role: str, join_newline: bool = False) -> list[dict[str, Any]]:
+    """Splits a text at ``<image>`` and ``<video>``, which stand for the row's next image or video.
+
+    Placeholders are read in what a user says or a tool returns; in a system prompt or an answer
+    they are text. Apart from them every character is kept.
+
+    Args:
+        text: what was said.
+        role: who said it.
+        join_newline: whether one newline before and one after a placeholder belong to it.
+    """
+    if not isinstance(text, str):
+        raise ValueError(
+            f"a text is a string, got {type(text).__name__} {text!r:.80}; lists of parts are read "
+            "by openai_dataset and hf_dataset"
+        )
+    if role not in ("user", "ipython"):
+        return [{"type": "text", "content": text}]
+    pieces = re.split(rf"\n?{_PLACEHOLDER}\n?" if join_newline else _PLACEHOLDER, text)
+    parts = []
+    for i, piece in enumerate(pieces):
+        if i % 2:
+            parts.append({"type": piece, "content": None})
+        elif piece:
+            parts.append({"type": "text", "content": piece})
+    return parts
+
+
+def calls_of(calls: Any, *, trained: bool) -> Iterator[Turn]:
+    """Turns that call tools: from ``{"name", "arguments"}``, OpenAI's wrapping of it, or a list.
+
+    Args:
+        calls: one call or several, also as JSON text.
+        trained: whether they are trained on.
+
+    Raises:
+        ValueError: if a call has no name, or its arguments are no JSON object.
+    """
+    for call in listed(_from_json(calls)):
+        function = call.get("function", call)
+        arguments = _from_json(function.get("arguments", {}))
+        if "name" not in function or not isinstance(arguments, dict):
+            raise ValueError(f"a tool call has a name and an object of arguments, got {call}")
+        text = json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False)
+        yield Turn("assistant", [{"type": "text", "content": text}], trained, is_call=True)
+
+
+def tools_of(tools: Any) -> list[dict[str, Any]] | None:
+    """JSON schemas of tools, also from JSON text; bare functions get OpenAI's wrapping."""
+    if not tools:
+        return None
+    return [
+        tool if "function" in tool else {"type": "function", "function": tool}
+        for tool in listed(_from_json(tools))
+    ]
+
+
+def _from_json(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str) else value

@@ -1,0 +1,118 @@
+"""Rows whose messages hold lists of content parts: OpenAI's, Qwen's, and those of HF datasets.
+
+OpenAI and Qwen, each medium in its part::
+
+    {"messages": [
+        {"role": "user", "content": [
+            {"type": "image", "image": "file:///p/a.jpg"},
+            {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,..."}},
+            {"type": "video", "video": "b.mp4"},
+            {"type": "text", "text": "Describe."}]},
+        {"role": "assistant", "content": "A cat.", "tool_calls": [...], "weight": 1}],
+     "tools": [...]}
+
+HF datasets, media in columns beside the messages (`image`, `images`, `video`, `videos`)::
+
+    {"images": [...],
+     "messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "..."}]},
+                  {"role": "assistant", "content": [{"type": "text", "text": "..."}]}]}
+    {"images": [...], "prompt": [messages or a text], "completion": [messages or a text]}
+"""
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torchtune_qwen25vl.data._conversation import Conversation, Turn
+from torchtune_qwen25vl.data._parse import calls_of, is_trained, listed, required, role_of, tools_of
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "ipython",
+}
+TYPES = {"image": "image", "image_url": "image", "video": "video", "video_url": "video"}
+SOURCES = ("path", "url", "base64")
+OPTIONS = {  # Qwen's, for one medium
+    "image": ("min_pixels", "max_pixels"),
+    "video": ("fps", "num_frames", "min_frames", "max_frames"),
+}
+REFUSED = ("resized_height", "resized_width", "total_pixels", "nframes", "video_start", "video_end")
+
+
+def parse_openai(row: dict[str, Any]) -> Conversation:
+    """Reads one row whose parts hold their images and videos."""
+    turns = _turns(required(row, "messages"), "user")
+    return Conversation(turns, tools=tools_of(row.get("tools")))
+
+
+def parse_hf(row: dict[str, Any]) -> Conversation:
+    """Reads one row with media in columns; only a completion is trained on, not its prompt."""
+    if row.get("messages") is not None:
+        turns = _turns(row["messages"], "user")
+    else:
+        prompt = _turns(required(row, "prompt"), "user")
+        turns = [replace(turn, trained=False) for turn in prompt]
+        turns += _turns(required(row, "completion"), "assistant")
+    return Conversation(
+        turns,
+        images=listed(row.get("images")) + listed(row.get("image")),
+        videos=listed(row.get("videos")) + listed(row.get("video")),
+        tools=tools_of(row.get("tools")),
+    )
+
+
+def _turns(messages: Any, role: str) -> list[Turn]:
+    if isinstance(messages, str):
+        return [Turn(role, [_text(messages)])]
+    return [turn for message in messages for turn in _turns_of(message)]
+
+
+def _turns_of(message: Mapping[str, Any]) -> list[Turn]:
+    role = role_of(required(message, "role"), ROLES)
+    trained = is_trained(message, role)
+    content, calls = message.get("content"), message.get("tool_calls")
+    turns = list(calls_of(calls or [], trained=trained))
+    if content or not turns:
+        content = required(message, "content")
+        parts = [_text(content)] if isinstance(content, str) else [_part(part) for part in content]
+        turns.insert(0, Turn(role, parts, trained))
+    return turns
+
+
+def _part(part: Mapping[str, Any]) -> dict[str, Any]:
+    kind = required(part, "type")
+    if kind == "text":
+        return _text(required(part, "text"))
+    if kind not in TYPES:
+        raise ValueError(f"a part has a type of text, {', '.join(TYPES)}; got {kind!r}")
+    given = [key for key in (kind, TYPES[kind], *SOURCES) if part.get(key) is not None]
+    content = _source(given[0], part[given[0]]) if given else None
+    return {"type": TYPES[kind], "content": content, **_options(TYPES[kind], part)}
+
+
+def _options(kind: str, part: Mapping[str, Any]) -> dict[str, Any]:
+    known = {key for keys in OPTIONS.values() for key in keys}.union(REFUSED)
+    given = {key: part[key] for key in known if part.get(key) is not None}
+    if others := given.keys() - OPTIONS[kind]:
+        raise ValueError(f"of {kind} parts only {OPTIONS[kind]} are heeded, got {sorted(others)}")
+    return given
+
+
+def _source(key: str, value: Any) -> Any:
+    if key.endswith("_url") and isinstance(value, Mapping):
+        return required(value, "url")
+    if key == "base64":
+        try:
+            return base64.b64decode(value, validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"the base64 text of a part is damaged ({error})") from error
+    return value
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "content": text}

@@ -1,0 +1,116 @@
+"""A row of any format -> the messages that Qwen25VLTransform takes, media decoded."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torchtune_qwen25vl._image_transform import resized, smart_resize
+from torchtune_qwen25vl.data._boxes import Size, move_boxes, name_objects
+from torchtune_qwen25vl.data._conversation import Conversation, Turn, to_messages
+from torchtune_qwen25vl.data._images import load_image
+from torchtune_qwen25vl.data._options import Options
+from torchtune_qwen25vl.data._places import fill_places
+from torchtune_qwen25vl.data._videos import SAMPLING, load_video, resampled_rate
+
+LIMITS = ("min_pixels", "max_pixels")
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads rows: parses, decodes media, moves boxes, checks. Called in dataloader workers.
+
+    Attributes:
+        parse: of one row, the format's own.
+        limits: "min_pixels" and "max_pixels" of the image transform.
+        sampling: of the video transform.
+        may_shrink: whether the transform may resize images further to make a sample fit.
+        root: folder that relative paths start from.
+        options: the user's.
+    """
+
+    parse: Callable[[dict[str, Any]], Conversation]
+    limits: Mapping[str, int]
+    sampling: Mapping[str, Any]
+    may_shrink: bool
+    root: Path | None
+    options: Options
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Makes {"messages": [Message, ...]}, and "tools" where the row has some.
+
+        Raises:
+            ValueError: for whatever is wrong with the row.
+        """
+        try:
+            conversation = self.parse(dict(row))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"the row is not laid out as its format says: {error!r}") from error
+        turns = fill_places(conversation, prepend_media=self.options.prepend_media)
+        turns = _mapped(turns, self._load)
+        turns = self._boxed(turns, conversation.objects)
+        sample: dict[str, Any] = {"messages": to_messages(_mapped(turns, self._limited))}
+        if conversation.tools:
+            sample["tools"] = conversation.tools
+        return sample
+
+    def _load(self, part: dict[str, Any]) -> dict[str, Any]:
+        if part["type"] == "image":
+            image = load_image(
+                part["content"], root=self.root, pixel_limit=self.options.pixel_limit
+            )
+            return {**part, "content": image}
+        if part["type"] == "video":
+            own = {name: part[name] for name in SAMPLING if name in part}
+            rate = {"fps": None, "num_frames": None} if "fps" in own or "num_frames" in own else {}
+            sampling = {**self.sampling, **rate, **own}
+            frames, fps = load_video(part["content"], sampling=sampling, root=self.root)
+            fps = resampled_rate(len(frames), fps, self.sampling)
+            return {"type": "video", "content": frames, "fps": fps}
+        return part
+
+    def _boxed(self, turns: list[Turn], objects: Mapping[str, Any] | None) -> list[Turn]:
+        """Turns with the boxes in their texts in resized pixels."""
+        if not objects and self.options.boxes == "resized":
+            return turns
+        sizes = [
+            ((part["content"].height, part["content"].width), self._resized_size(part))
+            for part in _parts(turns, "image")
+        ]
+        texts = [part["content"] for part in _parts(turns, "text")]
+        moved = name_objects(texts, objects, sizes) if objects else move_boxes(texts, sizes)
+        if self.may_shrink and moved != texts:
+            raise ValueError(
+                "boxes are moved to the size that max_pixels gives, but over_long='shrink_images' "
+                "may shrink the image further; choose another over_long for rows with boxes"
+            )
+        rest = iter(moved)
+        return _mapped(
+            turns, lambda part: {**part, "content": next(rest)} if part["type"] == "text" else part
+        )
+
+    def _resized_size(self, part: Mapping[str, Any]) -> Size:
+        own = {name: part[name] for name in LIMITS if name in part}
+        image = part["content"]
+        return smart_resize(image.height, image.width, **{**self.limits, **own})
+
+    def _limited(self, part: dict[str, Any]) -> dict[str, Any]:
+        """A picture with limits of its own (Qwen's "min_pixels", "max_pixels") resized to them."""
+        if part["type"] != "image" or not any(name in part for name in LIMITS):
+            return part
+        height, width = self._resized_size(part)
+        low, high = self.limits["min_pixels"], self.limits["max_pixels"]
+        if not low <= height * width <= high:
+            raise ValueError(
+                f"an image's own limits make it {height * width} pixels, but the tokenizer's are "
+                f"{low} to {high} and would resize it again; widen those"
+            )
+        return {"type": "image", "content": resized(part["content"], height, width)}
+
+
+def _parts(turns: list[Turn], kind: str) -> list[dict[str, Any]]:
+    return [part for turn in turns for part in turn.parts if part["type"] == kind]
+
+
+def _mapped(turns: list[Turn], change: Callable[[dict[str, Any]], dict[str, Any]]) -> list[Turn]:
+    return [replace(turn, parts=[change(part) for part in turn.parts]) for turn in turns]

@@ -1,0 +1,131 @@
+"""Rows of a conversation beside lists of media: ShareGPT, LLaMA-Factory, ms-swift.
+
+ShareGPT::
+
+    {"conversations": [{"from": "human", "value": "<image>Who are they?"},
+                       {"from": "gpt", "value": "..."}],
+     "images": ["a.jpg"], "videos": [], "system": "...", "tools": "[...]"}
+
+ms-swift::
+
+    {"messages": [{"role": "user", "content": "<image>Find the <ref-object>"},
+                  {"role": "assistant", "content": "<bbox>", "loss": true}],
+     "images": ["a.jpg"],
+     "objects": {"ref": ["dog"], "bbox": [[331.5, 761.4, 853.5, 1594.8]]}}
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torchtune_qwen25vl.data._conversation import Conversation, Turn
+from torchtune_qwen25vl.data._parse import (
+    calls_of,
+    is_trained,
+    listed,
+    parts_of,
+    required,
+    role_of,
+    tools_of,
+)
+
+CALL = "call"  # a speaker of its own in these formats: the assistant calling a tool
+COLUMNS = ("images", "videos", "system", "tools", "objects")
+SHAREGPT_TAGS = {
+    "role_tag": "from",
+    "content_tag": "value",
+    "user_tag": "human",
+    "assistant_tag": "gpt",
+    "observation_tag": "observation",
+    "function_tag": "function_call",
+    "system_tag": "system",
+}
+SWIFT_ROLES = {
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool_call": CALL,
+    "tool_response": "ipython",
+    "tool": "ipython",
+}
+
+
+@dataclass(frozen=True)
+class ConversationParser:
+    """Reads rows whose texts hold placeholders for media listed beside them.
+
+    Attributes:
+        columns: where "messages", "images", "videos", "system", "tools" and "objects" are.
+        role_key: key of a message's speaker.
+        content_key: key of its text.
+        roles: torchtune's roles, or `CALL`, by the format's names of the speakers.
+    """
+
+    columns: Mapping[str, str]
+    role_key: str
+    content_key: str
+    roles: Mapping[str, str]
+
+    def __call__(self, row: dict[str, Any]) -> Conversation:
+        if row.get("audios"):
+            raise ValueError("the row holds audios, which Qwen2.5-VL cannot hear")
+        said = required(row, self.columns["messages"])
+        turns = [turn for message in said for turn in self._turns(message)]
+        if system := row.get(self.columns["system"]):
+            turns.insert(0, Turn("system", [{"type": "text", "content": system}]))
+        return Conversation(
+            turns,
+            images=listed(row.get(self.columns["images"])),
+            videos=listed(row.get(self.columns["videos"])),
+            objects=row.get(self.columns["objects"]),
+            tools=tools_of(row.get(self.columns["tools"])),
+        )
+
+    def _turns(self, message: Mapping[str, Any]) -> list[Turn]:
+        role = role_of(required(message, self.role_key), self.roles)
+        content = required(message, self.content_key)
+        if role == CALL:
+            return list(calls_of(content, trained=is_trained(message, "assistant")))
+        return [Turn(role, parts_of(content, role=role), is_trained(message, role))]
+
+
+def sharegpt_parser(
+    columns: Mapping[str, str] | None = None, tags: Mapping[str, str] | None = None
+) -> ConversationParser:
+    """A reader by the names of LLaMA-Factory's `dataset_info.json`.
+
+    Args:
+        columns: columns that are not called conversations (for "messages"), images, videos, system,
+            tools or objects.
+        tags: those of `role_tag`, `content_tag`, `user_tag`, `assistant_tag`, `observation_tag`,
+            `function_tag` and `system_tag` that are not ShareGPT's.
+
+    Raises:
+        ValueError: if a column or tag is not one of these.
+    """
+    known = {"messages": "conversations", **{name: name for name in COLUMNS}}
+    names = _override(SHAREGPT_TAGS, tags or {})
+    return ConversationParser(
+        columns=_override(known, columns or {}),
+        role_key=names["role_tag"],
+        content_key=names["content_tag"],
+        roles={
+            names["system_tag"]: "system",
+            names["user_tag"]: "user",
+            names["assistant_tag"]: "assistant",
+            names["observation_tag"]: "ipython",
+            names["function_tag"]: CALL,
+        },
+    )
+
+
+def swift_parser(columns: Mapping[str, str] | None = None) -> ConversationParser:
+    """A reader of ms-swift's standard rows; `columns` renames, as in `sharegpt_parser`."""
+    known = {"messages": "messages", **{name: name for name in COLUMNS}}
+    return ConversationParser(_override(known, columns or {}), "role", "content", SWIFT_ROLES)
+
+
+def _override(known: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    if unknown := set(given) - set(known):
+        raise ValueError(f"the names that can be mapped are {sorted(known)}, got {sorted(unknown)}")
+    return {**known, **given}
