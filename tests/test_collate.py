@@ -7,7 +7,13 @@ import torch.nn.functional as F
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX as IGNORE
 from torchtune.modules.attention_utils import create_block_causal_mask
 
-from torchtune_qwen25vl._collate import packed_collate, padded_collate
+from torchtune_qwen25vl._collate import (
+    packed_collate,
+    packed_collate_labelled,
+    padded_collate,
+    padded_collate_labelled,
+)
+from torchtune_qwen25vl._loss import labelled_rows
 
 PAD = 7
 
@@ -140,3 +146,19 @@ def test_what_cannot_be_collated(collate):
     del incomplete["input_pos"]
     with pytest.raises(ValueError, match=r"lacks input_pos; it should come from Qwen25VLTransform"):
         collate([incomplete], padding_idx=PAD)
+
+
+@pytest.mark.parametrize(
+    ("plain", "labelled"),
+    [(padded_collate, padded_collate_labelled), (packed_collate, packed_collate_labelled)],
+)
+def test_labelled_collates_name_the_rows_whose_logits_are_read(plain, labelled):
+    samples = [sample(5), sample(3, start=20)]
+    samples[0]["labels"][:3] = IGNORE
+    batch, expected = labelled(samples, PAD), plain(samples, PAD)
+    rows = batch.pop("output_mask")
+    assert batch.keys() == expected.keys()
+    assert all(torch.equal(batch[name], expected[name]) for name in batch)
+    assert torch.equal(rows, labelled_rows(batch["labels"]))
+    assert rows.any()
+    assert not rows.all()

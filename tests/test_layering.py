@@ -20,7 +20,7 @@ ALLOWED = {
         *("_image_transform", "_video_transform", "_tokenizer", "_position_ids"),
         "_pixel_limits",
     },
-    "_collate": set(),
+    "_collate": {"_loss"},
     "_encoder": {"_position_ids", "_positional_embeddings"},
 }
 

@@ -32,7 +32,8 @@ def test_angles_equal_theirs_bit_for_bit():
     ours = MultimodalRotaryEmbedding(16, 1e6, [2, 3, 3])
     ids = positions()
     cos, sin = theirs(torch.zeros(1), ids.permute(2, 0, 1))  # [b, s, h_d], both halves alike
-    expected = torch.stack((cos[..., :8], sin[..., :8]), dim=-2)
+    signed = torch.cat((-sin[..., :8], sin[..., 8:]), dim=-1)
+    expected = torch.stack((cos, signed), dim=-2)
     assert torch.equal(ours.rotation(ids, (2, 5)), expected)
     assert not torch.equal(ours.rotation(ids.flip(-1), (2, 5)), expected)
 
@@ -42,9 +43,11 @@ def test_each_frequency_follows_its_axis(rope):
     for axis, frequencies in enumerate((slice(0, 16), slice(16, 40), slice(40, 64))):
         moved = torch.zeros(1, 1, 3, dtype=torch.int64)
         moved[..., axis] = 7
-        turned = (rope.rotation(moved, (1, 1)) != start).any(-2).flatten()  # [h_d / 2]
-        assert turned[frequencies].all()
-        assert turned.sum() == len(range(64)[frequencies])
+        turned = (rope.rotation(moved, (1, 1)) != start).any(-2).flatten()  # [h_d]
+        first, second = turned.chunk(2)
+        assert torch.equal(first, second)
+        assert first[frequencies].all()
+        assert first.sum() == len(range(64)[frequencies])
 
 
 def test_all_shapes_for_text_are_the_same_positions(rope, x):
@@ -132,7 +135,7 @@ def test_sections_must_fill_the_head():
 
 def test_patches_turn_by_row_then_column():
     rotary = VisionRotaryEmbedding(80)
-    rotation = rotary(torch.tensor([[0, 0], [3, 0], [0, 5]]))  # [p, 2, 40]
+    rotation = rotary(torch.tensor([[0, 0], [3, 0], [0, 5]]))[..., 40:]  # [p, 2, 40], second half
     frequencies = 10_000.0 ** -(torch.arange(20, dtype=torch.float64) / 20)
     rows, columns = rotation.split(20, dim=-1)
     for turned, still, angles in (
@@ -144,6 +147,7 @@ def test_patches_turn_by_row_then_column():
 
 
 def test_coordinates_turn_with_those_half_a_head_away():
-    quarter = torch.tensor([[0.0, 1.0], [1.0, 0.0]])  # cos, sin: turn the first pair by 90 degrees
+    # cosines and signed sines that turn the first pair by 90 degrees
+    quarter = torch.tensor([[0.0, 1.0, 0.0, 1.0], [-1.0, 0.0, 1.0, 0.0]])
     x = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
     assert torch.equal(rotate(x, quarter), torch.tensor([[-3.0, 2.0, 1.0, 4.0]]))

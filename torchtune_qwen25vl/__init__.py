@@ -1,7 +1,12 @@
 """Qwen2.5-VL for torchtune."""
 
 from torchtune_qwen25vl._checkpointer import Qwen25VLCheckpointer
-from torchtune_qwen25vl._collate import packed_collate, padded_collate
+from torchtune_qwen25vl._collate import (
+    packed_collate,
+    packed_collate_labelled,
+    padded_collate,
+    padded_collate_labelled,
+)
 from torchtune_qwen25vl._component_builders import qwen2_5_vl
 from torchtune_qwen25vl._convert_weights import hf_to_tune, tune_to_hf
 from torchtune_qwen25vl._generation import Generation, PromptedModel, generate
@@ -53,7 +58,9 @@ __all__ = [
     "lora_qwen2_5_vl_72b",
     "mrope_position_ids",
     "packed_collate",
+    "packed_collate_labelled",
     "padded_collate",
+    "padded_collate_labelled",
     "qlora_qwen2_5_vl_3b",
     "qlora_qwen2_5_vl_7b",
     "qlora_qwen2_5_vl_32b",

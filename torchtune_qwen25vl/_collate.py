@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
+from torchtune_qwen25vl._loss import labelled_rows
+
 Sample = Mapping[str, Any]
 
 
@@ -102,6 +104,24 @@ def packed_collate(
     }
     collated["mask"] = _block_causal_mask([*lengths, width - sum(lengths)])
     return collated | _encoder_input(batch)
+
+
+def padded_collate_labelled(
+    batch: Sequence[Sample], padding_idx: int, ignore_idx: int = CROSS_ENTROPY_IGNORE_IDX, **kw: Any
+) -> dict[str, Any]:
+    """`padded_collate` that asks the model for labelled rows only; for `LabelledRowsLoss`."""
+    return _labelled(padded_collate(batch, padding_idx, ignore_idx, **kw), ignore_idx)
+
+
+def packed_collate_labelled(
+    batch: Sequence[Sample], padding_idx: int, ignore_idx: int = CROSS_ENTROPY_IGNORE_IDX, **kw: Any
+) -> dict[str, Any]:
+    """`packed_collate` that asks the model for labelled rows only; for `LabelledRowsLoss`."""
+    return _labelled(packed_collate(batch, padding_idx, ignore_idx, **kw), ignore_idx)
+
+
+def _labelled(batch: dict[str, Any], ignore_idx: int) -> dict[str, Any]:
+    return batch | {"output_mask": labelled_rows(batch["labels"], ignore_idx)}
 
 
 def _row(sample: Sample) -> dict[str, Tensor]:

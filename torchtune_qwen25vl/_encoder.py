@@ -30,7 +30,7 @@ class Segments:
 
     Attributes:
         runs: segments of equal length that follow each other, as (how many, patches in each)
-        rotation: where the patches are, [p, 2, h_d / 2], in the order of the runs
+        rotation: where the patches are, [p, 2, h_d], in the order of the runs
         order: which patch stands where in the runs, [p]; None if they stand as the input does
         inverse_order: where in the runs each patch went, [p]
     """
@@ -46,7 +46,7 @@ def make_segments(lengths: Sequence[int], rotation: Tensor, *, group: bool) -> S
 
     Args:
         lengths: patches in each segment, in order; they add up to p
-        rotation: [p, 2, h_d / 2]
+        rotation: [p, 2, h_d]
         group: bring segments of equal length together. Attention is then one call for each
             distinct length (windows have at most nine) at the price of moving patches there and
             back: right where a call is dear, on a GPU. On a CPU neighbours of equal length suffice.

@@ -36,8 +36,8 @@ def smart_resize(
     """Height and width to resize to: multiples of `factor` within the pixel limits, shape kept.
 
     Halves round to even: 42 and 70 both become 56. Where the rounded size leaves the limits, both
-    sides are scaled by one number and rounded inwards. The result can still exceed `max_pixels`
-    where a side would fall below `factor`, or where the limits are close to each other.
+    sides are scaled by one number and rounded inwards. The result can still miss limits that are
+    close to each other, or that would take a side below `factor`.
 
     Source: `smart_resize` of transformers' image_processing_qwen2_vl.py. For sides shorter than
     half a `factor`, qwen-vl-utils gives another answer.
@@ -132,12 +132,13 @@ def resized(image: Image.Image | Tensor, height: int, width: int) -> Tensor:
         pixels = torch.empty(h, width, 3, dtype=torch.uint8).permute(2, 0, 1)  # [3, h, width]
         for rows in _strips(h, READ_BYTES // (3 * w)):
             pixels[:, rows] = _resize(_rgb(image, rows), rows.stop - rows.start, width)
-    return _resize(pixels, height, width)
+    return _resize(pixels, height, width).expand(3, -1, -1)
 
 
 def _is_ready(image: Tensor, height: int, width: int) -> bool:
-    """Whether this is RGB that lies as the resize likes it, or needs none."""
-    return len(image) == 3 and (image.stride(0) == 1 or size(image) == (height, width))
+    """Whether this is grey, or RGB that lies as the resize likes it or needs none."""
+    is_fast = image.stride(0) == 1 or size(image) == (height, width)
+    return len(image) == 1 or (len(image) == 3 and is_fast)
 
 
 def _resize(pixels: Tensor, height: int, width: int) -> Tensor:

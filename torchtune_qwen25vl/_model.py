@@ -121,7 +121,7 @@ class Qwen25VL(TransformerDecoder):
         """
         self._check(tokens, mask, encoder_input, input_pos)
         h = self._embed(tokens, encoder_input)  # [b, s, d]
-        rotation = self.pos_embeddings.rotation(input_pos, tokens.shape)  # [b or 1, s, 2, h_d / 2]
+        rotation = self.pos_embeddings.rotation(input_pos, tokens.shape)  # [b or 1, s, 2, h_d]
         hidden = []
         for index, layer in enumerate(self.layers):
             if index in self.output_hidden_states:

@@ -1,7 +1,8 @@
 """Rotary embeddings: positions of patches (2 axes) and of tokens (3 axes) turned into rotations.
 
-Shapes: b batch, s sequence, p patches, n_h heads, h_d head dim. A *rotation* [..., 2, h_d / 2]
-holds the cosines and the sines of the angles; coordinate k of a head turns with k + h_d / 2.
+Shapes: b batch, s sequence, p patches, n_h heads, h_d head dim. A *rotation* [..., 2, h_d]
+holds the cosines and the signed sines of the angles; coordinate k of a head turns with
+k + h_d / 2.
 Angles are fp32 and the turning happens in fp32, whatever the dtype of what is turned.
 """
 
@@ -12,14 +13,16 @@ from torch import Tensor, nn
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn all heads of x [..., n_h, h_d] alike, by a rotation [..., 2, h_d / 2]."""
-    cos, sin = rotation.unsqueeze(-3).unbind(-2)  # [..., 1, h_d / 2]
-    x1, x2 = x.float().chunk(2, dim=-1)
-    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1).to(x.dtype)
+    """Turn all heads of x [..., n_h, h_d] alike, by a rotation [..., 2, h_d]."""
+    cos, sin = rotation.unsqueeze(-3).unbind(-2)  # [..., 1, h_d]
+    x32 = x.float()
+    return (x32 * cos + x32.roll(x.shape[-1] // 2, -1) * sin).to(x.dtype)
 
 
 def _rotation(angles: Tensor) -> Tensor:
-    return torch.stack((angles.cos(), angles.sin()), dim=-2)
+    """Of angles [..., h_d / 2]: both halves of a head have the same ones, turned opposite ways."""
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack((torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)), dim=-2)
 
 
 class _InverseFrequencies(nn.Module):
@@ -64,7 +67,7 @@ class VisionRotaryEmbedding(_InverseFrequencies):
         super().__init__(head_dim // 2, base)
 
     def forward(self, positions: Tensor) -> Tensor:
-        """Turn rows and columns, int [p, 2], into a rotation, fp32 [p, 2, h_d / 2]."""
+        """Turn rows and columns, int [p, 2], into a rotation, fp32 [p, 2, h_d]."""
         angles = positions.unsqueeze(-1) * self.inv_freq  # [p, 2, h_d / 4]
         return _rotation(angles.flatten(1))
 
@@ -97,7 +100,7 @@ class MultimodalRotaryEmbedding(_InverseFrequencies):
         self.mrope_section = list(mrope_section)
 
     def rotation(self, input_pos: Tensor | None, tokens_shape: Sequence[int]) -> Tensor:
-        """Rotation of every token, fp32 [b or 1, s, 2, h_d / 2].
+        """Rotation of every token, fp32 [b or 1, s, 2, h_d].
 
         Args:
             input_pos: [b, s, 3]; for text also [b, s], [s], [b] when s is 1, or None for 0..s-1

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-BENCHES = ("image",)
+BENCHES = ("image", "generation")
 
 
 @dataclass(frozen=True)
