@@ -75,3 +75,9 @@ def processor(folder: Path, **limits: int) -> Any:
         video_processor=video_processor(),
         chat_template=Path(__file__).with_name("chat_template.jinja").read_text("utf-8"),
     )
+
+
+def pixel_limits(source: str) -> tuple[int, int]:
+    """min_pixels and max_pixels of a checkpoint's own processor settings."""
+    size = Qwen2VLImageProcessor.from_pretrained(source).size
+    return size["shortest_edge"], size["longest_edge"]

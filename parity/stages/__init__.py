@@ -11,6 +11,7 @@ from parity.stages.model import (
     LOSS,
     VISION_LAYERS,
 )
+from parity.stages.pixels import PIXELS, VIDEO_PIXELS
 from parity.stages.positions import POSITIONS, WINDOW_ORDER
 from parity.stages.precision import BF16
 from parity.stages.tokens import CHAT_TOKENS
@@ -18,6 +19,8 @@ from parity.stages.training import TRAINING
 from parity.stages.weights import WEIGHTS
 
 STAGES: tuple[Stage, ...] = (
+    PIXELS,
+    VIDEO_PIXELS,
     CHAT_TOKENS,
     POSITIONS,
     WINDOW_ORDER,
