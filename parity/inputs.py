@@ -52,8 +52,14 @@ class Inputs:
             pairs = zip(rows, shifts, strict=True)
             return torch.stack([row.roll(shift, 0) for row, shift in pairs])
 
-        fields = ("tokens", "attention_mask", "labels", "positions", "is_placeholder")
-        return replace(self, **{name: roll(getattr(self, name)) for name in fields})
+        return replace(
+            self,
+            tokens=roll(self.tokens),
+            attention_mask=roll(self.attention_mask),
+            labels=roll(self.labels),
+            positions=roll(self.positions),
+            is_placeholder=roll(self.is_placeholder),
+        )
 
     def row(self, index: int) -> "Inputs":
         """One row alone, without padding."""

@@ -1,66 +1,79 @@
-"""Faults of the picture and video transforms."""
+"""Faults of the image and the video transform."""
 
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
+import numpy
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from parity.faults._fault import Fault, patched
-from torchtune_qwen25vl import _image_transform
+from torchtune_qwen25vl import _image_transform, _video_transform
 from torchtune_qwen25vl._image_transform import Patchify
 
 
-def _no_antialias(right: Callable) -> Callable:
-    def wrong(pixels: Tensor, height: int, width: int) -> Tensor:
-        mode = _image_transform.tvf.InterpolationMode.BICUBIC
-        return _image_transform.tvf.resize(
-            pixels, [height, width], interpolation=mode, antialias=False
+def _in_float(antialias: bool) -> Callable:
+    def resize(pixels: Tensor, height: int, width: int) -> Tensor:
+        resized = interpolate(
+            pixels[None].float(), (height, width), mode="bicubic", antialias=antialias
         )
+        return resized[0].round().clamp(0, 255).to(torch.uint8)
 
-    return wrong
-
-
-def _pillow(right: Callable) -> Callable:
-    def wrong(image: Any, height: int, width: int) -> Tensor:
-        if isinstance(image, Tensor):
-            return right(image, height, width)
-        resized = _image_transform._pillow_rgb(image).resize((width, height), Image.BICUBIC)
-        return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
-
-    return wrong
+    return lambda right: resize
 
 
-def _mean_and_std_swapped(right: Callable) -> Callable:
-    def wrong(self: Patchify, **settings: Any) -> None:
-        mean, std = settings["image_mean"], settings["image_std"]
-        right(self, **(settings | {"image_mean": std, "image_std": mean}))
+def _by_pillow(right: Callable) -> Callable:
+    def resize(pixels: Tensor, height: int, width: int) -> Tensor:
+        image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        resized = image.resize((width, height), Image.Resampling.BICUBIC)
+        return torch.from_numpy(numpy.array(resized)).permute(2, 0, 1)
 
-    return wrong
-
-
-def _not_repeated(right: Callable) -> Callable:
-    def wrong(self: Patchify, frames: Any, num_frames: int, height: int, width: int) -> Any:
-        # the transform believes that more frames come, and leaves the last patch half written
-        patches, grid = right(self, frames, num_frames, height, width)
-        if num_frames % self.temporal_patch_size:
-            patches.unflatten(-1, (3, self.temporal_patch_size, -1))[:, :, 1:] = 0
-        return patches, grid
-
-    return wrong
+    return resize
 
 
-def _no_transparency(right: Callable) -> Callable:
+def _transparency_ignored(right: Callable) -> Callable:
     return lambda image: image.convert("RGB")
 
 
+def _levels_out_of_256(right: Callable) -> Callable:
+    return lambda values, frame: right(values * 256 / 255, frame)
+
+
+def _columns_first(right: Callable) -> Callable:
+    def wrong(self: Patchify, frame: Tensor, blocks: Tensor) -> None:
+        right(self, frame, blocks.transpose(2, 3))
+
+    return wrong
+
+
+def _last_frame_once(right: Callable) -> Callable:
+    def wrong(self: Patchify, frame: Tensor, blocks: Tensor) -> None:
+        right(self, frame, blocks[..., :1, :, :])
+        blocks[..., 1:, :, :] = 0
+
+    return wrong
+
+
+def _other_sampling(right: Callable) -> Callable:
+    def wrong(total_frames: int, **options: Any) -> Tensor:
+        return right(total_frames, **options | {"sampling": "qwen_vl_utils"})
+
+    return wrong
+
+
 FAULTS: dict[str, Fault] = {
-    "resize without antialiasing": patched(_image_transform, "_resize", _no_antialias, "pixels"),
-    "resize by Pillow": patched(_image_transform, "resized", _pillow, "pixels"),
-    "mean and std swapped": patched(Patchify, "__init__", _mean_and_std_swapped, "pixels"),
-    "temporal repeat missing": patched(Patchify, "__call__", _not_repeated, "pixels"),
-    "transparency dropped": patched(_image_transform, "_pillow_rgb", _no_transparency, "pixels"),
-    "last frame not repeated": patched(Patchify, "__call__", _not_repeated, "video pixels"),
+    "resize without antialiasing": patched(_image_transform, "_resize", _in_float(False), "pixels"),
+    "resize in float": patched(_image_transform, "_resize", _in_float(True), "pixels"),
+    "resize by Pillow": patched(_image_transform, "_resize", _by_pillow, "pixels"),
+    "transparency ignored": patched(
+        _image_transform, "_pillow_rgb", _transparency_ignored, "pixels"
+    ),
+    "levels out of 256": patched(_image_transform, "_row", _levels_out_of_256, "pixels"),
+    "columns before rows in a block": patched(Patchify, "_write", _columns_first, "pixels"),
+    "second half of a patch empty": patched(Patchify, "_write", _last_frame_once, "pixels"),
+    "frames of qwen-vl-utils": patched(
+        _video_transform, "sample_frames", _other_sampling, "video pixels"
+    ),
 }

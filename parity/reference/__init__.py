@@ -19,6 +19,7 @@ from parity.reference.models import (
 )
 from parity.reference.outputs import (
     VERSION,
+    answer,
     decoder_layers,
     encode,
     forward_kwargs,
@@ -53,6 +54,7 @@ __all__ = [
     "Qwen2VLImageProcessor",
     "Qwen2_5_VLConfig",
     "Qwen2_5_VLForConditionalGeneration",
+    "answer",
     "config",
     "config_dict",
     "decoder_layers",

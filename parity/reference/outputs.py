@@ -7,6 +7,7 @@ from unittest import mock
 
 import torch
 import transformers
+from PIL import Image
 from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
@@ -158,3 +159,15 @@ def generate(
             **_token_types(model, inputs),
         )
     return tokens[:, inputs.tokens.shape[1] :]
+
+
+def answer(
+    model: Qwen2_5_VLForConditionalGeneration, processor: Any, question: str, image: Image.Image
+) -> list[int]:
+    """Their greedy answer to a question about a picture, its end included."""
+    parts = [{"type": "image"}, {"type": "text", "text": question}]
+    messages = [{"role": "system", "content": ""}, {"role": "user", "content": parts}]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    inputs = processor(text=[text], images=[image], return_tensors="pt")
+    tokens = model.generate(**inputs, max_new_tokens=24, do_sample=False)
+    return tokens[0, inputs["input_ids"].shape[1] :].tolist()

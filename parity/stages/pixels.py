@@ -1,6 +1,8 @@
-"""Pictures and frames to patches: real photos, hard cases, and both published pixel limits."""
+"""Pixels: photos and videos to patches, bit for bit."""
 
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy
 import torch
@@ -9,119 +11,135 @@ from torch import Tensor
 
 from parity import photos, reference
 from parity.stages._stage import Measurement, Setting, Stage, max_error
-from torchtune_qwen25vl import Qwen25VLImageTransform, Qwen25VLVideoTransform
-from torchtune_qwen25vl._image_transform import IMAGE_MEAN, IMAGE_STD
+from torchtune_qwen25vl._image_transform import IMAGE_MEAN, IMAGE_STD, Qwen25VLImageTransform
+from torchtune_qwen25vl._pixel_limits import read_pixel_limits
+from torchtune_qwen25vl._video_transform import Qwen25VLVideoTransform
+from torchtune_qwen25vl._weight_files import find_weights
 
-LIMITS = {"1 MP cap": (3136, 1003520), "published cap": (3136, 12845056), "tight": (50176, 50176)}
-SHOWN = 640  # pixels of the longer side of a picture on the page
+SMALL: dict[str, Any] = {"max_pixels": 50176}  # 64 placeholders: every photo is shrunk
+THUMBNAIL = (240, 240)
+FULL_RED = 0.1  # the error that is brightest in a heat map: 7 of 255 levels
+
+
+def limits(setting: Setting) -> dict[str, dict[str, Any]]:
+    """The pixel limits to run under: a checkpoint's own, or the default and small ones."""
+    if setting.checkpoint:
+        folder = find_weights(setting.checkpoint)[0]
+        return {"the checkpoint's limits": read_pixel_limits(folder)}
+    return {"default limits": {}, "64 placeholders": SMALL}
 
 
 def measure_pixels(setting: Setting) -> Iterator[Measurement]:
-    """Every picture within the limits of transformers, of the hub, and within tight ones."""
-    pictures = {name: photos.photo(name) for name in photos.PHOTOS} | photos.hard_cases()
-    for limits, (min_pixels, max_pixels) in _limits(setting).items():
-        transform = Qwen25VLImageTransform(min_pixels=min_pixels, max_pixels=max_pixels)
-        processor = reference.image_processor(min_pixels, max_pixels)
+    """Bundled photos and pictures that each break some shortcut, under all limits."""
+    pictures = photos.hard_cases()
+    if not setting.small:
+        pictures = {name: photos.photo(name) for name in photos.PHOTOS} | pictures
+    for words, options in limits(setting).items():
+        transform = Qwen25VLImageTransform(**options)
+        processor = reference.image_processor(**options)
         for name, picture in pictures.items():
             ours = transform({"image": picture})
             theirs = processor(picture, return_tensors="pt")
-            error = max(
-                max_error(ours["pixel_values"], theirs["pixel_values"]),
-                max_error(ours["image_grid_thw"], theirs["image_grid_thw"]),
-            )
-            shown = limits == "1 MP cap" and name in photos.PHOTOS
             yield Measurement(
-                f"{name}, {limits}",
-                error,
-                pictures=_pictures(picture, ours, theirs) if shown else (),
+                f"{name}, {words}",
+                max(
+                    max_error(ours["image_grid_thw"], theirs["image_grid_thw"]),
+                    max_error(ours["pixel_values"], theirs["pixel_values"]),
+                ),
+                pictures=_pictures(picture, ours, theirs) if name in photos.PHOTOS else (),
             )
 
 
-def _limits(setting: Setting) -> dict[str, tuple[int, int]]:
-    if setting.checkpoint is None:
-        return LIMITS
-    return {"limits of the checkpoint": reference.pixel_limits(setting.checkpoint)}
-
-
-def _pictures(picture: Image.Image, ours: dict, theirs: dict) -> tuple:
-    resized = as_picture(ours["pixel_values"], ours["image_grid_thw"])
+def _pictures(picture: Image.Image, ours: Any, theirs: Any) -> tuple[tuple[str, Image.Image], ...]:
+    """The photo, what our patches hold of it, and where they differ from theirs."""
+    small = picture.copy()
+    small.thumbnail(THUMBNAIL)
+    grid_thw, patches = ours["image_grid_thw"], ours["pixel_values"]
+    _, rows, columns = grid_thw[0].tolist()
     shown = [
-        ("photo", picture),
-        (f"as the model sees it, {resized.width} x {resized.height}", resized),
+        (f"{picture.mode} {picture.width} x {picture.height}", small),
+        (f"our patches, {14 * columns} x {14 * rows}", as_photo(patches, rows, columns)),
     ]
-    if ours["pixel_values"].shape == theirs["pixel_values"].shape:
-        difference = (ours["pixel_values"] - theirs["pixel_values"]).abs()
-        shown.append(
-            ("difference, 1 grey level is white", _heat(difference, ours["image_grid_thw"]))
-        )
-    return tuple((caption, _thumbnail(image)) for caption, image in shown)
+    if patches.shape == theirs["pixel_values"].shape:
+        heat = heat_map((patches - theirs["pixel_values"]).abs(), rows, columns)
+        shown.append((f"largest error of each patch, red: {FULL_RED} and more", heat))
+    return tuple(shown)
 
 
-def _raster(patches: Tensor, grid_thw: Tensor) -> Tensor:
-    """First frame of patches [p, 1176] as an image [3, h, w]."""
-    _, h, w = grid_thw[0].tolist()
-    blocks = patches[: h * w].view(h // 2, w // 2, 2, 2, 3, 2, 14, 14)[:, :, :, :, :, 0]
-    return blocks.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, h * 14, w * 14)
-
-
-def as_picture(patches: Tensor, grid_thw: Tensor) -> Image.Image:
-    """What the model sees, back as a picture."""
+def as_photo(patches: Tensor, rows: int, columns: int) -> Image.Image:
+    """The picture that patches of 14 x 14 pixels hold, made small."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
-    pixels = (_raster(patches, grid_thw) * std + mean) * 255
-    return Image.fromarray(pixels.round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
+    blocks = patches.view(rows // 2, columns // 2, 2, 2, 3, 2, 14, 14)[..., 0, :, :]
+    values = blocks.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, 14 * rows, 14 * columns)
+    levels = ((values * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    photo = Image.fromarray(numpy.ascontiguousarray(levels.permute(1, 2, 0)))
+    photo.thumbnail(THUMBNAIL)
+    return photo
 
 
-def _heat(difference: Tensor, grid_thw: Tensor) -> Image.Image:
-    grey_levels = _raster(difference, grid_thw).amax(0) * 255 * min(IMAGE_STD)
-    return Image.fromarray((grey_levels * 255).clamp(0, 255).byte().numpy())
+def heat_map(errors: Tensor, rows: int, columns: int) -> Image.Image:
+    """One square for each patch: black where it is equal, red where it is not."""
+    worst = (
+        errors.amax(1).view(rows // 2, columns // 2, 2, 2).transpose(1, 2).reshape(rows, columns)
+    )
+    levels = (255 * (worst / FULL_RED).clamp(0, 1)).ceil().to(torch.uint8)
+    red = Image.merge(
+        "RGB", [Image.fromarray(levels.numpy())] + 2 * [Image.new("L", (columns, rows))]
+    )
+    scale = min(THUMBNAIL[0] / columns, THUMBNAIL[1] / rows)
+    size = math.ceil(scale * columns), math.ceil(scale * rows)
+    return red.resize(size, Image.Resampling.NEAREST)
 
 
-def _thumbnail(image: Image.Image) -> Image.Image:
-    image = image.convert("RGB")
-    image.thumbnail((SHOWN, SHOWN))
-    return image
-
-
-def _clip(frames: int, width: int, height: int) -> list[Image.Image]:
-    """Frames of a camera that pans over a photo."""
-    photo = photos.photo("motorcycle_left.png").convert("RGB")
-    return [photo.crop((9 * k, 5 * k, 9 * k + width, 5 * k + height)) for k in range(frames)]
+def pan(name: str, count: int, width: int, height: int) -> list[Image.Image]:
+    """A video: a window that moves over a photo."""
+    photo = photos.photo(name).convert("RGB")
+    steps = numpy.linspace(0, 1, count)
+    corners = [
+        (int(step * (photo.width - width)), int(step * (photo.height - height))) for step in steps
+    ]
+    return [photo.crop((x, y, x + width, y + height)) for x, y in corners]
 
 
 def measure_video_pixels(setting: Setting) -> Iterator[Measurement]:
-    """Videos of odd and even length, sampled and not, within several limits."""
-    cases = {
-        "8 frames": (_clip(8, 320, 240), {}, {}),
-        "odd number of frames": (_clip(5, 200, 300), {}, {}),
-        "one frame": (_clip(1, 111, 222), {}, {}),
-        "2 fps of 30 fps": (_clip(45, 160, 120), {"fps": 2.0}, {"fps": 30.0}),
-        "6 of 17 frames": (_clip(17, 160, 120), {"num_frames": 6}, {"fps": 25.0}),
+    """Even and odd numbers of frames, sampled by number and by rate, as pictures and tensors."""
+    videos = {
+        "astronaut, 8 frames": pan("astronaut.png", 8, 320, 240),
+        "coffee, 5 frames": pan("coffee.png", 5, 131, 77),
+        "rocket, 1 frame": pan("rocket.jpg", 1, 222, 333),
     }
-    for name, (frames, sampling, source) in cases.items():
-        ours = Qwen25VLVideoTransform(**sampling)({"video": frames, **source})
-        arrays = [numpy.asarray(frame) for frame in frames]
-        patches, grid_thw, seconds = reference.video_patches(
-            arrays, source_fps=source.get("fps"), sampling=sampling or None
+    samplings: list[dict[str, Any]] = [{}, {"num_frames": 4}, {"fps": 2.0}]
+    for name, frames in videos.items():
+        stack = torch.from_numpy(numpy.stack([numpy.asarray(frame) for frame in frames])).permute(
+            0, 3, 1, 2
         )
-        error = max(
-            max_error(ours["pixel_values_videos"], patches),
-            max_error(ours["video_grid_thw"], grid_thw),
-            max_error(float(ours["second_per_grid_ts"]), float(seconds)),
-        )
-        yield Measurement(name, error)
+        for sampling in samplings if len(frames) > 4 else samplings[:1]:
+            for kind, video in (("pictures", frames), ("tensor", stack)):
+                ours = Qwen25VLVideoTransform(**sampling)({"video": video, "fps": 3.0})
+                values, grid_thw, seconds = reference.video_patches(
+                    video, source_fps=3.0, sampling=sampling
+                )
+                yield Measurement(
+                    f"{name}, {kind}, {sampling or 'all frames'}",
+                    max(
+                        max_error(ours["video_grid_thw"], grid_thw),
+                        max_error(ours["pixel_values_videos"], values),
+                        abs(ours["second_per_grid_ts"] - seconds),
+                    ),
+                )
 
 
 PIXELS = Stage(
     name="pixels",
-    what="patches of 12 photos and 14 hard cases, against the default image processor",
-    tolerance="0: torch.equal",
-    fault="resize without antialiasing",
+    what="patches and grid of photos and hard pictures, against the torchvision processor",
+    tolerance="0: the same uint8 resize and the same float32 arithmetic",
+    fault="resize in float",
     measure=measure_pixels,
 )
 VIDEO_PIXELS = Stage(
     name="video pixels",
-    what="patches, grids and seconds of videos, against the default video processor",
-    tolerance="0: torch.equal",
-    fault="last frame not repeated",
+    what="patches, grid and seconds of videos, frames sampled and repeated",
+    tolerance="0: the same uint8 resize, the same float32 arithmetic, the same frames",
+    fault="frames of qwen-vl-utils",
     measure=measure_video_pixels,
 )

@@ -1,0 +1,309 @@
+"""Fine-tune Qwen2.5-VL, each of its parts in its own way, on one device or many.
+
+    tune-qwen25vl run finetune --config finetune_3b_lora
+    tune-qwen25vl run --nproc_per_node 8 finetune --config finetune_7b_full output_dir=/data/run1
+
+What the stock recipes cannot do: vision encoder, merger and decoder frozen, trained in full or
+through adapters, each with its own learning rate; rows packed with samples that do not see each
+other; a loss that projects labelled rows only; any mix of text, images and videos on any rank;
+checkpoints every so many steps from which a run goes on bit for bit.
+
+A step trains on `batch_size * gradient_accumulation_steps` samples of every rank, its loss the mean
+over all their labels. They go through the model `batch_size` at a time, padded; or, with `pack_to`,
+in as few rows of at most so many tokens as they fit into. The result is the same.
+"""
+
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import DataLoader
+from torchtune import config, training, utils
+from tqdm import tqdm
+
+from torchtune_qwen25vl import training as ours
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Every key of the YAML; a key that is not here is refused."""
+
+    # where from, where to
+    model_dir: str | DictConfig  # folder (or hub id) of the model to train
+    output_dir: str  # OUTPUT/model or OUTPUT/adapter, OUTPUT/step_N
+    from_scratch: bool = False  # random weights in place of those in model_dir
+    resume: bool = True  # go on from the last checkpoint in output_dir, if there is one
+    # what is trained, and how
+    parts: DictConfig  # of vision, merger, decoder: train, lr, weight_decay
+    adapters: DictConfig | None = None  # lora_attn_modules, apply_lora_to_mlp, lora_rank, ...
+    optimizer: DictConfig  # a component; called with one group for each trained part
+    lr_scheduler: DictConfig  # a component; called with the optimizer and num_training_steps
+    clip_grad_norm: float | None = None
+    loss: DictConfig = field(default_factory=lambda: DictConfig({}))  # chunk_rows, kernel
+    # data
+    tokenizer: DictConfig  # a component: messages to samples, Qwen25VLTransform
+    dataset: DictConfig  # a component; called with the tokenizer
+    val_dataset: DictConfig | None = None  # likewise
+    dataloader: DictConfig = field(default_factory=lambda: DictConfig({}))  # num_workers, ...
+    shuffle: bool = True
+    # how much of it
+    epochs: float | None = None  # passes over the data; or
+    max_steps: int | None = None
+    batch_size: int = 1
+    gradient_accumulation_steps: int = 1
+    pack_to: int | None = None  # tokens of a packed row; null pads
+    # on what
+    device: str  # cuda, cpu, ...
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    compile: bool = False
+    enable_activation_checkpointing: bool = False
+    seed: int = 0
+    # what is written, and when
+    metric_logger: DictConfig  # a component
+    log_every_n_steps: int = 1
+    peak_tflops: float | None = None  # of the device in bf16, for MFU; known for some GPUs
+    eval_every_n_steps: int | None = None
+    save_every_n_steps: int | None = None
+    keep_last_n_checkpoints: int = 2
+    save: Literal["model", "adapter"] = "model"  # adapters merged, or in PEFT's form
+    after_training: DictConfig | None = None  # a component; called with that folder and seconds
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.max_steps is None):
+            raise ValueError("give epochs or max_steps, one of the two")
+        if self.save not in ("model", "adapter"):
+            raise ValueError(f"save is 'model' or 'adapter', got {self.save!r}")
+        if self.save == "adapter" and not self.adapters:
+            raise ValueError("save 'adapter' needs adapters, and no part has any; use 'model'")
+        if self.dtype not in ("bf16", "fp32"):
+            raise ValueError(f"dtype is 'bf16' or 'fp32', got {self.dtype!r}")
+        if (self.eval_every_n_steps is None) != (self.val_dataset is None):
+            raise ValueError("eval_every_n_steps and val_dataset need each other")
+
+
+def read_settings(cfg: DictConfig) -> Settings:
+    """Settings of a YAML.
+
+    Raises:
+        ValueError: if it has a key that means nothing, lacks one, or two contradict each other.
+    """
+    known = Settings.__dataclass_fields__
+    if unknown := sorted(set(map(str, cfg)) - set(known)):
+        raise ValueError(f"unknown keys {unknown}; the recipe reads {sorted(known)}")
+    try:
+        return Settings(**{str(key): cfg[key] for key in cfg})
+    except TypeError as error:
+        raise ValueError(f"the YAML is not complete: {error}") from error
+
+
+class FinetuneRecipe:
+    """Sets everything up, trains, saves.
+
+    Args:
+        cfg: what the YAML says
+
+    Raises:
+        ValueError: if that is wrong, before anything is loaded.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.start = time.perf_counter()
+        self.cfg, self.settings = cfg, read_settings(cfg)
+        settings = self.settings
+        self.world_size, self.rank = utils.get_world_size_and_rank()
+        self.device = utils.get_device(settings.device)
+        named = isinstance(settings.model_dir, str)
+        model_dir = settings.model_dir if named else config.instantiate(settings.model_dir)
+        self.source, _ = ours.find_weights(model_dir)
+        self.output_dir = Path(settings.output_dir)
+        self.parts = ours.read_parts(settings.parts)
+        adapters = OmegaConf.to_container(settings.adapters or DictConfig({}))
+        self.tuning = ours.tuning(self.parts, adapters)
+        self.share = ours.Share(
+            settings.batch_size * settings.gradient_accumulation_steps, self.rank, self.world_size
+        )
+        packed_mask = "flex" if self.device.type == "cuda" else "lengths"
+        self.mask = "dense" if settings.pack_to is None else packed_mask
+
+    def setup(self) -> None:
+        """Data, model, optimiser and schedule; where a checkpoint left them, if there is one."""
+        settings = self.settings
+        self.tokenizer = config.instantiate(settings.tokenizer)
+        self.dataset = config.instantiate(settings.dataset, self.tokenizer)
+        self.val_dataset = config.instantiate(settings.val_dataset, self.tokenizer)
+        steps = (settings.epochs or 0) * len(self.dataset) // self.share.step_samples
+        self.total_steps = settings.max_steps or max(int(steps), 1)
+
+        self.model = ours.make_model(
+            self.source,
+            self.tuning,
+            dtype=training.get_dtype(settings.dtype, self.device),
+            device=self.device,
+            seed=settings.seed,
+            from_scratch=settings.from_scratch,
+            checkpoint_activations=settings.enable_activation_checkpointing,
+            compile_layers=settings.compile,
+        )
+        groups = ours.parameter_groups(self.model, self.parts)
+        self.optimizer = config.instantiate(settings.optimizer, groups)
+        self.scheduler = config.instantiate(
+            settings.lr_scheduler, self.optimizer, num_training_steps=self.total_steps
+        )
+        self.loss = partial(ours.summed_loss, **settings.loss)
+        self.check = ours.GradientCheck(self.parts)
+        self.throughput = ours.Throughput(self.model, self.device, settings.peak_tflops)
+        self.step = 0
+        checkpoint = ours.last_checkpoint(self.output_dir) if settings.resume else None
+        if checkpoint is not None:
+            self.step = ours.load_step(
+                checkpoint, self.model, self.optimizer, self.scheduler, identity=self.identity()
+            )
+        if self.rank == 0:
+            self.logger = config.instantiate(settings.metric_logger)
+            self.logger.log_config(self.cfg)
+
+    def identity(self) -> dict[str, Any]:
+        """What may not change for a run to go on as if it had never stopped."""
+        settings = self.settings
+        return {
+            "parts": {name: asdict(part) for name, part in self.parts.items()},
+            "tuning": self.tuning,
+            "optimizer": OmegaConf.to_container(settings.optimizer, resolve=True),
+            "lr_scheduler": OmegaConf.to_container(settings.lr_scheduler, resolve=True),
+            "samples": len(self.dataset),
+            "samples of a step": self.share.step_samples,
+            "shuffle": settings.shuffle,
+            "seed": settings.seed,
+        }
+
+    def train(self) -> None:
+        """Take the steps that are left."""
+        settings = self.settings
+        steps = range(self.step, self.total_steps)
+        sampler = ours.TrainSampler(
+            len(self.dataset), self.share, steps, shuffle=settings.shuffle, seed=settings.seed
+        )
+        loader = iter(self.loader(self.dataset, sampler))
+        bar = tqdm(total=self.total_steps, initial=self.step, disable=self.rank > 0, unit="step")
+        self.throughput.restart()
+        for step in steps:
+            data = self.ready(self.throughput.waiting(loader))
+            ours.seed_step(settings.seed, step)
+            rates = {f"lr_{group['name']}": group["lr"] for group in self.optimizer.param_groups}
+            result = ours.train_step(
+                self.model,
+                self.optimizer,
+                data.batches,
+                scheduler=self.scheduler,
+                max_grad_norm=settings.clip_grad_norm,
+                check=self.check,
+                loss=self.loss,
+            )
+            self.step = step + 1
+            self.throughput.add(data)
+            bar.update()
+            bar.set_postfix_str(f"loss {result.loss:.4f}")
+            if self.due(settings.log_every_n_steps):
+                self.log(vars(result) | rates | self.throughput.report())
+            if self.due(settings.eval_every_n_steps):
+                self.log({"val_loss": self.validate()})
+                self.throughput.restart()
+            if self.due(settings.save_every_n_steps):
+                self.save_checkpoint()
+                self.throughput.restart()
+        bar.close()
+
+    def due(self, every: int | None) -> bool:
+        """Whether something done every so many steps is to be done after this one."""
+        return every is not None and (self.step % every == 0 or self.step == self.total_steps)
+
+    def loader(self, dataset: Any, sampler: Any) -> DataLoader:
+        """Batches of one step after another."""
+        settings = self.settings
+        collate = ours.StepCollate(
+            self.tokenizer.pad_id,
+            batch_size=settings.batch_size,
+            pack_to=settings.pack_to,
+            mask=self.mask,
+        )
+        return ours.make_loader(
+            dataset, sampler, collate, seed=settings.seed, **settings.dataloader
+        )
+
+    def ready(self, data: ours.StepBatches) -> ours.StepBatches:
+        """Batches on the device, equally many on every rank."""
+        ours.to_device(data, self.device, mask=self.mask)
+        return ours.equal_numbers(data, self.device)
+
+    def validate(self) -> float:
+        """Mean loss over the labels of the validation data."""
+        sampler = ours.ValidationSampler(len(self.val_dataset), self.share)
+        steps = self.loader(self.val_dataset, sampler)
+        batches = (batch for data in steps for batch in self.ready(data).batches)
+        return ours.mean_loss(self.model, batches, device=self.device, loss=self.loss)
+
+    def log(self, figures: dict[str, float]) -> None:
+        """Hand figures of this step to the logger."""
+        if self.rank == 0:
+            self.logger.log_dict(figures, step=self.step)
+
+    def save_checkpoint(self) -> None:
+        """Write what is needed to go on."""
+        ours.save_step(
+            self.output_dir,
+            self.step,
+            self.model,
+            self.optimizer,
+            self.scheduler,
+            identity=self.identity(),
+            keep_last=self.settings.keep_last_n_checkpoints,
+        )
+
+    def save(self) -> Path:
+        """Write the result in the layout of transformers, or of PEFT."""
+        target = self.output_dir / self.settings.save
+        weights = ours.gather_weights(self.model, self.device)
+        if self.rank == 0 and self.settings.save == "adapter":
+            trained = {name: weights[name] for name in ours.trained_names(self.model)}
+            ours.save_adapter(target, trained, source=self.source, tuning=self.tuning)
+        elif self.rank == 0:
+            limits = {name: getattr(self.tokenizer, name) for name in ("min_pixels", "max_pixels")}
+            ours.save_model(
+                target,
+                weights,
+                source=self.source,
+                from_scratch=self.settings.from_scratch,
+                tuning=self.tuning,
+                limits=limits,
+            )
+        return target
+
+    def finish(self, folder: Path) -> None:
+        """Close the logger, and call what is to look at the result."""
+        if self.rank == 0:
+            self.logger.close()
+            seconds = time.perf_counter() - self.start
+            config.instantiate(self.settings.after_training, folder, seconds)
+
+
+@config.parse
+def recipe_main(cfg: DictConfig) -> None:
+    """Entry point: the YAML, with `key=value` from the command line over it."""
+    distributed = training.is_distributed()
+    if distributed:
+        torch.distributed.init_process_group(training.get_distributed_backend(cfg.device))
+    recipe = FinetuneRecipe(cfg)
+    recipe.setup()
+    recipe.train()
+    recipe.finish(recipe.save())
+    if distributed:
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(recipe_main())

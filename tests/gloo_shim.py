@@ -1,0 +1,66 @@
+"""Runs torchtune's distributed recipes on CPU, one after another: what torchrun is given here.
+
+    torchrun --nproc_per_node 2 gloo_shim.py RECIPE --config FILE k=v ... -- RECIPE --config ...
+
+The recipe files are torchtune's own. Replaced is what a machine without a GPU does not have (the
+nccl backend, statistics and caches of device memory, barriers named by device), and the process
+group outlives a recipe so that the next one finds it. A rank that hangs ends with a traceback.
+"""
+
+import faulthandler
+import runpy
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed
+from torchtune import training
+from torchtune._cli.run import ROOT
+
+SECONDS_FOR_ONE = 120
+
+
+def main() -> None:
+    """Run every recipe of the command line."""
+    adapt()
+    for recipe, *arguments in runs(sys.argv[1:]):
+        faulthandler.dump_traceback_later(SECONDS_FOR_ONE, exit=True)
+        path = ROOT / "recipes" / f"{recipe}.py"
+        sys.argv = [str(path), *arguments]
+        try:
+            runpy.run_path(str(path), run_name="__main__")
+        except SystemExit as done:
+            if done.code:
+                raise
+    faulthandler.cancel_dump_traceback_later()
+
+
+def runs(arguments: list[str]) -> Iterator[list[str]]:
+    """The command line, split where "--" stands alone."""
+    run: list[str] = []
+    for argument in [*arguments, "--"]:
+        if argument != "--":
+            run.append(argument)
+        else:
+            yield run
+            run = []
+
+
+def adapt() -> None:
+    """Take the place of what needs a GPU."""
+    barrier = torch.distributed.barrier
+    torch.distributed.init_process_group("gloo")
+
+    def nothing(*_: Any, **__: Any) -> dict[str, float]:
+        return {}
+
+    for name in ("init_process_group", "destroy_process_group"):
+        setattr(torch.distributed, name, nothing)
+    torch.distributed.barrier = lambda *_, **__: barrier()
+    training.get_memory_stats = training.log_memory_stats = nothing
+    torch.cpu.empty_cache = torch.cpu.reset_peak_memory_stats = nothing
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""`tune-qwen25vl`: our names in torchtune's registry, from a checkout and from a wheel."""
+
+import copy
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from torchtune import _recipe_registry
+
+from torchtune_qwen25vl import _cli
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
+PROBE = """
+import os, pathlib, sys
+from omegaconf import OmegaConf
+config, *overrides = sys.argv[sys.argv.index("--config") + 1:]
+cfg = OmegaConf.merge(OmegaConf.load(config), OmegaConf.from_dotlist(overrides))
+rank = os.environ.get("RANK", "alone")
+pathlib.Path(cfg.seen, f"{cfg.word}-{rank}").write_text(os.path.abspath(__file__))
+"""
+PROBE_CONFIG = "# Launch:\n#   tune-qwen25vl run probe --config sizes/small\nword: small\n"
+
+
+@pytest.fixture
+def tune(monkeypatch):
+    """The command line as a function of its words, on a registry of its own."""
+    recipes = copy.deepcopy(_recipe_registry._ALL_RECIPES)
+    monkeypatch.setattr(_recipe_registry, "_ALL_RECIPES", recipes)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # `run` appends the working directory
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["tune-qwen25vl", *map(str, words)])
+        _cli.main()
+
+    return run
+
+
+@pytest.fixture
+def left(tmp_path):
+    """An empty folder for the probe to write to."""
+    (tmp_path / "left").mkdir()
+    return tmp_path / "left"
+
+
+@pytest.fixture
+def probe(tmp_path, monkeypatch):
+    """A recipes folder with a recipe that leaves a file named after its config and its rank."""
+    folder = add_probe(tmp_path / "recipes")
+    monkeypatch.setattr(_cli, "RECIPES", folder)
+    return folder
+
+
+def add_probe(folder):
+    (folder / "configs" / "sizes").mkdir(parents=True)
+    (folder / "probe.py").write_text(PROBE)
+    (folder / "configs" / "sizes" / "small.yaml").write_text(PROBE_CONFIG)
+    return folder
+
+
+def seen(folder):
+    """What the probe left there: for each of its processes, the file it ran."""
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def test_ls_lists_ours_beside_torchtunes(tune, capsys):
+    tune("ls")
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines]
+    assert ["full_finetune_single_device", "llama2/7B_full_low_memory"] in rows
+    assert {row[-1] for row in rows} >= set(_cli._configs())
+    names = [row[0] for row in rows]
+    assert set(names) >= {path.stem for path in (ROOT / "recipes").glob("*.py")}
+    stock = rows[
+        names.index("full_finetune_single_device") : names.index("full_finetune_distributed")
+    ]
+    assert ["qwen2_5_vl/3B_full_single_device"] in stock
+
+
+def test_adding_twice_changes_nothing(tune):
+    _cli.add_to_registry()
+    once = copy.deepcopy(_recipe_registry._ALL_RECIPES)
+    _cli.add_to_registry()
+    assert once == _recipe_registry._ALL_RECIPES
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_headers_launch_the_config_they_are_in(path, tune):
+    _cli.add_to_registry()
+    recipes = {recipe.name for recipe in _recipe_registry.get_all_recipes()}
+    name = path.relative_to(ROOT / "recipes" / "configs").with_suffix("").as_posix()
+    launches = re.findall(r"tune-qwen25vl run .*?(\w+) --config (\S+)", path.read_text())
+    assert launches
+    assert {config for _, config in launches} == {name}
+    assert {recipe for recipe, _ in launches} <= recipes
+
+
+def test_a_config_without_a_launch_command_is_noticed(probe, tune):
+    (probe / "configs" / "bare.yaml").write_text("word: bare\n")
+    with pytest.raises(AssertionError, match=r"bare\.yaml has no launch command"):
+        tune("ls")
+
+
+def test_cp_copies_recipes_and_configs(probe, tune, tmp_path, capsys):
+    tune("cp", "probe", tmp_path / "mine.py")
+    tune("cp", "sizes/small", tmp_path / "mine.yaml")
+    assert (tmp_path / "mine.py").read_text() == PROBE
+    assert (tmp_path / "mine.yaml").read_text() == PROBE_CONFIG
+    with pytest.raises(SystemExit):
+        tune("cp", "sizes/large", tmp_path / "none.yaml")
+
+
+def test_cat_prints_ours(probe, tune, capsys):
+    tune("cat", "sizes/small")
+    assert capsys.readouterr().out == "word: small\n"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_validate_takes_names(path, tune, capsys):
+    tune("validate", path.relative_to(ROOT / "recipes" / "configs").with_suffix(""))
+    assert "well-formed" in capsys.readouterr().out
+
+
+def test_validate_takes_paths_and_refuses_an_unknown_argument(tune, tmp_path, capsys):
+    broken = tmp_path / "broken.yaml"
+    transform = {"_component_": "torchtune_qwen25vl.Qwen25VLTransform", "path": "", "tiles": 4}
+    broken.write_text(json.dumps({"tokenizer": transform}))
+    with pytest.raises(SystemExit):
+        tune("validate", broken)
+    assert "tiles" in capsys.readouterr().err
+
+
+def test_help_speaks_of_this_program(tune, capsys):
+    with pytest.raises(SystemExit):
+        tune("--help")
+    text = capsys.readouterr().out
+    assert "usage: tune-qwen25vl" in text
+    assert "Qwen2.5-VL" in text
+    with pytest.raises(SystemExit):
+        tune("run", "--help")
+    text += capsys.readouterr().out
+    assert "$ tune-qwen25vl run --nproc_per_node 4" in text
+    assert not re.search(r"\btune (run|ls|cp|validate|cat|download)\b", text)
+
+
+def test_download_is_torchtunes(tune, monkeypatch, tmp_path, capsys):
+    def snapshot_download(repo_id, *, local_dir, **_):
+        (local_dir / "config.json").write_text(repo_id)
+        return local_dir
+
+    monkeypatch.setattr("torchtune._cli.download.snapshot_download", snapshot_download)
+    tune("download", "Qwen/Qwen2.5-VL-3B-Instruct", "--output-dir", tmp_path)
+    assert (tmp_path / "config.json").read_text() == "Qwen/Qwen2.5-VL-3B-Instruct"
+
+
+def test_run_on_one_device(probe, tune, left):
+    tune("run", "probe", "--config", "sizes/small", f"seen={left}")
+    tune("run", "probe", "--config", "sizes/small", f"seen={left}", "word=other")
+    assert seen(left) == dict.fromkeys(["small-alone", "other-alone"], str(probe / "probe.py"))
+
+
+def test_an_unknown_recipe_stops(probe, tune, left):
+    with pytest.raises(ImportError, match="prbe"):
+        tune("run", "prbe", "--config", "sizes/small", f"seen={left}")
+
+
+def test_run_under_torchrun(probe, tune, left):
+    tune("run", "--nproc_per_node", 2, "probe", "--config", "sizes/small", f"seen={left}")
+    assert seen(left) == dict.fromkeys(["small-0", "small-1"], str(probe / "probe.py"))
+
+
+def test_from_an_installed_wheel(left, tmp_path):
+    """The wheel carries the recipes, and there they are found before torchtune's `recipes`."""
+    if importlib.util.find_spec("hatchling") is None:
+        pytest.skip("hatchling, the build backend, is not installed")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    site = tmp_path / "site"
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(site)
+    folder = site / "torchtune_qwen25vl" / "recipes"
+    carried = {path.relative_to(folder) for path in folder.rglob("*.yaml")}
+    assert carried == {path.relative_to(ROOT / "recipes") for path in CONFIGS}
+    add_probe(folder)
+    launch = f"--nproc_per_node 2 probe --config sizes/small seen={left}".split()
+    program = "from torchtune_qwen25vl._cli import main; main()"
+    subprocess.run(
+        [sys.executable, "-c", program, "run", *launch],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        check=True,
+        timeout=120,
+    )
+    assert seen(left) == dict.fromkeys(["small-0", "small-1"], str(folder / "probe.py"))

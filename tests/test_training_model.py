@@ -1,0 +1,162 @@
+"""The model of a run: made, filled, saved."""
+
+import copy
+import json
+
+import pytest
+import tiny
+import torch
+from training_samples import Transform, sample
+
+from parity import reference
+from torchtune_qwen25vl.training import (
+    StepCollate,
+    gather_weights,
+    make_model,
+    save_adapter,
+    save_model,
+    trained_names,
+)
+
+CPU = torch.device("cpu")
+LIMITS = {"min_pixels": 6272, "max_pixels": 50176}
+ADAPTERS = {
+    "lora_attn_modules": ["q_proj", "k_proj", "v_proj", "output_proj"],
+    "apply_lora_to_mlp": True,
+    "lora_rank": 4,
+    "lora_alpha": 8,
+}
+TUNED = {**ADAPTERS, "decoder_trainable": "lora", "vision_trainable": "lora"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny model as transformers saves it."""
+    path = tmp_path_factory.mktemp("tiny")
+    reference.random_model("tiny").save_pretrained(path)
+    return path
+
+
+def make(folder, tuning=TUNED, **options):
+    options = {"dtype": torch.float32, "device": CPU, "seed": 0} | options
+    return make_model(folder, tuning, **options)
+
+
+def disturbed(model, names):
+    """The model after a training that moved these weights."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.state_dict().items():
+            if name in names:
+                weight.add_(0.02 * torch.randn(weight.shape, generator=generator))
+    return model.eval()
+
+
+def test_adapters_have_no_effect_at_first(folder):
+    plain, adapted = make(folder, {}).eval(), make(folder).eval()
+    inputs = tiny.inputs("mixed batch").ours
+    with torch.no_grad():
+        assert torch.equal(plain(**inputs), adapted(**inputs))
+    dora = make(folder, {**TUNED, "use_dora": True}).eval()
+    with torch.no_grad():
+        assert (plain(**inputs) - dora(**inputs)).abs().max() < 1e-5
+
+
+def test_new_weights_follow_the_seed(folder):
+    first, again, other = make(folder), make(folder), make(folder, seed=1)
+    names = [name for name in trained_names(first) if "lora_a" in name]
+    assert names
+    for name in names:
+        weight = first.state_dict()[name]
+        assert torch.equal(weight, again.state_dict()[name])
+        assert not torch.equal(weight, other.state_dict()[name])
+        assert weight.abs().max() <= weight.shape[1] ** -0.5  # kaiming_uniform_ with a = sqrt(5)
+
+
+def test_from_scratch_reads_the_config_only(folder, tmp_path):
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    model = make(tmp_path, {}, from_scratch=True)
+    for name, weight in model.named_parameters():
+        if name.endswith(".scale"):
+            assert (weight == 1).all()
+        elif weight.ndim == 1:
+            assert not weight.any()
+        else:
+            assert abs(weight.std() - 0.02) < 0.002, name
+    with pytest.raises(ValueError, match="holds no weights"):
+        make(tmp_path, {})
+
+
+def test_a_saved_model_is_the_trained_one_in_transformers(folder, tmp_path):
+    model = make(folder)
+    disturbed(model, trained_names(model))
+    inputs = tiny.inputs("mixed batch")
+    with torch.no_grad():
+        expected = model(**inputs.ours)
+    save_model(
+        tmp_path / "model",
+        gather_weights(model, CPU),
+        source=folder,
+        from_scratch=False,
+        tuning=ADAPTERS,
+        limits=LIMITS,
+    )
+    theirs = reference.load(str(tmp_path / "model"), torch.float32)
+    with torch.no_grad():
+        logits = theirs(**reference.forward_kwargs(inputs)).logits
+        before = reference.random_model("tiny")(**reference.forward_kwargs(inputs)).logits
+        again = model(**inputs.ours)
+    kept = inputs.attention_mask.bool()
+    assert (logits - expected)[kept].abs().max() < 2e-5
+    assert (before - expected)[kept].abs().max() > 0.1
+    assert torch.equal(again, expected)  # merging left the model as it was
+    limits = json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())
+    assert limits.items() >= LIMITS.items()
+    assert (tmp_path / "model" / "config.json").read_bytes() == (
+        folder / "config.json"
+    ).read_bytes()
+
+
+def test_a_saved_adapter_is_the_trained_one_in_peft(folder, tmp_path):
+    peft = pytest.importorskip("peft", reason="peft is missing; it is in the dev group")
+    model = make(folder)
+    names = trained_names(model)
+    assert any(name.startswith("vision.merger") for name in names)
+    disturbed(model, names)
+    weights = gather_weights(model, CPU)
+    trained = {name: weights[name] for name in names}
+    save_adapter(tmp_path / "adapter", trained, source=folder, tuning=ADAPTERS)
+    base = copy.deepcopy(reference.random_model("tiny"))
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    inputs = tiny.inputs("mixed batch")
+    with torch.no_grad():
+        expected = model(**inputs.ours)
+        logits = theirs(**reference.forward_kwargs(inputs)).logits
+    kept = inputs.attention_mask.bool()
+    assert (logits - expected)[kept].abs().max() < 2e-5
+
+
+def test_a_model_from_scratch_is_saved_as_one_file(folder, tmp_path):
+    model = make(folder, {}, from_scratch=True)
+    save_model(
+        tmp_path / "model",
+        gather_weights(model, CPU),
+        source=folder,
+        from_scratch=True,
+        tuning=ADAPTERS,
+        limits=LIMITS,
+    )
+    again = make(tmp_path / "model", {})
+    for name, weight in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight), name
+
+
+def test_compiled_layers_compute_the_same(folder, monkeypatch):
+    monkeypatch.setenv("TORCH_COMPILE_BACKEND", "aot_eager")
+    plain, compiled = make(folder, {}), make(folder, {}, compile_layers=True)
+    batches = StepCollate(Transform.pad_id, batch_size=2, pack_to=None)(
+        [sample("image", 0), sample("text", 1)]
+    ).batches
+    inputs = {key: value for key, value in batches[0].items() if key != "labels"}
+    with torch.no_grad():
+        assert (plain(**inputs) - compiled(**inputs)).abs().max() < 1e-5

@@ -1,0 +1,48 @@
+"""An example that learns: pictures of shapes drawn by a seeded generator, captioned by template.
+
+    tune-qwen25vl run finetune --config shapes_tiny
+
+trains a Qwen2.5-VL of 1.5 million parameters from nothing; parity.shapes then reports what its
+captions of held-out pictures get right, and whether transformers gives the same captions.
+"""
+
+from pathlib import Path
+
+from torchtune_qwen25vl._transform import Qwen25VLTransform
+from torchtune_qwen25vl.shapes._captions import (
+    blank,
+    caption,
+    held_out_scenes,
+    pictures,
+    share_right,
+)
+from torchtune_qwen25vl.shapes._dataset import QUESTION, ShapesDataset, caption_messages
+from torchtune_qwen25vl.shapes._scenes import Scene, draw, random_scene, score
+
+
+def tiny_folder() -> str:
+    """Config, tokenizer and pixel limits of the example's model; it has no weights yet."""
+    return str(Path(__file__).parent / "tiny")
+
+
+def tiny_transform() -> Qwen25VLTransform:
+    """The transform of that folder."""
+    return Qwen25VLTransform.from_folder(tiny_folder())
+
+
+__all__ = [
+    "QUESTION",
+    "Scene",
+    "ShapesDataset",
+    "blank",
+    "caption",
+    "caption_messages",
+    "draw",
+    "held_out_scenes",
+    "pictures",
+    "random_scene",
+    "score",
+    "share_right",
+    "tiny_folder",
+    "tiny_transform",
+]

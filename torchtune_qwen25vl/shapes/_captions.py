@@ -1,0 +1,55 @@
+"""Captions of pictures by a trained model, and the share of attributes they name."""
+
+from collections.abc import Sequence
+
+from PIL import Image
+
+from torchtune_qwen25vl._collate import padded_collate
+from torchtune_qwen25vl._generation import generate
+from torchtune_qwen25vl._model import Qwen25VL
+from torchtune_qwen25vl._transform import Qwen25VLTransform
+from torchtune_qwen25vl.shapes._dataset import caption_messages
+from torchtune_qwen25vl.shapes._scenes import Scene, draw, random_scene, score
+
+MAX_NEW_TOKENS = 24
+BATCH = 50
+
+
+def held_out_scenes(count: int, seed: int) -> list[Scene]:
+    """Scenes of a seed that no training data has."""
+    return [random_scene((seed << 32) + index) for index in range(count)]
+
+
+def caption(
+    model: Qwen25VL, transform: Qwen25VLTransform, images: Sequence[Image.Image]
+) -> list[list[int]]:
+    """Greedy captions as tokens, their end included."""
+    captions: list[list[int]] = []
+    for start in range(0, len(images), BATCH):
+        samples = [
+            transform({"messages": caption_messages(image)}, inference=True)
+            for image in images[start : start + BATCH]
+        ]
+        batch = padded_collate(samples, transform.pad_id, padding_side="left")
+        answers = generate(
+            model, batch, max_new_tokens=MAX_NEW_TOKENS, stop_tokens=transform.stop_tokens
+        )
+        rows = zip(answers.tokens.tolist(), answers.lengths, strict=True)
+        captions += [tokens[:length] for tokens, length in rows]
+    return captions
+
+
+def blank(image: Image.Image) -> Image.Image:
+    """A white picture of the same size."""
+    return Image.new("RGB", image.size, "white")
+
+
+def share_right(captions: Sequence[str], scenes: Sequence[Scene]) -> float:
+    """Attributes named in their place, of all attributes."""
+    right = sum(score(said, scene) for said, scene in zip(captions, scenes, strict=True))
+    return right / sum(len(scene.attributes) for scene in scenes)
+
+
+def pictures(scenes: Sequence[Scene]) -> list[Image.Image]:
+    """Draw the scenes."""
+    return [draw(scene) for scene in scenes]

@@ -1,0 +1,61 @@
+"""What a training loop needs beside the model: batches, steps, parts, speed, checkpoints."""
+
+from torchtune_qwen25vl._weight_files import find_weights
+from torchtune_qwen25vl.training._batches import (
+    StepBatches,
+    StepCollate,
+    equal_numbers,
+    to_device,
+)
+from torchtune_qwen25vl.training._model import gather_weights, make_model, save_adapter, save_model
+from torchtune_qwen25vl.training._packed_attention import attend_by_sample
+from torchtune_qwen25vl.training._parts import (
+    GradientCheck,
+    Part,
+    parameter_groups,
+    read_parts,
+    trained_names,
+    tuning,
+)
+from torchtune_qwen25vl.training._samples import (
+    Share,
+    TrainSampler,
+    ValidationSampler,
+    make_loader,
+    seed_step,
+)
+from torchtune_qwen25vl.training._state import last_checkpoint, load_step, save_step
+from torchtune_qwen25vl.training._step import StepResult, mean_loss, summed_loss, train_step
+from torchtune_qwen25vl.training._throughput import Throughput
+
+__all__ = [
+    "GradientCheck",
+    "Part",
+    "Share",
+    "StepBatches",
+    "StepCollate",
+    "StepResult",
+    "Throughput",
+    "TrainSampler",
+    "ValidationSampler",
+    "attend_by_sample",
+    "equal_numbers",
+    "find_weights",
+    "gather_weights",
+    "last_checkpoint",
+    "load_step",
+    "make_loader",
+    "make_model",
+    "mean_loss",
+    "parameter_groups",
+    "read_parts",
+    "save_adapter",
+    "save_model",
+    "save_step",
+    "seed_step",
+    "summed_loss",
+    "to_device",
+    "train_step",
+    "trained_names",
+    "tuning",
+]

@@ -1,0 +1,141 @@
+"""Samples of a step to batches: padded, or packed into rows of a token budget.
+
+Rows are packed within a step: it sees the same samples packed or padded, and no buffer outlives it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torchtune import utils
+from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
+from torchtune.modules.attention_utils import packed_block_causal_mask
+
+from torchtune_qwen25vl._collate import packed_collate, padded_collate
+from torchtune_qwen25vl.training._step import count_labels, targets
+
+Batch = dict[str, Any]
+Mask = Literal["dense", "lengths", "flex"]
+FLEX_BLOCK = 128  # rows and columns of a block of flex attention
+
+
+class StepBatches(NamedTuple):
+    """One rank's share of one step; each batch goes through the model at once."""
+
+    batches: list[Batch]
+    lengths: list[list[int]]  # of each batch: tokens of each sample
+    grids: list[list[list[int]]]  # of each batch: (t, h, w) of each image and video
+    labels: list[int]  # of each batch: how many
+
+
+class StepCollate:
+    """Samples of a step to batches: rows of `pack_to` tokens, or `batch_size` samples padded.
+
+    Args:
+        padding_idx: token at padding
+        batch_size: samples padded to one batch
+        pack_to: most tokens of a packed row; None pads
+        mask: of packed rows: "dense" [1, s, s], as any model takes it; "lengths" of the samples,
+            for one that went through `attend_by_sample`; "flex" leaves it to `to_device`, for CUDA
+    """
+
+    def __init__(
+        self, padding_idx: int, *, batch_size: int, pack_to: int | None, mask: Mask = "dense"
+    ) -> None:
+        self.padding_idx = padding_idx
+        self.batch_size = batch_size
+        self.pack_to = pack_to
+        self.mask = mask
+
+    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> StepBatches:
+        """Collate all samples of a step."""
+        lengths = [len(sample["tokens"]) for sample in samples]
+        if self.pack_to is None:
+            every = list(range(len(samples)))
+            rows = [every[k : k + self.batch_size] for k in every[:: self.batch_size]]
+        else:
+            rows = plan_rows(lengths, self.pack_to)
+        chosen = [[samples[k] for k in row] for row in rows]
+        batches = [self._collate(row) for row in chosen]
+        return StepBatches(
+            batches=batches,
+            lengths=[[lengths[k] for k in row] for row in rows],
+            grids=[[grid for sample in row for grid in _grids(sample)] for row in chosen],
+            labels=[count_labels(targets(batch["labels"])) for batch in batches],
+        )
+
+    def _collate(self, samples: Sequence[Mapping[str, Any]]) -> Batch:
+        if self.pack_to is None:
+            return padded_collate(samples, self.padding_idx)
+        multiple = FLEX_BLOCK if self.mask == "flex" else 1
+        batch = packed_collate(samples, self.padding_idx, pad_to_multiple_of=multiple)
+        if self.mask == "lengths":
+            batch["mask"] = torch.tensor([len(sample["tokens"]) for sample in samples])
+        elif self.mask == "flex":
+            del batch["mask"]
+        return batch
+
+
+def plan_rows(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Distribute samples over rows: the longest first, each into the first row where it fits.
+
+    Args:
+        lengths: tokens of each sample
+        budget: most tokens of a row
+
+    Returns:
+        The samples of each row, in ascending order
+
+    Raises:
+        ValueError: if a sample is longer than a row.
+    """
+    if max(lengths) > budget:
+        raise ValueError(
+            f"a sample of {max(lengths)} tokens does not fit into rows of pack_to {budget}; "
+            "raise pack_to, or lower the transform's max_pixels or max_seq_len"
+        )
+    rows: list[list[int]] = []
+    space: list[int] = []
+    for sample in sorted(range(len(lengths)), key=lambda k: (-lengths[k], k)):
+        row = next((r for r, left in enumerate(space) if left >= lengths[sample]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            space.append(budget)
+        rows[row].append(sample)
+        space[row] -= lengths[sample]
+    return [sorted(row) for row in rows]
+
+
+def to_device(data: StepBatches, device: torch.device, *, mask: Mask = "dense") -> None:
+    """Move the batches, in place; see `StepCollate` for `mask`."""
+    for batch, lengths in zip(data.batches, data.lengths, strict=True):
+        utils.batch_to_device(batch, device)
+        if mask == "flex":
+            padding = batch["tokens"].shape[1] - sum(lengths)
+            batch["mask"] = packed_block_causal_mask([torch.tensor([*lengths, padding])])
+
+
+def equal_numbers(data: StepBatches, device: torch.device) -> StepBatches:
+    """As many batches on every rank: those with fewer repeat their last, its labels ignored.
+
+    Packing may need more rows on one rank than on another, and sharded ranks run in step.
+    """
+    if not torch.distributed.is_initialized():
+        return data
+    most = torch.tensor(len(data.batches), device=device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    missing = int(most) - len(data.batches)
+    last = data.batches[-1]
+    ignored = torch.full_like(last["labels"], CROSS_ENTROPY_IGNORE_IDX)
+    return StepBatches(
+        batches=data.batches + [{**last, "labels": ignored}] * missing,
+        lengths=data.lengths + [[]] * missing,
+        grids=data.grids + [[]] * missing,
+        labels=data.labels + [0] * missing,
+    )
+
+
+def _grids(sample: Mapping[str, Any]) -> list[list[int]]:
+    if "encoder_input" not in sample:
+        return []
+    return sample["encoder_input"]["vision"]["grid_thw"].tolist()

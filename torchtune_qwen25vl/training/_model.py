@@ -1,0 +1,159 @@
+"""The model of a run: built, sharded and filled; gathered, merged and saved."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchtune import modules, training, utils
+from torchtune.modules.peft import get_merged_lora_ckpt
+
+from torchtune_qwen25vl._convert_weights import tune_to_hf, tune_to_peft
+from torchtune_qwen25vl._model import Qwen25VL
+from torchtune_qwen25vl._model_builders import qwen2_5_vl_from_config
+from torchtune_qwen25vl._pixel_limits import write_pixel_limits
+from torchtune_qwen25vl._pretrained import Checkpoint
+from torchtune_qwen25vl._weight_files import copy_settings, replacing_folder, write_weights
+from torchtune_qwen25vl.training._packed_attention import attend_by_sample
+
+INITIAL_STD = 0.02  # of a model trained from nothing whose config has no initializer_range
+
+
+def make_model(
+    source: Path,
+    tuning: Mapping[str, Any],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int,
+    from_scratch: bool = False,
+    checkpoint_activations: bool = False,
+    compile_layers: bool = False,
+) -> Qwen25VL:
+    """The model to train, on its device; sharded by FSDP2 where there is more than one rank.
+
+    What has no weights yet, an adapter or a whole model from scratch, gets the same ones on any
+    number of ranks.
+
+    Args:
+        source: folder of config.json and the weights
+        tuning: arguments of `Tuning`, see `tuning`
+        dtype: of all weights
+        device: where they go
+        seed: of weights that are new
+        from_scratch: start from random weights, reading config.json only
+        checkpoint_activations: keep only the input of each layer, of the encoder too, and compute
+            the layer again in the backward
+        compile_layers: run the decoder's layers through torch.compile
+
+    Raises:
+        ValueError: if the weights are not exactly those of config.json.
+    """
+    sharded = utils.get_world_size_and_rank()[0] > 1
+    with training.set_default_dtype(dtype), torch.device("meta" if sharded else device):
+        model = qwen2_5_vl_from_config(source, **tuning)
+    attend_by_sample(model)
+    state = {} if from_scratch else dict(Checkpoint(source, None, source).read(lazily=True))
+    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    missing = {name: shape for name, shape in shapes.items() if name not in state}
+    settings = json.loads((source / "config.json").read_text())
+    state |= _new_weights(missing, seed, settings.get("initializer_range", INITIAL_STD))
+    if compile_layers:
+        training.compile_model(model, verbose=False)
+    if checkpoint_activations:
+        training.set_activation_checkpointing(model, {modules.TransformerSelfAttentionLayer})
+    if sharded:
+        training.shard_model(model, [training.get_shard_conditions], cpu_offload=False)
+        # the loss projects with the output weight after the forward
+        model.set_reshard_after_forward(False, recurse=False)
+        training.load_from_full_model_state_dict(model, state, device, strict=True)
+    else:
+        model.load_state_dict(state)
+    with device:
+        for module in model.modules():
+            if sharded and hasattr(module, "rope_init"):
+                module.rope_init()
+            if hasattr(module, "initialize_dora_magnitude"):
+                module.initialize_dora_magnitude()
+    return model
+
+
+def _new_weights(shapes: Mapping[str, tuple[int, ...]], seed: int, std: float) -> dict[str, Tensor]:
+    """First values of weights that no file has, on the CPU.
+
+    Adapters start as torchtune's and PEFT's do, without effect; all else as transformers does.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, shape in shapes.items():
+        weight = torch.zeros(shape)
+        if name.endswith("lora_a.weight"):
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
+        elif name.endswith(".scale"):
+            nn.init.ones_(weight)
+        elif len(shape) == 2 and not name.endswith("lora_b.weight"):
+            nn.init.normal_(weight, std=std, generator=generator)
+        weights[name] = weight
+    return weights
+
+
+def gather_weights(model: Qwen25VL, device: torch.device) -> dict[str, Tensor]:
+    """A copy of all weights on the CPU of the first rank; nothing on the others."""
+    world_size, rank = utils.get_world_size_and_rank()
+    if world_size > 1:
+        return training.gather_cpu_state_dict(model, rank == 0, device=device)
+    return {name: weight.to("cpu", copy=True) for name, weight in model.state_dict().items()}
+
+
+def save_model(
+    target: Path,
+    weights: dict[str, Tensor],
+    *,
+    source: Path,
+    from_scratch: bool,
+    tuning: Mapping[str, Any],
+    limits: Mapping[str, int],
+) -> None:
+    """Write a folder that transformers loads, adapters merged, files named as in `source`.
+
+    Args:
+        target: the folder, written whole or not at all
+        weights: in tune layout, with adapters; consumed
+        source: where the run began: config.json, tokenizer and the rest are copied from there
+        from_scratch: whether `source` has no weights
+        tuning: of the model
+        limits: min_pixels and max_pixels of the training, for preprocessor_config.json
+    """
+    weights = get_merged_lora_ckpt(weights, tuning["lora_rank"], tuning["lora_alpha"])
+    with replacing_folder(target) as folder:
+        copy_settings(source, folder)
+        write_pixel_limits(folder, **limits)
+        hf_weights = tune_to_hf(weights)
+        if from_scratch:
+            write_weights(folder, hf_weights, dict.fromkeys(hf_weights, "model.safetensors"))
+        else:
+            Checkpoint(source, None, source).write(folder, hf_weights)
+
+
+def save_adapter(
+    target: Path, trained: Mapping[str, Tensor], *, source: Path, tuning: Mapping[str, Any]
+) -> None:
+    """Write what was trained as a PEFT adapter of the model in `source`.
+
+    Args:
+        target: the folder, written whole or not at all
+        trained: adapters, and weights trained in full, in tune layout
+        source: where the run began
+        tuning: of the model
+    """
+    rank, alpha = tuning["lora_rank"], tuning["lora_alpha"]
+    tensors, config = tune_to_peft(trained, rank=rank, alpha=alpha)
+    config["base_model_name_or_path"] = str(source)
+    with replacing_folder(target) as folder:
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")

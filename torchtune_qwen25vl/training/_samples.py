@@ -1,0 +1,172 @@
+"""Which samples a step trains on: the same ones on any number of workers and ranks.
+
+They follow from the number of the step alone, and what a sample draws at random from the sample
+and the pass. So the number of the step is all a run needs to go on exactly where it stopped.
+"""
+
+import functools
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
+
+from torchtune_qwen25vl.training._batches import StepCollate
+
+
+class Key(NamedTuple):
+    """Which sample, in which pass over the data; one that only fills up is not counted."""
+
+    place: int
+    epoch: int
+    counted: bool = True
+
+
+@dataclass(frozen=True)
+class Share:
+    """How the samples of a step are shared out.
+
+    Args:
+        samples: of one rank in one step
+        rank: this one
+        world_size: number of ranks
+    """
+
+    samples: int
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def step_samples(self) -> int:
+        """Samples of all ranks in one step."""
+        return self.samples * self.world_size
+
+    def numbers(self, step: int) -> range:
+        """Numbers of this rank's samples, counted from the start of the run."""
+        first = step * self.step_samples + self.rank * self.samples
+        return range(first, first + self.samples)
+
+
+class TrainSampler(Sampler[list[Key]]):
+    """An endless walk through the data, each pass in an order of its own.
+
+    Args:
+        num_samples: samples in the data set
+        share: this rank's
+        steps: the steps to give samples for
+        shuffle: whether passes are shuffled
+        seed: of the shuffling
+    """
+
+    def __init__(
+        self, num_samples: int, share: Share, steps: range, *, shuffle: bool, seed: int
+    ) -> None:
+        self.num_samples = num_samples
+        self.share = share
+        self.steps = steps
+        self.shuffle = shuffle
+        self.seed = seed
+        self._order = functools.lru_cache(maxsize=2)(self._make_order)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for step in self.steps:
+            yield [self._key(number) for number in self.share.numbers(step)]
+
+    def _key(self, number: int) -> Key:
+        epoch, place = divmod(number, self.num_samples)
+        return Key(int(self._order(epoch)[place]) if self.shuffle else place, epoch)
+
+    def _make_order(self, epoch: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(_seed_of(self.seed, epoch))
+        return torch.randperm(self.num_samples, generator=generator)
+
+
+class ValidationSampler(Sampler[list[Key]]):
+    """Every sample once; ranks that have no more repeat some that are not counted.
+
+    Args:
+        num_samples: samples in the data set
+        share: this rank's
+    """
+
+    def __init__(self, num_samples: int, share: Share) -> None:
+        self.num_samples = num_samples
+        self.share = share
+
+    def __len__(self) -> int:
+        return -(-self.num_samples // self.share.step_samples)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        n = self.num_samples
+        for step in range(len(self)):
+            yield [Key(k % n, 0, counted=k < n) for k in self.share.numbers(step)]
+
+
+class SeededDataset(Dataset):
+    """A data set whose samples depend on their key alone, whatever they draw at random.
+
+    Args:
+        dataset: anything with samples by their index
+        seed: of what they draw
+    """
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+
+    def __getitem__(self, key: Key) -> Mapping[str, Any]:
+        """The sample of this key, its labels ignored if it is not counted."""
+        before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        seed = _seed_of(self.seed, key.epoch, key.place)
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+        try:
+            sample = self.dataset[key.place]
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+            torch.set_rng_state(before[2])
+        if key.counted:
+            return sample
+        return {**sample, "labels": [CROSS_ENTROPY_IGNORE_IDX] * len(sample["tokens"])}
+
+
+def make_loader(
+    dataset: Any, sampler: Sampler[list[Key]], collate: StepCollate, *, seed: int, **options: Any
+) -> DataLoader:
+    """A loader that gives one `StepBatches` after another, prepared by its workers.
+
+    Args:
+        dataset: anything with samples by their index
+        sampler: whose keys make up a step
+        collate: samples of a step to batches
+        seed: of what samples draw at random
+        **options: of torch's DataLoader: num_workers, prefetch_factor, pin_memory, ...
+    """
+    return DataLoader(
+        SeededDataset(dataset, seed),
+        batch_sampler=sampler,
+        collate_fn=collate,
+        generator=torch.Generator().manual_seed(seed),  # leaves torch's own generator alone
+        **options,
+    )
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seed what the model draws (dropout) in a step of this rank: by its number, so that a run that
+    was interrupted draws the same.
+    """
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    torch.manual_seed(_seed_of(seed, step, rank))
+
+
+def _seed_of(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -1,0 +1,147 @@
+"""Checkpoints of a run: what is trained, the optimiser and the schedule, after a step.
+
+Frozen weights are not in them: they come from where the run began. torch.distributed.checkpoint
+writes every rank's shard and reads them back for any number of ranks.
+"""
+
+import contextlib
+import re
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchtune import utils
+
+from torchtune_qwen25vl._weight_files import recover_folders, replacing_folder
+
+RUN = "run.pt"
+TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
+
+
+def save_step(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    *,
+    identity: Mapping[str, Any],
+    keep_last: int,
+) -> Path:
+    """Write `folder/step_N`, whole or not at all, then remove all but the last ones.
+
+    Args:
+        folder: of all checkpoints of the run
+        step: steps taken so far
+        model: whose trained weights are saved
+        optimizer: its
+        scheduler: its
+        identity: what must be the same for a run to go on exactly; see `load_step`
+        keep_last: checkpoints to keep
+    """
+    target = folder / f"step_{step}"
+    weights, moments = get_state_dict(model, optimizer, options=TRAINED_ONLY)
+    with _shared(target) as building:
+        with _quietly():
+            dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=building)
+        if _is_first():
+            run = {"step": step, "schedule": scheduler.state_dict(), "identity": dict(identity)}
+            torch.save(run, building / RUN)
+    if _is_first():
+        for old in checkpoints(folder)[:-keep_last]:
+            shutil.rmtree(old)
+    return target
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """All whole checkpoints in a folder, the oldest first."""
+    found = [path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint to go on from, None if there is none."""
+    if _is_first():
+        recover_folders(folder)
+    if dist.is_initialized():
+        dist.barrier()
+    return next(reversed(checkpoints(folder)), None)
+
+
+def load_step(
+    path: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    *,
+    identity: Mapping[str, Any],
+) -> int:
+    """Restore a run, and return how many steps it had taken.
+
+    Raises:
+        ValueError: if the run that wrote the checkpoint had another identity, and so would not go
+            on as it would have.
+    """
+    run = torch.load(path / RUN, weights_only=True)
+    changed = {
+        key: (run["identity"].get(key), value)
+        for key, value in identity.items()
+        if run["identity"].get(key) != value
+    }
+    if changed:
+        raise ValueError(
+            f"a run resumes with the options it began with, but {path} differs in (then, now) "
+            f"{changed}; restore them, or begin anew in another output_dir"
+        )
+    weights, moments = get_state_dict(model, optimizer, options=TRAINED_ONLY)
+    state: dict[str, Any] = {"model": weights, "optimizer": moments}
+    with _quietly():
+        dcp.load(state, checkpoint_id=path)
+    set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+        options=TRAINED_ONLY,
+    )
+    scheduler.load_state_dict(run["schedule"])
+    return run["step"]
+
+
+@contextlib.contextmanager
+def _shared(target: Path) -> Iterator[Path]:
+    """`replacing_folder` for all ranks: the first one makes the folder, all write into it."""
+    with replacing_folder(target) if _is_first() else contextlib.nullcontext() as building:
+        shared = [building]
+        if dist.is_initialized():
+            dist.broadcast_object_list(shared)
+        assert shared[0] is not None
+        yield shared[0]
+        if dist.is_initialized():
+            dist.barrier()
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without torch's warnings that there is one rank only, and of a type it uses itself."""
+    with warnings.catch_warnings():
+        for message in ("torch.distributed is disabled", "TypedStorage is deprecated"):
+            warnings.filterwarnings("ignore", message)
+        yield
+
+
+def _is_first() -> bool:
+    return utils.get_world_size_and_rank()[1] == 0

@@ -1,0 +1,173 @@
+"""One step of training: forward and backward of its batches, checks, and the optimiser.
+
+Shapes: b rows, s tokens, d embed_dim, v vocab_size.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchtune import utils
+from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
+
+from torchtune_qwen25vl import _loss
+from torchtune_qwen25vl._model import Qwen25VL
+from torchtune_qwen25vl.training._parts import GradientCheck
+
+Kernel = Literal["torch", "liger"]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step came to.
+
+    Attributes:
+        loss: mean over all labels of the step, on all ranks
+        labels: how many there were
+        grad_norm: norm of all gradients, before clipping
+    """
+
+    loss: float
+    labels: int
+    grad_norm: float
+
+
+def targets(labels: Tensor) -> Tensor:
+    """What each position is to predict, [b, s], from the labels that the collate gives."""
+    if not _loss.RECIPES_SHIFT_LABELS:
+        return labels
+    return F.pad(labels[:, 1:], (0, 1), value=CROSS_ENTROPY_IGNORE_IDX)
+
+
+def summed_loss(
+    model: Qwen25VL, batch: Mapping[str, Any], *, chunk_rows: int = 1024, kernel: Kernel = "torch"
+) -> Tensor:
+    """Summed cross entropy of a batch, projecting the labelled rows only.
+
+    Args:
+        model: on the batch's device
+        batch: keyword arguments of the model, and "labels" [b, s]
+        chunk_rows: see `linear_cross_entropy`
+        kernel: see `linear_cross_entropy`
+    """
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    model.skip_output_layer = True
+    try:
+        hidden = model(**inputs)  # [b, s, d]
+    finally:
+        model.skip_output_layer = False
+    wanted = targets(batch["labels"])
+    mean = _loss.linear_cross_entropy(
+        hidden, output_weight(model), wanted, chunk_rows=chunk_rows, kernel=kernel
+    )
+    return mean * count_labels(wanted)
+
+
+def output_weight(model: Qwen25VL) -> nn.Parameter:
+    """The weight that projects to the vocabulary, [v, d]: the embedding's, where they are tied."""
+    output: Any = model.output
+    return getattr(output, "tied_module", output).weight
+
+
+def count_labels(wanted: Tensor) -> int:
+    """Labels among the targets [b, s]."""
+    return int((wanted != CROSS_ENTROPY_IGNORE_IDX).sum())
+
+
+def train_step(
+    model: Qwen25VL,
+    optimizer: Optimizer,
+    batches: Sequence[Mapping[str, Any]],
+    *,
+    scheduler: LRScheduler | None = None,
+    max_grad_norm: float | None = None,
+    check: GradientCheck | None = None,
+    loss: Callable[[Qwen25VL, Mapping[str, Any]], Tensor] = summed_loss,
+) -> StepResult:
+    """Accumulate the gradients of all batches, then step once.
+
+    The loss is the mean over the labels of all batches of all ranks, however they are cut into
+    batches, so that every labelled token weighs the same. Every rank must have as many batches.
+
+    Args:
+        model: in training mode
+        optimizer: of its trained parameters
+        batches: each the model's keyword arguments and "labels", on the model's device
+        scheduler: stepped after the optimiser
+        max_grad_norm: gradients are scaled down to this norm
+        check: looks at the gradients before they are used
+        loss: summed loss of one batch
+
+    Raises:
+        ValueError: if loss or gradients are not finite, or the check fails. The weights are as they
+            were.
+    """
+    world_size, _ = utils.get_world_size_and_rank()
+    device = batches[0]["tokens"].device
+    labels = sum(count_labels(targets(batch["labels"])) for batch in batches)
+    media = sum("encoder_input" in batch for batch in batches)
+    all_labels, all_media = (int(n) for n in over_ranks([labels, media], device))
+
+    total = torch.zeros((), device=device)
+    for batch in batches:
+        summed = loss(model, batch)
+        # sharded gradients are averaged over ranks, so each rank scales its own up
+        (summed * (world_size / max(all_labels, 1))).backward()
+        total += summed.detach()
+    mean = over_ranks([float(total)], device)[0] / max(all_labels, 1)
+
+    if check is not None:
+        check(model, has_media=all_media > 0)
+    trained = [p for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
+    grad_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    if not (math.isfinite(mean) and math.isfinite(grad_norm)):
+        raise ValueError(
+            f"loss and gradients must be finite, but the loss is {mean} and the gradients' norm "
+            f"{grad_norm}; the step was not taken. Is the learning rate too high?"
+        )
+    if max_grad_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(trained, max_grad_norm, norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    if scheduler is not None:
+        scheduler.step()
+    return StepResult(mean, all_labels, grad_norm)
+
+
+@torch.no_grad()
+def mean_loss(
+    model: Qwen25VL,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    device: torch.device,
+    loss: Callable[[Qwen25VL, Mapping[str, Any]], Tensor] = summed_loss,
+) -> float:
+    """Mean loss over all labels of all batches of all ranks, without dropout.
+
+    Every rank must have as many batches.
+    """
+    model.eval()
+    sums = torch.zeros(2, dtype=torch.float64)  # loss, labels
+    for batch in batches:
+        labels = count_labels(targets(batch["labels"]))
+        sums += torch.tensor([float(loss(model, batch)), labels], dtype=sums.dtype)
+    model.train()
+    total, all_labels = over_ranks(sums.tolist(), device)
+    return total / max(all_labels, 1)
+
+
+def over_ranks(numbers: Sequence[float], device: torch.device) -> list[float]:
+    """Sums over all ranks."""
+    if not dist.is_initialized():
+        return list(numbers)
+    summed = torch.tensor(numbers, dtype=torch.float64, device=device)
+    dist.all_reduce(summed)
+    return summed.tolist()
