@@ -263,7 +263,6 @@ MORE = {
     "LoRA": ("7B_lora", "untied", []),
     "DoRA": ("32B_lora", "untied", ["model.use_dora=True"]),
     "QLoRA": ("72B_lora", "nf4", QUANTIZED),
-    "QDoRA": ("72B_lora", "nf4", ["model.use_dora=True", *QUANTIZED]),
 }
 
 

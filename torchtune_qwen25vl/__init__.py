@@ -29,6 +29,7 @@ from torchtune_qwen25vl._model_builders import (
     qwen2_5_vl_72b,
     qwen2_5_vl_from_config,
 )
+from torchtune_qwen25vl._parallelism import tensor_parallel_plan
 from torchtune_qwen25vl._position_ids import mrope_position_ids
 from torchtune_qwen25vl._pretrained import load_pretrained
 from torchtune_qwen25vl._tokenizer import Qwen25VLTokenizer
@@ -72,5 +73,6 @@ __all__ = [
     "qwen2_5_vl_72b",
     "qwen2_5_vl_from_config",
     "smart_resize",
+    "tensor_parallel_plan",
     "tune_to_hf",
 ]

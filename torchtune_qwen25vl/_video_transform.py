@@ -206,7 +206,7 @@ def _frames(video: Any) -> list[Image.Image | Tensor]:
     is_stack = isinstance(video, Tensor | np.ndarray) and video.ndim == 4
     if not is_stack and not isinstance(video, list | tuple):
         raise ValueError(
-            "a video is a list of frames, a uint8 tensor or a uint8 array of four axes, got "
+            "a video is a list of frames, or a uint8 tensor or array of four axes, got "
             f"{type(video).__name__}; files are read by the loader in torchtune_qwen25vl.data"
         )
     frames = [as_pixels(frame, channels=(1, 3)) for frame in video]

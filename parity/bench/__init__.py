@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-BENCHES = ("image", "generation")
+BENCHES = ("image", "generation", "training", "captioning")
 
 
 @dataclass(frozen=True)

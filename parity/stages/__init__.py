@@ -14,6 +14,7 @@ from parity.stages.model import (
 from parity.stages.pixels import PIXELS, VIDEO_PIXELS
 from parity.stages.positions import POSITIONS, WINDOW_ORDER
 from parity.stages.precision import BF16
+from parity.stages.quantization import NF4
 from parity.stages.tokens import CHAT_TOKENS
 from parity.stages.training import TRAINING
 from parity.stages.weights import WEIGHTS
@@ -36,6 +37,7 @@ STAGES: tuple[Stage, ...] = (
     GREEDY,
     TRAINING,
     WEIGHTS,
+    NF4,
 )
 
 __all__ = ["STAGES", "Measurement", "Setting", "Stage"]

@@ -1,0 +1,158 @@
+"""Images a second of the caption recipe, against transformers batched the usual way.
+
+Both begin with files on disk and end with texts, on one model with random weights. Theirs: eight
+files at a time, opened, through the processor with left padding, greedy `generate`, decoded. Ours:
+the recipe with all it does besides (headers, journal, text files, table). Both models are loaded
+beforehand, and both make the same number of tokens for every image.
+"""
+
+import contextlib
+import json
+import os
+import runpy
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from parity import photos, reference
+from parity.bench import Row, compare
+from parity.random_folder import rope, write_random
+from torchtune_qwen25vl import _cli, load_pretrained
+from torchtune_qwen25vl.captioning import Progress
+from torchtune_qwen25vl.device import _loading
+
+BATCH, NEW_TOKENS, COUNT, REPEATS = 8, 32, 32, 5
+LIMITS = {"min_pixels": 16 * 784, "max_pixels": 256 * 784}
+LONG_SIDES = (120, 180, 240, 320, 480, 640, 960, 1280)  # pixels; a folder of all sizes
+PROMPT = "Describe this image in one or two plain sentences."
+TEXT = {
+    "hidden_size": 512,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "intermediate_size": 1536,
+    **rope(64),
+}
+VISION = {"depth": 4, "hidden_size": 320, "num_heads": 4, "intermediate_size": 856}
+
+
+def rows() -> list[Row]:
+    """A folder of photos, on one core and on all."""
+    cores = sorted(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as scratch:
+        model = write_random(Path(scratch, "model"), text=TEXT, vision=VISION, dtype=torch.float32)
+        pictures = _write_photos(Path(scratch, "photos"))
+        bench = Bench(model, pictures)
+        return [bench.row(cores[:count]) for count in sorted({1, len(cores)})]
+
+
+class Bench:
+    """Both programs on one model and one folder of photos."""
+
+    def __init__(self, model: Path, pictures: Path) -> None:
+        self.source, self.pictures = model, pictures
+        self.paths = sorted(pictures.iterdir())
+        self.processor = reference.processor(model, **LIMITS)
+        self.processor.tokenizer.padding_side = "left"
+        self.their_model = reference.load(str(model), torch.float32)
+        self.our_model, _ = load_pretrained(model)
+        self.run = runpy.run_path(str(_cli.RECIPES / "caption.py"), run_name="caption")["run"]
+
+    def row(self, cores: list[int]) -> Row:
+        """Milliseconds for an image on these cores."""
+        with _on(cores):
+            times = compare(self.ours, self.theirs, repeats=REPEATS, threads=len(cores))
+        ours, theirs = (milliseconds / COUNT for milliseconds in times)
+        same = sum(a == b for a, b in zip(self.ours(), self.theirs(), strict=True))
+        note = f"{same} of {COUNT} captions the same; model waited {self.waited:.1%} of the time"
+        return Row(f"{COUNT} photos, each", len(cores), ours, theirs, note)
+
+    def theirs(self) -> list[str]:
+        """Their captions, in batches of eight."""
+        captions = []
+        for start in range(0, COUNT, BATCH):
+            paths = self.paths[start : start + BATCH]
+            images = [Image.open(path).convert("RGB") for path in paths]
+            inputs = self.processor(
+                text=[self._their_prompt()] * len(images),
+                images=images,
+                padding=True,
+                return_tensors="pt",
+            )
+            tokens = self.their_model.generate(
+                **inputs, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=151643
+            )
+            new = tokens[:, inputs["input_ids"].shape[1] :]
+            captions += self.processor.batch_decode(new, skip_special_tokens=True)
+        return [caption.strip() for caption in captions]
+
+    def _their_prompt(self) -> str:
+        content = [{"type": "image"}, {"type": "text", "text": PROMPT}]
+        messages = [{"role": "user", "content": content}]
+        return self.processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False
+        )
+
+    def ours(self) -> list[str]:
+        """Our captions, by the recipe."""
+        with tempfile.TemporaryDirectory() as scratch, self._loaded():
+            changes: dict[str, Any] = {
+                "model": str(self.source),
+                "inputs": str(self.pictures),
+                "output_dir": f"{scratch}/out",
+                "mirror_dir": f"{scratch}/texts",
+                "write_states": ["done", "cut", "looped"],
+                "device": "cpu",
+                "batch_size": BATCH,
+                "max_new_tokens": NEW_TOKENS,
+                "prompt": PROMPT,
+                "review": False,
+                **LIMITS,
+            }
+            cfg = OmegaConf.load(_cli.RECIPES / "configs" / "caption.yaml")
+            self.run(OmegaConf.merge(cfg, changes))
+            lines = Path(scratch, "out", "captions.jsonl").read_text("utf-8").splitlines()
+        return [json.loads(line)["caption"] for line in lines]
+
+    @contextlib.contextmanager
+    def _loaded(self) -> Iterator[None]:
+        """The model in place of loading it, and an ear for the time that it waited."""
+        speed = Progress.speed
+
+        def hear(progress: Progress, waited: float) -> str:
+            self.waited = waited / progress.seconds
+            return speed(progress, waited)
+
+        with (
+            mock.patch.object(_loading, "load", return_value=self.our_model),
+            mock.patch.object(Progress, "speed", hear),
+        ):
+            yield
+
+
+@contextlib.contextmanager
+def _on(cores: list[int]) -> Iterator[None]:
+    """This process and those it starts on these cores only."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _write_photos(folder: Path) -> Path:
+    """JPEGs of bundled photos, their long sides drawn from a wide range."""
+    folder.mkdir()
+    for index in range(COUNT):
+        photo = photos.photo(photos.PHOTOS[index % len(photos.PHOTOS)]).convert("RGB")
+        scale = LONG_SIDES[5 * index % len(LONG_SIDES)] / max(photo.size)
+        size = [max(28, round(side * scale)) for side in photo.size]
+        photo.resize((size[0], size[1])).save(folder / f"{index:03}.jpg", quality=90)
+    return folder

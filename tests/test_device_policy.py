@@ -1,0 +1,179 @@
+"""What a model is run on and in, decided from what torch says."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend
+
+from torchtune_qwen25vl import device
+from torchtune_qwen25vl.device import _machine
+from torchtune_qwen25vl.device._choice import downgrades
+from torchtune_qwen25vl.device._memory import is_quantised
+
+BF16, FP32, FP16 = torch.bfloat16, torch.float32, torch.float16
+GPU = device.Machine(
+    torch.device("cuda", 0),
+    "GPU",
+    24 * 10**9,
+    20 * 10**9,
+    bf16=True,
+    flash=True,
+    versions="torch x",
+)
+OLD = replace(GPU, name="old GPU", bf16=False, flash=False)
+SMALL = replace(GPU, name="small GPU", total=8 * 10**9, free=7 * 10**9)
+CPU = replace(GPU, device=torch.device("cpu"), name="CPU", bf16=False, flash=False)
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch):
+    monkeypatch.delenv("QWEN_FORCE_4BIT", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("machine", "stored", "options", "dtype", "four_bit"),
+    [
+        (GPU, {BF16}, {}, BF16, False),
+        (OLD, {BF16}, {}, FP32, False),
+        (CPU, {BF16}, {}, FP32, False),
+        (GPU, {FP32}, {}, FP32, False),  # bf16 would lose digits
+        (GPU, {FP16}, {}, FP32, False),
+        (GPU, {BF16, FP32}, {}, FP32, False),
+        (GPU, {FP32}, {"dtype": "bf16"}, BF16, False),
+        (GPU, {BF16}, {"dtype": "fp32"}, FP32, False),
+        (SMALL, {BF16}, {}, BF16, True),
+        (SMALL, {BF16}, {"four_bit": "off"}, BF16, False),
+        (GPU, {BF16}, {"four_bit": "on"}, BF16, True),
+        (replace(CPU, total=8 * 10**9), {BF16}, {}, FP32, False),
+    ],
+)
+def test_choices(machine, stored, options, dtype, four_bit):
+    choice = device.choose(machine, stored, **options)
+    assert (choice.dtype, choice.four_bit) == (dtype, four_bit)
+    assert choice.device == machine.device
+
+
+def test_never_float16():
+    for machine in (GPU, OLD, SMALL, CPU):
+        for stored in ({BF16}, {FP16}, {FP32}):
+            choice = device.choose(machine, stored)
+            for candidate in (choice, *downgrades(choice, machine)):
+                assert candidate.dtype != FP16
+
+
+def test_the_environment_can_force_four_bits(monkeypatch):
+    monkeypatch.setenv("QWEN_FORCE_4BIT", "1")
+    choice = device.choose(GPU, {BF16})
+    assert choice.four_bit
+    assert "QWEN_FORCE_4BIT" in str(choice)
+    assert not device.choose(GPU, {BF16}, four_bit="off").four_bit
+
+
+def test_the_reasons_are_one_line():
+    for machine, words in ((OLD, "no bf16"), (SMALL, "8.0 GB"), (GPU, "bf16 as in the files")):
+        line = str(device.choose(machine, {BF16}))
+        assert words in line
+        assert machine.name in line
+        assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("machine", "options", "message"),
+    [
+        (OLD, {"dtype": "bf16"}, "old GPU has no bf16"),
+        (CPU, {"attention": "flash"}, "'flash' is not possible on CPU"),
+        (GPU, {"dtype": "fp16"}, "dtype is one of auto, bf16, fp32"),
+        (GPU, {"attention": "sage"}, "attention is one of"),
+        (GPU, {"four_bit": "maybe"}, "four_bit is one of"),
+    ],
+)
+def test_what_cannot_be_is_refused(machine, options, message):
+    with pytest.raises(ValueError, match=message):
+        device.choose(machine, {BF16}, **options)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flash", "eager"])
+def test_attention_kernels(attention):
+    choice = device.choose(GPU, {BF16}, attention=attention)
+    with device.attention_kernels(choice):
+        inside = torch.nn.attention._cur_sdpa_kernel_backends()
+    assert (SDPBackend.FLASH_ATTENTION in inside) == (attention != "eager")
+    assert len(torch.nn.attention._cur_sdpa_kernel_backends()) > 2  # as it was
+
+
+def test_this_machine_says_what_it_is():
+    machine = device.look("cpu")
+    assert machine.device == torch.device("cpu")
+    assert 0 < machine.free <= machine.total
+    assert torch.__version__ in machine.versions
+    if not torch.accelerator.is_available():
+        assert device.look() == replace(machine, free=device.look().free)
+
+
+def test_a_container_has_less_memory_than_its_host(tmp_path, monkeypatch):
+    monkeypatch.setattr(_machine, "CGROUP", tmp_path)
+    host = device.look("cpu")
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    assert device.look("cpu").total == host.total
+    (tmp_path / "memory.max").write_text("5000\n")
+    assert (device.look("cpu").free, device.look("cpu").total) == (4000, 5000)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator here")
+def test_a_missing_accelerator_is_no_cpu():
+    for name in ("cuda", "cuda:1", "mps"):
+        with pytest.raises(ValueError, match=f"cannot use {name}, it finds no accelerator"):
+            device.look(name)
+
+
+FOOTPRINT = device.Footprint(token=80_000, image_token=150_000, number=2, logits=2_400_000)
+
+
+def test_the_pixel_budget_grows_with_memory_in_whole_tokens():
+    budgets = [
+        device.pixel_budget(free, FOOTPRINT, rows=8, text_tokens=300)
+        for free in range(0, 6 * 10**9, 10**8)
+    ]
+    assert budgets == sorted(budgets)
+    assert budgets[0] == 256 * 784
+    assert budgets[-1] == 1280 * 784
+    assert len(set(budgets)) > 5
+    assert all(budget % 784 == 0 for budget in budgets)
+    for free, budget in zip(range(0, 6 * 10**9, 10**8), budgets, strict=True):
+        tokens = budget // 784
+        if tokens > 256:
+            assert FOOTPRINT.batch(8, tokens, 300) <= 0.9 * free
+        if 256 <= tokens < 1280:
+            assert FOOTPRINT.batch(8, tokens + 1, 300) > 0.9 * free
+
+
+def test_the_pixel_budget_never_goes_below_min_pixels():
+    assert device.pixel_budget(0, FOOTPRINT, rows=8, text_tokens=9, min_pixels=3136) == 3136
+    large = 2000 * 784
+    assert device.pixel_budget(10**12, FOOTPRINT, rows=1, text_tokens=9, min_pixels=large) == large
+
+
+def test_bytes_of_published_sizes():
+    """7B: 8,292,166,656 parameters; NF4 leaves vision, embedding and output as they are."""
+    shapes = {
+        "model.layers.0.mlp.up_proj.weight": (18944, 3584),
+        "visual.blocks.0.mlp.up_proj.weight": (3420, 1280),
+        "lm_head.weight": (152064, 3584),
+        "model.layers.0.self_attn.q_proj.bias": (3584,),
+    }
+    numbers = [18944 * 3584, 3420 * 1280, 152064 * 3584, 3584]
+    assert device.weights_bytes(shapes, BF16) == 2 * sum(numbers)
+    quantised = device.weights_bytes(shapes, BF16, four_bit=True)
+    assert 0.5 * numbers[0] < quantised - 2 * sum(numbers[1:]) < 0.52 * numbers[0]
+    assert [is_quantised(name) for name in shapes] == [True, False, False, False]
+    assert is_quantised("model.language_model.layers.3.self_attn.o_proj.weight")
+    assert not is_quantised("model.visual.blocks.0.mlp.gate_proj.weight")
+
+
+def test_out_of_memory_is_told_from_other_errors():
+    assert device.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert device.is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    assert device.is_out_of_memory(RuntimeError("MPS backend out of memory"))
+    assert not device.is_out_of_memory(RuntimeError("device-side assert triggered"))

@@ -1,0 +1,185 @@
+"""A batch of samples to answers: generated, and when memory runs out generated in smaller steps."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from torchtune_qwen25vl._collate import padded_collate
+from torchtune_qwen25vl._generation import generate
+from torchtune_qwen25vl._model import Qwen25VL
+from torchtune_qwen25vl._transform import Qwen25VLTransform
+from torchtune_qwen25vl.captioning._prompts import Preset
+from torchtune_qwen25vl.device import is_out_of_memory, release_cache
+
+logger = logging.getLogger(__name__)
+
+Finish = Literal["done", "cut", "looped", "failed"]
+LOOP_TOKENS, LOOP_TIMES = 24, 4  # an answer loops when it ends in 4 repeats, 24 tokens or more
+
+
+@dataclass(frozen=True)
+class Question:
+    """One image and what is asked about it, ready for the model.
+
+    Attributes:
+        name: of the item
+        sample: what `Qwen25VLTransform` returns
+        max_pixels: limit the image was resized to
+        steps: what was done to make it fit
+    """
+
+    name: str
+    sample: dict[str, Any]
+    max_pixels: int
+    steps: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said about one image, or the reason why it did not."""
+
+    question: Question
+    state: Finish
+    text: str = ""
+    tokens: int = 0
+    reason: str = ""
+
+
+class Answerer:
+    """Asks a model about batches of images.
+
+    An answer is the one that the image gets alone: rows of a batch do not see each other. When
+    memory runs out a batch is halved, and an image that does not fit alone is made smaller.
+
+    Args:
+        model: in evaluation mode, on its device
+        transform: decodes answers
+        preset: length and sampling of answers
+        seed: of sampling
+        shrunk: makes the question of an image anew with fewer pixels
+        min_pixels: less is not tried
+    """
+
+    def __init__(
+        self,
+        model: Qwen25VL,
+        transform: Qwen25VLTransform,
+        preset: Preset,
+        *,
+        seed: int,
+        shrunk: Callable[[Question, int], Question],
+        min_pixels: int,
+    ) -> None:
+        self._model, self._transform, self._preset = model, transform, preset
+        self._seed, self._shrunk, self._min_pixels = seed, shrunk, min_pixels
+
+    def __call__(self, questions: Sequence[Question]) -> list[Answer]:
+        """Answers in the order of questions, if there are any; one that fails fails alone.
+
+        Raises:
+            RuntimeError: of the device, other than that memory ran out.
+        """
+        if not questions:
+            return []
+        try:
+            return self._generate(questions)
+        except ValueError as error:
+            problem = str(error)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            problem = ""
+        # outside of the handlers: an exception holds on to the memory of its frames
+        if problem:
+            return self._apart(questions, problem)
+        release_cache(self._model.tok_embeddings.weight.device)
+        return self._halved(questions) if len(questions) > 1 else [self._smaller(questions[0])]
+
+    def _generate(self, questions: Sequence[Question]) -> list[Answer]:
+        device = self._model.tok_embeddings.weight.device
+        batch = padded_collate(
+            [question.sample for question in questions],
+            self._transform.pad_id,
+            padding_side="left",
+        )
+        preset = self._preset
+        generation = generate(
+            self._model,
+            to_device(batch, device),
+            max_new_tokens=preset.max_new_tokens,
+            temperature=preset.temperature,
+            top_k=preset.top_k,
+            top_p=preset.top_p,
+            repetition_penalty=preset.repetition_penalty,
+            stop_tokens=self._transform.stop_tokens,
+            generator=self._generator(questions[0], device),
+        )
+        rows = [
+            row[:length]
+            for row, length in zip(generation.tokens.tolist(), generation.lengths, strict=True)
+        ]
+        return [
+            self._answer(*answered)
+            for answered in zip(questions, rows, generation.finish_reasons, strict=True)
+        ]
+
+    def _generator(self, first: Question, device: torch.device) -> torch.Generator:
+        """Chance that depends on the batch, not on what was captioned before it."""
+        digest = hashlib.sha256(f"{self._seed} {first.name!a}".encode()).digest()
+        return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+    def _answer(self, question: Question, tokens: list[int], finish: str) -> Answer:
+        said = tokens[:-1] if finish == "stop" else tokens
+        text = self._transform.decode(said).strip()
+        if not text:
+            return Answer(question, "failed", tokens=len(tokens), reason="the answer is empty")
+        state: Finish = "looped" if loops(said) else "done" if finish == "stop" else "cut"
+        return Answer(question, state, text, len(tokens))
+
+    def _apart(self, questions: Sequence[Question], problem: str) -> list[Answer]:
+        """One row has the problem; the answers to the others do not depend on it."""
+        if len(questions) == 1:
+            return [Answer(questions[0], "failed", reason=problem)]
+        return [answer for question in questions for answer in self([question])]
+
+    def _halved(self, questions: Sequence[Question]) -> list[Answer]:
+        logger.warning("out of memory with a batch of %d: halved", len(questions))
+        step = f"batch of {len(questions)} halved"
+        marked = [replace(q, steps=(*q.steps, step)) for q in questions]
+        half = (len(marked) + 1) // 2
+        return self(marked[:half]) + self(marked[half:])
+
+    def _smaller(self, question: Question) -> Answer:
+        before = question.max_pixels
+        after = max(self._min_pixels, before // 2 // 784 * 784)
+        if after >= before:
+            reason = f"out of memory with max_pixels {before}, the least there may be"
+            return Answer(question, "failed", reason=reason)
+        step = f"max_pixels {before} -> {after}"
+        logger.warning("%s: out of memory alone, %s", ascii(question.name), step)
+        try:
+            smaller = self._shrunk(question, after)
+        except ValueError as error:
+            return Answer(question, "failed", reason=str(error))
+        return self([replace(smaller, steps=(*question.steps, step))])[0]
+
+
+def loops(tokens: Sequence[int]) -> bool:
+    """Whether an answer ends in repetition: one piece, 4 times in a row or more, 24 tokens long."""
+    for period in range(1, len(tokens) // LOOP_TIMES + 1):
+        span = max(LOOP_TIMES * period, LOOP_TOKENS)
+        tail = tokens[-span:]
+        if len(tail) == span and tail[period:] == tail[:-period]:
+            return True
+    return False
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """A batch with all its tensors on a device."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    return {key: to_device(value, device) for key, value in batch.items()}

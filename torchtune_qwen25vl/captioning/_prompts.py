@@ -1,0 +1,122 @@
+"""What the model is asked and how it answers: presets, variables, words around a caption."""
+
+import string
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torchtune_qwen25vl.captioning._items import Item
+
+VARIABLES = ("name", "directory", "tags", "caption")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A question, and how the answer to it is sampled."""
+
+    prompt: str
+    max_new_tokens: int
+    temperature: float = 0.0  # greedy
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+
+
+PRESETS = {
+    "standard": Preset(
+        "Describe this image in one or two plain sentences. Say only what can be seen.",
+        max_new_tokens=128,
+    ),
+    "detailed": Preset(
+        "Describe this image completely: every object and person with colour, size, material and "
+        "place, what they do, the background, the light, the style, and any text, word for word. "
+        "Write plain sentences, no list, and no guesses about what cannot be seen.",
+        max_new_tokens=512,
+    ),
+    "creative": Preset(
+        "Describe this image as a gifted writer would: its mood, its atmosphere, the story it "
+        "hints at, in vivid language, true to what can be seen.",
+        max_new_tokens=256,
+        temperature=0.7,
+        top_p=0.9,
+    ),
+}
+
+
+def read_preset(name: str, **changes: Any) -> Preset:
+    """A preset with what is not None in `changes` in place of its own.
+
+    Raises:
+        ValueError: if there is no such preset, or its prompt has an unknown variable.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset is one of {', '.join(PRESETS)}, got {name!r}")
+    given = {key: value for key, value in changes.items() if value is not None}
+    preset = Preset(**asdict(PRESETS[name]) | given)
+    check_variables(preset.prompt)
+    return preset
+
+
+def check_variables(prompt: str) -> None:
+    """Refuses a prompt whose braces hold anything but a variable.
+
+    Raises:
+        ValueError: naming what they hold.
+    """
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(prompt) if field is not None]
+    except ValueError as error:
+        raise ValueError(f"the prompt cannot be read ({error}); a brace is written {{{{") from error
+    if unknown := sorted(set(fields) - set(VARIABLES)):
+        raise ValueError(
+            f"a prompt may hold {', '.join(f'{{{name}}}' for name in VARIABLES)}, this one holds "
+            f"{', '.join(f'{{{name}}}' for name in unknown)}; a brace of its own is written {{{{"
+        )
+
+
+@dataclass(frozen=True)
+class Wording:
+    """Everything that is said to the model beside the image, and around its answer.
+
+    Attributes:
+        prompt: the question, with {variables}
+        system: of the conversation; None for the model's own
+        language: the answer is asked for in it
+        trigger: a word that every caption begins with, before a comma
+        prefix: put before that, as it is
+        suffix: put behind the caption, as it is
+    """
+
+    prompt: str
+    system: str | None = None
+    language: str | None = None
+    trigger: str = ""
+    prefix: str = ""
+    suffix: str = ""
+
+    def question(self, variables: Mapping[str, str]) -> str:
+        """The prompt for one image."""
+        asked = self.prompt.format_map(variables)
+        return f"{asked} Answer in {self.language}." if self.language else asked
+
+    def around(self, answer: str) -> str:
+        """The caption made of the model's answer."""
+        trigger = f"{self.trigger}, " if self.trigger else ""
+        return f"{self.prefix}{trigger}{answer}{self.suffix}"
+
+
+def variables_of(item: Item, existing: str) -> dict[str, str]:
+    """Values of the variables for one image; name and directory are those of its file."""
+    path = item.path
+    values = (
+        path.stem if path else item.name.rpartition("#")[2],
+        path.parent.name if path else "",
+        item.tags,
+        existing,
+    )
+    return dict(zip(VARIABLES, map(printable, values), strict=True))
+
+
+def printable(text: str) -> str:
+    """Text that UTF-8 can hold: bytes of a file's name that are no UTF-8 are spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

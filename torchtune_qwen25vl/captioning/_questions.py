@@ -1,0 +1,108 @@
+"""Items to questions for the model, read by worker processes ahead of it."""
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torchtune.data import Message
+
+from torchtune_qwen25vl._image_transform import Qwen25VLImageTransform
+from torchtune_qwen25vl._transform import Qwen25VLTransform
+from torchtune_qwen25vl.captioning._answers import Question
+from torchtune_qwen25vl.captioning._images import count_tokens, read_pixels, read_task
+from torchtune_qwen25vl.captioning._items import Item
+from torchtune_qwen25vl.captioning._prompts import Wording, variables_of
+from torchtune_qwen25vl.captioning._workers import Outcome, Task, Workers, attempt
+
+ANY_SIZE = 1 << 60  # pixels
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Questions that go through the model together, and why the other images have none."""
+
+    questions: list[Question]
+    problems: dict[str, str]
+
+
+def count_all_tokens(
+    items: Sequence[Item], workers: Workers, min_pixels: int, max_pixels: int
+) -> Iterator[Outcome]:
+    """Placeholders of each item's image, by the header of its file."""
+    tasks = (read_task(count_tokens, item, min_pixels, max_pixels) for item in items)
+    return workers.map(tasks, ahead=256)
+
+
+class Questioner:
+    """Makes questions of items.
+
+    Args:
+        transform: of the model
+        wording: what is asked
+        existing: captions that images have already, by name of the item
+        min_pixels: images of fewer pixels are enlarged
+        max_pixels: images of more pixels are shrunk
+    """
+
+    def __init__(
+        self,
+        transform: Qwen25VLTransform,
+        wording: Wording,
+        existing: Mapping[str, str],
+        *,
+        min_pixels: int,
+        max_pixels: int,
+    ) -> None:
+        self._transform = copy.copy(transform)  # for pixels that have been resized already
+        self._transform.image_transform = Qwen25VLImageTransform(min_pixels=1, max_pixels=ANY_SIZE)
+        self._wording, self._existing = wording, existing
+        self._min_pixels, self._max_pixels = min_pixels, max_pixels
+
+    def batches(
+        self, batches: Iterable[Sequence[Item]], workers: Workers, ahead: int
+    ) -> Iterator[Batch]:
+        """Questions of batch after batch, of which the images are read `ahead`."""
+        batches = list(batches)
+        tasks = (self._task(item, self._max_pixels) for batch in batches for item in batch)
+        outcomes = workers.map(tasks, ahead=ahead)
+        for batch in batches:
+            yield self._batch(batch, [next(outcomes) for _ in batch])
+
+    def again(self, item: Item, max_pixels: int) -> Question:
+        """The question of an item with fewer pixels.
+
+        Raises:
+            ValueError: if its image cannot be read any more.
+        """
+        outcome = attempt(self._task(item, max_pixels))
+        if outcome.problem:
+            raise ValueError(outcome.problem)
+        return self._question(item, outcome.value, max_pixels)
+
+    def _task(self, item: Item, max_pixels: int) -> Task:
+        return read_task(read_pixels, item, self._min_pixels, max_pixels)
+
+    def _batch(self, items: Sequence[Item], outcomes: Sequence[Outcome]) -> Batch:
+        batch = Batch([], {})
+        for item, outcome in zip(items, outcomes, strict=True):
+            if not outcome.problem:
+                task = Task(self._question, (item, outcome.value, self._max_pixels))
+                outcome = attempt(task)
+            if outcome.problem:
+                batch.problems[item.name] = outcome.problem
+            else:
+                batch.questions.append(outcome.value)
+        return batch
+
+    def _question(self, item: Item, pixels: Any, max_pixels: int) -> Question:
+        variables = variables_of(item, self._existing.get(item.name, ""))
+        content = [
+            {"type": "image", "content": pixels},
+            {"type": "text", "content": self._wording.question(variables)},
+        ]
+        messages = [Message("user", content)]
+        if self._wording.system is not None:
+            messages.insert(0, Message("system", self._wording.system))
+        sample = self._transform({"messages": messages}, inference=True)
+        return Question(item.name, sample, max_pixels)

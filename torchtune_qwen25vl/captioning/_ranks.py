@@ -1,0 +1,44 @@
+"""Several processes on one list of images, started by torchrun; or one alone."""
+
+import os
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=30)  # a rank may wait for the others as long as captions take
+
+
+class Ranks:
+    """This process among its equals. They exchange lists and wait for each other, no tensors."""
+
+    def __init__(self) -> None:
+        self.size = int(os.environ.get("WORLD_SIZE", 1))
+        self.rank = int(os.environ.get("RANK", 0))
+        self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if self.size > 1:
+            dist.init_process_group("gloo", timeout=PATIENCE)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that plans and merges."""
+        return self.rank == 0
+
+    def from_first(self, value: T | None) -> T:
+        """What the first rank has, on all of them."""
+        values: list[Any] = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+        return values[0]
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def close(self) -> None:
+        """Leave the others."""
+        if self.size > 1:
+            dist.destroy_process_group()

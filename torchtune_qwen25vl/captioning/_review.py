@@ -1,0 +1,58 @@
+"""A page to look through captions: one HTML file that holds everything it shows.
+
+The page filters by state and text; captions can be edited in it and saved as JSON lines.
+"""
+
+import base64
+import html
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from torchtune_qwen25vl.captioning._images import read_task, read_thumbnail
+from torchtune_qwen25vl.captioning._items import Item
+from torchtune_qwen25vl.captioning._journal import Record
+from torchtune_qwen25vl.captioning._outputs import as_row, write_file
+from torchtune_qwen25vl.captioning._workers import Outcome, Workers
+
+PAGE = Path(__file__).with_name("review.html")
+MARK = "<!-- rows -->"
+
+
+def write_review(
+    path: Path, items: Sequence[Item], records: Sequence[Record], workers: Workers
+) -> None:
+    """Write the page.
+
+    Args:
+        path: of the page
+        items: images
+        records: how they ended, in the same order
+        workers: read the thumbnails
+    """
+    tasks = (read_task(read_thumbnail, item) for item in items)
+    thumbnails = workers.map(tasks, ahead=64)
+    before, after = PAGE.read_text("utf-8").split(MARK)
+    rows = "".join(_rows(records, thumbnails))
+    write_file(path, f"{before}{rows}{after}".encode())
+
+
+def _rows(records: Iterable[Record], thumbnails: Iterable[Outcome]) -> Iterator[str]:
+    for record, thumbnail in zip(records, thumbnails, strict=True):
+        row = as_row(record)
+        shown = {key: row[key] for key in ("image", "state", "caption", "reason", "steps")}
+        data = html.escape(json.dumps(shown, ensure_ascii=False))
+        source = ""
+        if thumbnail.value:
+            source = f"data:image/jpeg;base64,{base64.b64encode(thumbnail.value).decode()}"
+        picture = f'<img loading="lazy" alt="" src="{source}">' if source else "<i>no picture</i>"
+        yield (
+            f'<article data-row="{data}">{picture}<div><h2>{html.escape(str(row["image"]))}</h2>'
+            f'<p class="state {row["state"]}">{row["state"]} <span>{html.escape(_note(row))}</span>'
+            f'</p><textarea spellcheck="false">{html.escape(str(row["caption"]))}</textarea>'
+            "</div></article>\n"
+        )
+
+
+def _note(row: dict[str, str | int]) -> str:
+    return "; ".join(str(row[key]) for key in ("reason", "steps") if row[key])

@@ -1,0 +1,144 @@
+"""Device, number format and attention: one choice, its reasons in one line of the log.
+
+Nothing is lost silently. A format that does not hold every stored value is taken only where it is
+asked for, the device is small, or nothing else fits and that is allowed; float16 never is, as the
+model overflows in it.
+"""
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from torchtune_qwen25vl.device._machine import Machine
+
+logger = logging.getLogger(__name__)
+
+Dtype = Literal["auto", "bf16", "fp32"]
+Attention = Literal["sdpa", "flash", "eager"]
+FourBit = Literal["auto", "on", "off"]
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+SMALL = 12 * 10**9  # bytes; an accelerator with less holds the decoder in 4 bits
+FORCE_4BIT = "QWEN_FORCE_4BIT"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a model is run, and why."""
+
+    device: torch.device
+    dtype: torch.dtype
+    attention: Attention
+    four_bit: bool
+    reasons: tuple[str, ...]
+
+    @property
+    def format(self) -> str:
+        """Of the weights in memory, in a word."""
+        return "nf4" if self.four_bit else _name(self.dtype)
+
+    def __str__(self) -> str:
+        weights = "NF4 (vision tower and output not)" if self.four_bit else "not quantised"
+        facts = f"{self.device}, {_name(self.dtype)}, {self.attention} attention, {weights}"
+        return f"{facts}: {'; '.join(self.reasons)}"
+
+
+def choose(
+    machine: Machine,
+    stored: Iterable[torch.dtype],
+    *,
+    dtype: Dtype = "auto",
+    attention: Attention = "sdpa",
+    four_bit: FourBit = "auto",
+) -> Choice:
+    """How to run a model on a machine.
+
+    Args:
+        machine: what torch says of it
+        stored: formats of the weights on disk
+        dtype: "auto" is bf16 where the machine has it and the files hold nothing finer, else fp32
+        attention: "sdpa" leaves each call to torch; "flash" insists that torch can use it;
+            "eager" is plain arithmetic, for debugging
+        four_bit: "auto" is on for an accelerator with less than 12 GB, or where the environment
+            has QWEN_FORCE_4BIT=1
+
+    Raises:
+        ValueError: if the machine cannot do what is asked for.
+    """
+    for name, value, kinds in (
+        ("dtype", dtype, get_args(Dtype)),
+        ("attention", attention, get_args(Attention)),
+        ("four_bit", four_bit, get_args(FourBit)),
+    ):
+        if value not in kinds:
+            raise ValueError(f"{name} is one of {', '.join(kinds)}, got {value!r}")
+    chosen, why_dtype = _dtype(machine, set(stored), dtype)
+    quantised, why_four_bit = _four_bit(machine, four_bit)
+    if attention == "flash" and not machine.flash:
+        raise ValueError(
+            f"attention 'flash' is not possible on {machine.name} ({machine.device}) with "
+            f"{machine.versions}, says torch; use sdpa"
+        )
+    reasons = (f"{machine.name}, {machine.versions}", why_dtype, *why_four_bit)
+    return Choice(machine.device, chosen, attention, quantised, reasons)
+
+
+def downgrades(choice: Choice, machine: Machine) -> Iterator[Choice]:
+    """The same with coarser and coarser numbers, for where it does not fit."""
+    if choice.dtype == torch.float32 and machine.bf16:
+        reason = "bf16 as fp32 does not fit and allow_downgrade is set"
+        choice = replace(choice, dtype=torch.bfloat16, reasons=(*choice.reasons, reason))
+        yield choice
+    if not choice.four_bit:
+        reason = "4 bits as nothing else fits and allow_downgrade is set"
+        yield replace(choice, four_bit=True, reasons=(*choice.reasons, reason))
+
+
+@contextmanager
+def attention_kernels(choice: Choice) -> Iterator[None]:
+    """What torch's attention may use inside."""
+    kernels = {
+        "eager": [SDPBackend.MATH],
+        "flash": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
+    }
+    if choice.attention == "sdpa":
+        yield
+        return
+    with sdpa_kernel(kernels[choice.attention], set_priority=True):
+        yield
+
+
+def _dtype(machine: Machine, stored: set[torch.dtype], asked: Dtype) -> tuple[torch.dtype, str]:
+    files = ", ".join(sorted(map(_name, stored)))
+    if asked == "bf16" and not machine.bf16:
+        raise ValueError(
+            f"{machine.name} has no bf16 of its own; set dtype=fp32, which holds every bf16 "
+            "number and takes twice the memory"
+        )
+    if asked != "auto":
+        return DTYPES[asked], f"{asked} was asked for, the files hold {files}"
+    if not machine.bf16:
+        return torch.float32, f"fp32 as there is no bf16, the files hold {files}"
+    if stored <= {torch.bfloat16}:
+        return torch.bfloat16, "bf16 as in the files"
+    return torch.float32, f"fp32 as the files hold {files}; dtype=bf16 takes half the memory"
+
+
+def _four_bit(machine: Machine, asked: FourBit) -> tuple[bool, tuple[str, ...]]:
+    if asked != "auto":
+        return asked == "on", (f"four_bit {asked} was asked for",)
+    if os.environ.get(FORCE_4BIT) == "1":
+        return True, (f"4 bits as {FORCE_4BIT}=1",)
+    if machine.device.type != "cpu" and machine.total < SMALL:
+        total = f"{machine.total / 1e9:.1f} GB"
+        return True, (f"4 bits as the device has {total}, less than 12; four_bit=off to refuse",)
+    return False, ()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,149 @@
+"""Checkpoints from the hub: fetched by huggingface_hub, tried again when the network fails.
+
+What is complete stays: a file that is on disk is not fetched twice. What is in the middle is not:
+huggingface_hub begins a file anew when the program was stopped in it.
+"""
+
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+QWEN_HOME = "QWEN_HOME"
+WANTED = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
+ROOM = 256 << 20  # bytes that must stay free on the disk
+WAITS = (2.0, 8.0, 30.0, 60.0)  # seconds before each further attempt
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+def is_hub_id(source: str | os.PathLike[str]) -> bool:
+    """Whether a model is named by its place on the hub, and no such path exists."""
+    return not Path(source).exists() and HUB_ID.fullmatch(str(source)) is not None
+
+
+def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Where downloads go: `cache_dir`, else QWEN_HOME, else huggingface_hub's own folder."""
+    return Path(cache_dir or os.environ.get(QWEN_HOME) or constants.HF_HUB_CACHE).expanduser()
+
+
+def missing_bytes(source: str, cache: Path, endpoint: str | None = None) -> int | None:
+    """How much of a checkpoint is not in a cache; None where the hub cannot be asked."""
+    try:
+        files = snapshot_download(
+            source, cache_dir=cache, allow_patterns=WANTED, endpoint=endpoint, dry_run=True
+        )
+    except Exception as error:  # of the HTTP library too, whichever it is
+        logger.warning("the hub cannot be asked about %s: %s", source, _first_line(error))
+        return None
+    return sum(file.file_size or 0 for file in files if file.will_download)
+
+
+def free_bytes(folder: Path) -> int:
+    """Free disk where a folder lies or will lie."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def fetch(
+    source: str | os.PathLike[str],
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    endpoint: str | None = None,
+    waits: tuple[float, ...] = WAITS,
+) -> Path:
+    """The path of a model: its own, or where it lies once it has been fetched from the hub.
+
+    Server errors and failing connections are tried again; 401, 403 and 404 are not. Checksums of
+    what was fetched are verified. Without the hub, what is in the cache will do if it is complete.
+
+    Args:
+        source: folder, .safetensors file or hub id
+        cache_dir: see `cache_folder`
+        endpoint: of the hub; huggingface_hub's own by default
+        waits: seconds before each further attempt
+
+    Raises:
+        ValueError: if it cannot be had, the disk is too small for it, or a file is not what the hub
+            says it is.
+    """
+    if not is_hub_id(source):
+        return Path(source).expanduser()
+    source, cache = str(source), cache_folder(cache_dir)
+    missing, free = missing_bytes(source, cache, endpoint), free_bytes(cache)
+    if missing:
+        logger.info("fetching %.2f GB of %s to %s", missing / 1e9, source, cache)
+    if missing and missing + ROOM > free:
+        raise ValueError(
+            f"{source} has {missing / 1e9:.2f} GB to fetch and there are {free / 1e9:.2f} GB free "
+            f"at {cache}: make room, or set QWEN_HOME to a folder on a larger disk"
+        )
+    folder = _tried(source, waits, lambda: _snapshot(source, cache, endpoint))
+    if missing:
+        _verify(source, folder, cache, endpoint)
+    return folder
+
+
+def _snapshot(source: str, cache: Path, endpoint: str | None) -> Path:
+    return Path(
+        snapshot_download(
+            source, cache_dir=cache, allow_patterns=WANTED, endpoint=endpoint, max_workers=4
+        )
+    )
+
+
+def _tried(source: str, waits: tuple[float, ...], fetch: Callable[[], T]) -> T:
+    for wait in (*waits, None):
+        try:
+            return fetch()
+        except Exception as error:  # of the HTTP library too, whichever it is
+            if wait is None or not is_transient(error):
+                raise ValueError(f"{source} cannot be fetched: {error}") from error
+            logger.warning(
+                "%s: %s; again in %g s, complete files are kept", source, _first_line(error), wait
+            )
+            time.sleep(wait)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed later: the server's fault, or the connection's."""
+    for cause in _causes(error):
+        if isinstance(cause, HfHubHTTPError):
+            return cause.response.status_code in (408, 429) or cause.response.status_code >= 500
+        names = {kind.__name__ for kind in type(cause).__mro__}
+        if names & {"TransportError", "ConnectionError", "TimeoutError"}:
+            return True
+    return False
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _verify(source: str, folder: Path, cache: Path, endpoint: str | None) -> None:
+    verification = HfApi(endpoint=endpoint).verify_repo_checksums(
+        source, cache_dir=cache, revision=folder.name
+    )
+    if damaged := [mismatch["path"] for mismatch in verification.mismatches]:
+        raise ValueError(
+            f"{', '.join(damaged)} of {source} differ from the hub's checksums: delete them from "
+            f"{folder} and fetch them again"
+        )

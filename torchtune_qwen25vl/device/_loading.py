@@ -1,0 +1,151 @@
+"""A checkpoint in use: tokenizer and limits at once, weights when they are needed, and let go of.
+
+torchtune's NF4 layers compute in bf16 or fp32 from weights that are held in 4 bits.
+"""
+
+import gc
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchao.dtypes.nf4tensor import to_nf4
+from torchtune.modules.low_precision import FrozenNF4Linear
+
+from torchtune_qwen25vl._model import Qwen25VL
+from torchtune_qwen25vl._model_builders import qwen2_5_vl_from_config
+from torchtune_qwen25vl._pretrained import Checkpoint, load_pretrained
+from torchtune_qwen25vl._transform import Qwen25VLTransform
+from torchtune_qwen25vl._weight_files import find_weights
+from torchtune_qwen25vl.device._choice import Choice
+from torchtune_qwen25vl.device._memory import release_cache
+
+logger = logging.getLogger(__name__)
+
+FROZEN_NF4 = {
+    "decoder_trainable": "frozen",
+    "vision_trainable": "frozen",
+    "merger_trainable": "frozen",
+    "quantize_base": True,
+}
+
+
+class LoadedModel:
+    """A checkpoint that is chosen and may be in memory.
+
+    Args:
+        source: folder or .safetensors file
+        choice: how to run it
+        settings_dir: folder of config.json and tokenizer, for weights that lie elsewhere
+
+    Raises:
+        ValueError: if it has no tokenizer of Qwen2.5-VL, or no image processor.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        choice: Choice,
+        settings_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.source, self.choice = source, choice
+        self.settings_dir = settings_dir
+        self.transform = Qwen25VLTransform.from_folder(
+            Path(settings_dir) if settings_dir else find_weights(source)[0]
+        )
+        self._model: Qwen25VL | None = None
+
+    @property
+    def model(self) -> Qwen25VL:
+        """The model, loaded the first time."""
+        if self._model is None:
+            self._model = load(self.source, self.choice, self.settings_dir)
+        return self._model
+
+    def release(self) -> None:
+        """Give back the memory of the weights, even where someone still holds the model."""
+        if self._model is not None:
+            self._model.to_empty(device="meta")
+            self._model = None
+        gc.collect()
+        release_cache(self.choice.device)
+
+
+def switch_model(
+    old: LoadedModel,
+    source: str | os.PathLike[str],
+    choice: Choice | None = None,
+    settings_dir: str | os.PathLike[str] | None = None,
+) -> LoadedModel:
+    """Another model in place of one, whose memory is free before the new one is read.
+
+    Args:
+        old: is released; of no use afterwards
+        source: of the new one
+        choice: how to run it; by default as the old one
+        settings_dir: see `LoadedModel`
+    """
+    old.release()
+    return LoadedModel(source, choice or old.choice, settings_dir)
+
+
+def load(
+    source: str | os.PathLike[str],
+    choice: Choice,
+    settings_dir: str | os.PathLike[str] | None = None,
+) -> Qwen25VL:
+    """A model with its weights, as chosen.
+
+    Raises:
+        ValueError: as `load_pretrained`, or if a layer is too small for blocks of NF4.
+    """
+    logger.info("loading %s", source)
+    if choice.four_bit:
+        return _load_four_bit(source, choice, settings_dir)
+    return load_pretrained(
+        source, dtype=choice.dtype, device=choice.device, settings_dir=settings_dir
+    )[0]
+
+
+def _load_four_bit(
+    source: str | os.PathLike[str],
+    choice: Choice,
+    settings_dir: str | os.PathLike[str] | None,
+) -> Qwen25VL:
+    """Weights go to the device one at a time and are quantised there: never all in full."""
+    folder, files = find_weights(source)
+    settings = folder if settings_dir is None else Path(settings_dir)
+    checkpoint = Checkpoint(folder, files, settings)
+    try:
+        with torch.device("meta"):
+            model = qwen2_5_vl_from_config(settings / "config.json", **FROZEN_NF4)
+    except AssertionError as error:  # torchao's
+        raise ValueError(
+            f"the decoder's layers are not whole blocks of NF4 ({error}); set four_bit=off"
+        ) from error
+    quantised = {
+        f"{name}.weight" for name, m in model.named_modules() if isinstance(m, FrozenNF4Linear)
+    }
+    state = {}
+    for name, weight in _placed(checkpoint, choice):
+        state[name] = to_nf4(weight) if name in quantised else weight
+    for name, weight in state.items():
+        _set(model, name, weight)
+    with torch.device(choice.device):
+        for module in model.modules():
+            if hasattr(module, "rope_init"):
+                module.rope_init()
+    return model.eval()
+
+
+def _placed(checkpoint: Checkpoint, choice: Choice) -> Iterator[tuple[str, Tensor]]:
+    for name, weight in checkpoint.read(lazily=True):
+        yield name, weight.to(device=choice.device, dtype=choice.dtype, copy=True)
+
+
+def _set(model: nn.Module, name: str, weight: Tensor) -> None:
+    """Exchange a parameter; `load_state_dict` cannot assign NF4 to what is on the meta device."""
+    path, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(path), attribute, nn.Parameter(weight, requires_grad=False))

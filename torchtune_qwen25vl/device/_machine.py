@@ -1,0 +1,128 @@
+"""What torch says of the machine: asked here, decided elsewhere."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import torch
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device as it is now; memory in bytes, that of other processes not free.
+
+    Attributes:
+        device: where a model would go
+        name: of the hardware
+        total: memory
+        free: memory
+        bf16: whether it computes in bfloat16 by itself
+        flash: whether torch can run its flash attention for a vision layer there
+        versions: of torch and of what drives the device
+    """
+
+    device: torch.device
+    name: str
+    total: int
+    free: int
+    bf16: bool
+    flash: bool
+    versions: str
+
+
+def look(device: str = "auto") -> Machine:
+    """A device, by default the accelerator that torch finds, and without one the CPU.
+
+    Args:
+        device: "auto", or a device of torch; cuda without a number is the one of this local rank
+
+    Raises:
+        ValueError: if torch cannot use it.
+    """
+    chosen = _device(device)
+    if chosen.type == "cuda":
+        return _look_at_cuda(chosen)
+    free, total = _host_memory()
+    if chosen.type == "cpu":
+        return Machine(chosen, "CPU", total, free, _cpu_bf16(), False, f"torch {torch.__version__}")
+    bf16 = _can_make_bf16(chosen)
+    return Machine(chosen, chosen.type, total, free, bf16, False, f"torch {torch.__version__}")
+
+
+def _device(device: str) -> torch.device:
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    name = (found or "cpu") if device == "auto" else device
+    chosen = torch.device(name)
+    if chosen.type != "cpu" and (found is None or chosen.type != found.type):
+        raise ValueError(
+            f"torch {torch.__version__} cannot use {device}, it finds "
+            f"{found.type if found else 'no accelerator'}: mend the driver or install another "
+            "torch, or set device=cpu"
+        )
+    if chosen.type == "cuda":
+        index = int(os.environ.get("LOCAL_RANK", 0)) if chosen.index is None else chosen.index
+        if index >= torch.accelerator.device_count():
+            raise ValueError(
+                f"there is no cuda:{index}, torch sees {torch.accelerator.device_count()} devices"
+            )
+        return torch.device("cuda", index)
+    return chosen
+
+
+def _look_at_cuda(device: torch.device) -> Machine:
+    free, total = torch.cuda.mem_get_info(device)
+    with torch.cuda.device(device):
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        driver = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
+    return Machine(
+        device,
+        torch.cuda.get_device_name(device),
+        total,
+        free,
+        bf16,
+        _can_use_flash(device, torch.bfloat16 if bf16 else torch.float32),
+        f"torch {torch.__version__}, CUDA {torch.version.cuda}, driver for CUDA "
+        f"{driver // 1000}.{driver % 1000 // 10}",
+    )
+
+
+def _can_use_flash(device: torch.device, dtype: torch.dtype) -> bool:
+    """For queries, keys and values of the published vision layers: 16 heads of 80."""
+    x = torch.empty(1, 16, 64, 80, dtype=dtype, device=device)
+    make: Any = torch.backends.cuda.SDPAParams
+    parameters = make(x, x, x, None, 0.0, False, False)
+    return torch.backends.cuda.can_use_flash_attention(parameters)
+
+
+def _cpu_bf16() -> bool:
+    """Instructions for it, that is: torch computes in bfloat16 without them, but slower."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _can_make_bf16(device: torch.device) -> bool:
+    try:
+        return bool((torch.ones(2, dtype=torch.bfloat16, device=device) + 1).sum().item() == 4)
+    except (RuntimeError, TypeError):
+        return False
+
+
+def _host_memory() -> tuple[int, int]:
+    """Free and total bytes, of the container where there is one."""
+    memory = psutil.virtual_memory()
+    free, total = memory.available, memory.total
+    limit, used = (_cgroup(name) for name in ("memory.max", "memory.current"))
+    if limit is not None and used is not None:
+        free, total = min(free, limit - used), min(total, limit)
+    return max(free, 0), total
+
+
+def _cgroup(name: str) -> int | None:
+    try:
+        text = (CGROUP / name).read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None

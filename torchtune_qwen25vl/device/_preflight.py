@@ -1,0 +1,165 @@
+"""Everything that can be known before a model is loaded, in one table.
+
+Headers of files are read, no weight and no image.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torchtune_qwen25vl._pretrained import Checkpoint
+from torchtune_qwen25vl._transform import Qwen25VLTransform
+from torchtune_qwen25vl._weight_files import find_weights
+from torchtune_qwen25vl.device._choice import Choice, choose, downgrades
+from torchtune_qwen25vl.device._machine import Machine
+from torchtune_qwen25vl.device._memory import (
+    LEAST_PIXELS,
+    TOKEN_PIXELS,
+    Footprint,
+    pixel_budget,
+    weights_bytes,
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A line of the table; `remedy` is for one that is not `passed`."""
+
+    what: str
+    found: str
+    passed: bool = True
+    remedy: str = ""
+
+
+@dataclass
+class Preflight:
+    """What was found, and when all is well, how to run the model.
+
+    Attributes:
+        checks: lines of the table
+        choice: device, format and attention
+        max_pixels: what the free memory allows
+    """
+
+    checks: list[Check] = field(default_factory=list)
+    choice: Choice | None = None
+    max_pixels: int = 0
+
+    @property
+    def table(self) -> str:
+        """Text of the table."""
+        width = max((len(check.what) for check in self.checks), default=0)
+        lines = []
+        for check in self.checks:
+            lines.append(f"{'ok' if check.passed else 'NO':4}{check.what:{width}}  {check.found}")
+            if not check.passed:
+                lines.append(f"{'':4}{'':{width}}  -> {check.remedy}")
+        return "\n".join(lines)
+
+    def refuse(self) -> Choice:
+        """How to run the model, or else:
+
+        Raises:
+            ValueError: with the lines that did not pass.
+        """
+        failed = [c for c in self.checks if not c.passed]
+        if failed:
+            problems = "; ".join(f"{c.what}: {c.found} -> {c.remedy}" for c in failed)
+            raise ValueError(f"the model cannot be run here: {problems}")
+        assert self.choice is not None
+        return self.choice
+
+
+@dataclass(frozen=True)
+class Load:
+    """How large batches will be.
+
+    Attributes:
+        rows: images in one
+        text_tokens: of each beside its image: prompt and answer
+        min_pixels: of an image
+    """
+
+    rows: int = 1
+    text_tokens: int = 1024
+    min_pixels: int = LEAST_PIXELS
+
+
+def check_model(
+    source: str | os.PathLike[str],
+    machine: Machine,
+    load: Load,
+    *,
+    settings_dir: str | os.PathLike[str] | None = None,
+    allow_downgrade: bool = False,
+    **wishes: str,
+) -> Preflight:
+    """Whether a model that is on disk is whole, and can be run on a machine.
+
+    Args:
+        source: folder or .safetensors file
+        machine: where it would run
+        load: what it would have to do
+        settings_dir: folder of config.json and tokenizer, for weights that lie elsewhere
+        allow_downgrade: where it does not fit, take bf16 for fp32, then 4 bits
+        **wishes: dtype, attention, four_bit; see `choose`
+    """
+    preflight = Preflight([Check("software", machine.versions)])
+    try:
+        folder, files = find_weights(source)
+        settings = folder if settings_dir is None else Path(settings_dir)
+        checkpoint = Checkpoint(folder, files, settings)
+        Qwen25VLTransform.from_folder(settings)
+    except (ValueError, OSError) as error:
+        remedy = "fetch the checkpoint again, or name another one"
+        preflight.checks.append(Check("model files", str(error), False, remedy))
+        return preflight
+    shapes = checkpoint.files.shape_of
+    found = f"{len(shapes)} weights in {len(set(checkpoint.files.file_of.values()))} files"
+    preflight.checks.append(Check("model files", f"{found}, config, tokenizer"))
+    chosen = choose(machine, checkpoint.files.dtypes, **wishes)  # type: ignore[arg-type]
+    choice = _fitting(chosen, machine, checkpoint, load) if allow_downgrade else chosen
+    needed, footprint, least = _needs(choice, checkpoint, load)
+    preflight.checks.append(
+        Check(
+            f"memory of {machine.name}",
+            f"{_gb(needed)} of weights and {_gb(least)} for the smallest image, "
+            f"{_gb(machine.free)} of {_gb(machine.total)} free",
+            needed + least <= machine.free,
+            "free memory that other programs hold, take a smaller model, set four_bit=on, or "
+            "allow_downgrade=True for whatever fits",
+        )
+    )
+    preflight.choice = choice
+    preflight.max_pixels = pixel_budget(
+        max(machine.free - needed, 0),
+        footprint,
+        rows=load.rows,
+        text_tokens=load.text_tokens,
+        min_pixels=load.min_pixels,
+    )
+    return preflight
+
+
+def _fitting(choice: Choice, machine: Machine, checkpoint: Checkpoint, load: Load) -> Choice:
+    """The first that fits, from fine to coarse; where none does, the finest."""
+    for candidate in (choice, *downgrades(choice, machine)):
+        needed, _, least = _needs(candidate, checkpoint, load)
+        if needed + least <= machine.free:
+            return candidate
+    return choice
+
+
+def _needs(choice: Choice, checkpoint: Checkpoint, load: Load) -> tuple[int, Footprint, int]:
+    """Bytes of the weights, the model's footprint, and bytes of the smallest batch."""
+    shapes = checkpoint.files.shape_of
+    footprint = Footprint.of(checkpoint.model, choice.dtype)
+    return (
+        weights_bytes(shapes, choice.dtype, four_bit=choice.four_bit),
+        footprint,
+        footprint.batch(1, load.min_pixels // TOKEN_PIXELS, load.text_tokens),
+    )
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"
