@@ -34,7 +34,7 @@ class Settings:
     """Every key of the YAML; a key that is not here is refused."""
 
     # where from, where to
-    model_dir: str | DictConfig  # folder (or hub id) of the model to train
+    model_dir: str | DictConfig  # folder of the model to train, or a component that makes one
     output_dir: str  # OUTPUT/model or OUTPUT/adapter, OUTPUT/step_N
     from_scratch: bool = False  # random weights in place of those in model_dir
     resume: bool = True  # go on from the last checkpoint in output_dir, if there is one
@@ -44,7 +44,8 @@ class Settings:
     optimizer: DictConfig  # a component; called with one group for each trained part
     lr_scheduler: DictConfig  # a component; called with the optimizer and num_training_steps
     clip_grad_norm: float | None = None
-    loss: DictConfig = field(default_factory=lambda: DictConfig({}))  # chunk_rows, kernel
+    loss_chunk_rows: int = 1024  # labelled rows whose logits are held at a time
+    loss_kernel: Literal["torch", "liger"] = "torch"
     # data
     tokenizer: DictConfig  # a component: messages to samples, Qwen25VLTransform
     dataset: DictConfig  # a component; called with the tokenizer
@@ -154,7 +155,9 @@ class FinetuneRecipe:
         self.scheduler = config.instantiate(
             settings.lr_scheduler, self.optimizer, num_training_steps=self.total_steps
         )
-        self.loss = partial(ours.summed_loss, **settings.loss)
+        self.loss = partial(
+            ours.summed_loss, chunk_rows=settings.loss_chunk_rows, kernel=settings.loss_kernel
+        )
         self.check = ours.GradientCheck(self.parts)
         self.throughput = ours.Throughput(self.model, self.device, settings.peak_tflops)
         self.step = 0
@@ -294,9 +297,9 @@ class FinetuneRecipe:
 @config.parse
 def recipe_main(cfg: DictConfig) -> None:
     """Entry point: the YAML, with `key=value` from the command line over it."""
-    distributed = training.is_distributed()
+    device, distributed = read_settings(cfg).device, training.is_distributed()
     if distributed:
-        torch.distributed.init_process_group(training.get_distributed_backend(cfg.device))
+        torch.distributed.init_process_group(training.get_distributed_backend(device))
     recipe = FinetuneRecipe(cfg)
     recipe.setup()
     recipe.train()

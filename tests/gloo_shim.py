@@ -17,6 +17,7 @@ import torch
 import torch.distributed
 from torchtune import training
 from torchtune._cli.run import ROOT
+from torchtune.modules.peft._utils import _get_lora_modules
 
 SECONDS_FOR_ONE = 120
 
@@ -60,6 +61,15 @@ def adapt() -> None:
     torch.distributed.barrier = lambda *_, **__: barrier()
     training.get_memory_stats = training.log_memory_stats = nothing
     torch.cpu.empty_cache = torch.cpu.reset_peak_memory_stats = nothing
+
+
+def copy_then_list(state_dict: dict[str, Any], list_modules: Any = _get_lora_modules) -> set[str]:
+    """Takes the place of `_get_lora_modules` in the recipes for one device.
+
+    Adapters are merged in place, and on a CPU what is merged is not a copy of the weights.
+    """
+    state_dict.update({key: weight.clone() for key, weight in state_dict.items()})
+    return list_modules(state_dict)
 
 
 if __name__ == "__main__":

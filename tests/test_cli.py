@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import zipfile
@@ -17,6 +18,7 @@ from torchtune_qwen25vl import _cli
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
+TAKEN_BY_TORCHRUN = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 PROBE = """
 import os, pathlib, sys
 from omegaconf import OmegaConf
@@ -39,7 +41,10 @@ def tune(monkeypatch):
         monkeypatch.setattr(sys, "argv", ["tune-qwen25vl", *map(str, words)])
         _cli.main()
 
-    return run
+    handlers = {number: signal.getsignal(number) for number in TAKEN_BY_TORCHRUN}
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

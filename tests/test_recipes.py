@@ -14,6 +14,7 @@ from functools import cache
 from itertools import chain
 from pathlib import Path
 
+import gloo_shim
 import pytest
 import tiny_folder
 import torch
@@ -83,19 +84,13 @@ def train(folder, rows, tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", words)
             patch.setattr(sys, "path", list(sys.path))
-            patch.setattr(peft, "_get_lora_modules", copy_then_list)
+            patch.setattr(peft, "_get_lora_modules", gloo_shim.copy_then_list)
             with pytest.raises(SystemExit) as done:
                 _cli.main()
         assert not done.value.code
         return tmp_path / to
 
     return run
-
-
-def copy_then_list(state_dict, list_modules=peft._get_lora_modules):
-    """Adapters are merged in place, and on a CPU the recipe hands over the weights themselves."""
-    state_dict.update({key: weight.clone() for key, weight in state_dict.items()})
-    return list_modules(state_dict)
 
 
 def path_of(name):
@@ -229,12 +224,26 @@ def test_adapters_on_four_bits(train, folder, rows, dora):
     assert_saved(run, folder("nf4"), rows)
 
 
-def test_packed_rows_have_the_same_losses(train):
-    padded = losses(train("3B_full_single_device", "tied", to="padded"))
-    packed = train(
-        "3B_full_single_device", "tied", "collate_fn=torchtune_qwen25vl.packed_collate", to="packed"
-    )
-    assert losses(packed) == pytest.approx(padded, rel=1e-5)
+ALL_ROWS = [
+    "loss._component_=torchtune.modules.loss.CEWithChunkedOutputLoss",
+    "collate_fn=torchtune_qwen25vl.padded_collate",
+]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ALL_ROWS,
+        ["collate_fn=torchtune_qwen25vl.packed_collate_labelled"],
+        pytest.param(["compile=True"], marks=pytest.mark.slow),
+    ],
+    ids=["all rows", "packed", "compiled"],
+)
+def test_losses_are_the_same_by_other_means(train, changes, monkeypatch):
+    monkeypatch.setenv("TORCH_COMPILE_BACKEND", "aot_eager")  # inductor needs a C++ compiler
+    plain = losses(train("3B_full_single_device", "tied", to="plain"))
+    other = losses(train("3B_full_single_device", "tied", *changes, to="other"))
+    assert other == pytest.approx(plain, rel=1e-5)
 
 
 # Two processes. A batch of one on each is the same step as a batch of two on one device.

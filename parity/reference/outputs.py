@@ -146,7 +146,9 @@ def generate(
 ) -> Tensor:
     """Their continuation [b, n] of left-padded prompts, from Qwen's positions."""
     last = inputs.positions.amax((1, 2)) + 1
-    deltas = (last - inputs.attention_mask.sum(1)).unsqueeze(1)  # [b, 1]
+    real = inputs.attention_mask.sum(1)  # transformers 4 counts padding too
+    length = inputs.tokens.shape[1] if VERSION.startswith("4.") else real
+    deltas = (last - length).unsqueeze(1)  # [b, 1]
     answer = (inputs.positions.permute(2, 0, 1), deltas)
     no_end = model.config.get_text_config().vocab_size  # None would be the config's own end
     settings = {"max_new_tokens": max_new_tokens, "eos_token_id": no_end, "pad_token_id": 0}
