@@ -22,7 +22,7 @@ from PIL import Image
 
 from parity import photos, reference
 from parity.bench import Row, compare
-from parity.random_folder import write_random
+from parity.random_folder import rope, write_random
 from torchtune_qwen25vl import _cli, load_pretrained
 from torchtune_qwen25vl.captioning import Progress
 from torchtune_qwen25vl.device import _loading
@@ -31,22 +31,22 @@ BATCH, NEW_TOKENS, COUNT, REPEATS = 8, 32, 32, 5
 LIMITS = {"min_pixels": 16 * 784, "max_pixels": 256 * 784}
 LONG_SIDES = (120, 180, 240, 320, 480, 640, 960, 1280)  # pixels; a folder of all sizes
 PROMPT = "Describe this image in one or two plain sentences."
-TEXT = {  # for each token 2.6 times the work of the vision tower, as in 7B
-    "hidden_size": 256,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 4,
+TEXT = {
+    "hidden_size": 512,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
     "num_key_value_heads": 2,
-    "intermediate_size": 1024,
-    "vocab_size": 3840,
+    "intermediate_size": 1536,
+    **rope(64),
 }
-VISION = {"depth": 4, "hidden_size": 160, "num_heads": 2, "intermediate_size": 428}
+VISION = {"depth": 4, "hidden_size": 320, "num_heads": 4, "intermediate_size": 856}
 
 
 def rows() -> list[Row]:
     """A folder of photos, on one core and on all."""
     cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as scratch:
-        model = write_random(Path(scratch, "model"), text=TEXT, vision=VISION)
+        model = write_random(Path(scratch, "model"), text=TEXT, vision=VISION, dtype=torch.float32)
         pictures = _write_photos(Path(scratch, "photos"))
         bench = Bench(model, pictures)
         return [bench.row(cores[:count]) for count in sorted({1, len(cores)})]
@@ -86,7 +86,7 @@ class Bench:
                 return_tensors="pt",
             )
             tokens = self.their_model.generate(
-                **inputs, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=self.processor.tokenizer.pad_token_id
+                **inputs, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=151643
             )
             new = tokens[:, inputs["input_ids"].shape[1] :]
             captions += self.processor.batch_decode(new, skip_special_tokens=True)

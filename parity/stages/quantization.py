@@ -10,7 +10,7 @@ from torch import Tensor
 
 from parity import reference
 from parity.inputs import LAYOUTS, Inputs, make_inputs
-from parity.random_folder import write_random
+from parity.random_folder import rope, write_random
 from parity.stages._stage import Measurement, Setting, Stage
 from torchtune_qwen25vl import device
 from torchtune_qwen25vl._model import Qwen25VL
@@ -21,7 +21,7 @@ BLOCKS = {  # layers that are whole blocks of NF4, 64 * 256 weights
     "hidden_size": 256,
     "num_attention_heads": 4,
     "intermediate_size": 512,
-    "vocab_size": 1024,
+    **rope(64),
 }
 
 
@@ -31,7 +31,9 @@ def measure_nf4(setting: Setting) -> Iterator[Measurement]:
         if setting.checkpoint:
             folder, _ = find_weights(setting.checkpoint)
         else:
-            folder = write_random(Path(scratch, "model"), text=BLOCKS, dtype=torch.bfloat16)
+            folder = write_random(
+                Path(scratch) / "model", text=BLOCKS, vision={}, dtype=torch.bfloat16
+            )
         config = json.loads((folder / "config.json").read_text())
         plain, quantised = (_load(folder, four_bit=four_bit) for four_bit in (False, True))
     ids = {name: config[name] for name in reference.IDS}
