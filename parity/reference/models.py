@@ -138,7 +138,7 @@ def load(folder: str, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGeneration:
     return model.eval()
 
 
-load_model = functools.lru_cache(maxsize=1)(functools.partial(load, dtype=torch.bfloat16))
+load_model = functools.lru_cache(maxsize=1)(functools.partial(load, dtype=torch.float32))
 
 
 def model(name: str) -> Qwen2_5_VLForConditionalGeneration:
