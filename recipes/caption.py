@@ -68,12 +68,12 @@ class CaptionRecipe:
         """Fetch the model and check it; its tokenizer is read, its weights are not."""
         settings = self.settings
         source = device.fetch(settings.model, cache_dir=settings.cache_dir)
-        question = len(self.preset.prompt) + len(settings.system_prompt or "")
+        question = len(self.preset.prompt) + len(settings.system_prompt or "")  # bounds its tokens
         found = device.check_model(
             source,
             device.look(settings.device),
             device.Load(
-                settings.batch_size, question + self.preset.max_new_tokens, settings.min_pixels
+                question + self.preset.max_new_tokens, settings.min_pixels, settings.max_pixels
             ),
             settings_dir=settings.settings_dir,
             allow_downgrade=settings.allow_downgrade,
@@ -84,7 +84,7 @@ class CaptionRecipe:
         logger.info("%s", found.table)
         self.choice = found.refuse()
         logger.info("%s", self.choice)
-        self.memory_allows = found.max_pixels
+        self.memory_allows = found
         self.model = device.LoadedModel(source, self.choice, settings.settings_dir)
 
     def plan_all(self) -> tuple[ours.Plan, dict[str, Any], list[list[str]]]:
@@ -93,7 +93,8 @@ class CaptionRecipe:
         past = self.past()
         run = past.run or {
             "settings": settings.decisive(),
-            "max_pixels": settings.max_pixels or self.memory_allows,
+            "max_pixels": self.memory_allows.max_pixels,
+            "batch_tokens": self.memory_allows.batch_tokens,
             "format": self.choice.format,
         }
         items = ours.find_items(
@@ -107,7 +108,7 @@ class CaptionRecipe:
         batches = ours.plan_batches(
             self.count_tokens(plan, run["max_pixels"]),
             batch_size=settings.batch_size,
-            batch_tokens=settings.batch_tokens,
+            batch_tokens=min(settings.batch_tokens, run["batch_tokens"]),
             text_tokens=self.preset.max_new_tokens,
         )
         left = [[name for name in batch if name not in plan.settled] for batch in batches]

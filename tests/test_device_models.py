@@ -19,7 +19,7 @@ from torchtune_qwen25vl import device, generate, padded_collate
 from torchtune_qwen25vl._pretrained import Checkpoint
 from torchtune_qwen25vl.device import _loading, _preflight
 
-LOAD = device.Load(rows=2, text_tokens=64, min_pixels=3136)
+LOAD = device.Load(text_tokens=64, min_pixels=3136)
 
 
 @pytest.fixture(scope="module")

@@ -132,27 +132,36 @@ FOOTPRINT = device.Footprint(token=80_000, image_token=150_000, number=2, logits
 
 
 def test_the_pixel_budget_grows_with_memory_in_whole_tokens():
-    budgets = [
-        device.pixel_budget(free, FOOTPRINT, rows=8, text_tokens=300)
-        for free in range(0, 6 * 10**9, 10**8)
-    ]
+    memory = range(0, 10**9, 10**7)
+    budgets = [device.pixel_budget(free, FOOTPRINT, text_tokens=300) for free in memory]
     assert budgets == sorted(budgets)
     assert budgets[0] == 256 * 784
     assert budgets[-1] == 1280 * 784
     assert len(set(budgets)) > 5
-    assert all(budget % 784 == 0 for budget in budgets)
-    for free, budget in zip(range(0, 6 * 10**9, 10**8), budgets, strict=True):
-        tokens = budget // 784
+    for free, budget in zip(memory, budgets, strict=True):
+        tokens, rest = divmod(budget, 784)
+        assert rest == 0
         if tokens > 256:
-            assert FOOTPRINT.batch(8, tokens, 300) <= 0.9 * free
-        if 256 <= tokens < 1280:
-            assert FOOTPRINT.batch(8, tokens + 1, 300) > 0.9 * free
+            assert FOOTPRINT.batch(1, tokens, 300) <= 0.9 * free
+        if tokens < 1280:
+            assert FOOTPRINT.batch(1, tokens + 1, 300) > 0.9 * free
 
 
 def test_the_pixel_budget_never_goes_below_min_pixels():
-    assert device.pixel_budget(0, FOOTPRINT, rows=8, text_tokens=9, min_pixels=3136) == 3136
+    assert device.pixel_budget(0, FOOTPRINT, text_tokens=9, min_pixels=3136) == 3136
     large = 2000 * 784
-    assert device.pixel_budget(10**12, FOOTPRINT, rows=1, text_tokens=9, min_pixels=large) == large
+    assert device.pixel_budget(10**12, FOOTPRINT, text_tokens=9, min_pixels=large) == large
+
+
+def test_the_token_budget_is_whole_rows_that_fit():
+    row = 500 + 300
+    for free in (0, 10**8, 10**9, 10**10):
+        options = {"max_pixels": 500 * 784, "text_tokens": 300}
+        rows, rest = divmod(device.token_budget(free, FOOTPRINT, **options), row)
+        assert rest == 0
+        assert rows >= 1
+        assert rows == 1 or FOOTPRINT.batch(rows, 500, 300) <= 0.9 * free
+        assert FOOTPRINT.batch(rows + 1, 500, 300) > 0.9 * free
 
 
 def test_bytes_of_published_sizes():

@@ -9,6 +9,7 @@ from torchtune_qwen25vl.device._memory import (
     is_out_of_memory,
     pixel_budget,
     release_cache,
+    token_budget,
     weights_bytes,
 )
 from torchtune_qwen25vl.device._preflight import (
@@ -36,5 +37,6 @@ __all__ = [
     "pixel_budget",
     "release_cache",
     "switch_model",
+    "token_budget",
     "weights_bytes",
 ]

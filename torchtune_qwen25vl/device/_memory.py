@@ -96,25 +96,39 @@ def _layer(embed: int, inner: int, number: int) -> int:
 
 
 def pixel_budget(
-    free: int, footprint: Footprint, *, rows: int, text_tokens: int, min_pixels: int = LEAST_PIXELS
+    free: int, footprint: Footprint, *, text_tokens: int, min_pixels: int = LEAST_PIXELS
 ) -> int:
-    """The largest `max_pixels` for which a batch fits into free memory.
+    """The largest `max_pixels` with which an image alone fits into free memory.
 
-    A multiple of 784, from `min_pixels` to 1280 * 784; `min_pixels` where nothing fits, and
-    batches are then halved as memory runs out.
+    A multiple of 784, from `min_pixels` to 1280 * 784; `min_pixels` where nothing fits.
 
     Args:
         free: bytes, with the weights already in place
         footprint: of the model
-        rows: images in a batch
         text_tokens: of a row beside its image: prompt and answer
         min_pixels: of the image processor
     """
     least = -(-min_pixels // TOKEN_PIXELS)
     choices = range(least, max(least, MOST_PIXELS // TOKEN_PIXELS) + 1)
     budget = (1 - SPARE) * free
-    fitting = bisect_right(choices, budget, key=lambda t: footprint.batch(rows, t, text_tokens))
+    fitting = bisect_right(choices, budget, key=lambda t: footprint.batch(1, t, text_tokens))
     return choices[max(fitting - 1, 0)] * TOKEN_PIXELS
+
+
+def token_budget(free: int, footprint: Footprint, *, max_pixels: int, text_tokens: int) -> int:
+    """The most tokens, padding and answers included, for a batch of such rows to fit.
+
+    At least one row, whether it fits or not: batches are halved as memory runs out.
+
+    Args:
+        free: bytes, with the weights already in place
+        footprint: of the model
+        max_pixels: of an image
+        text_tokens: of a row beside its image
+    """
+    image_tokens = max_pixels // TOKEN_PIXELS
+    rows = int((1 - SPARE) * free) // footprint.batch(1, image_tokens, text_tokens)
+    return max(rows, 1) * (image_tokens + text_tokens)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -17,6 +17,7 @@ from torchtune_qwen25vl.device._memory import (
     TOKEN_PIXELS,
     Footprint,
     pixel_budget,
+    token_budget,
     weights_bytes,
 )
 
@@ -39,11 +40,13 @@ class Preflight:
         checks: lines of the table
         choice: device, format and attention
         max_pixels: what the free memory allows
+        batch_tokens: likewise, with images of so many pixels
     """
 
     checks: list[Check] = field(default_factory=list)
     choice: Choice | None = None
     max_pixels: int = 0
+    batch_tokens: int = 0
 
     @property
     def table(self) -> str:
@@ -72,17 +75,17 @@ class Preflight:
 
 @dataclass(frozen=True)
 class Load:
-    """How large batches will be.
+    """What a model will be given.
 
     Attributes:
-        rows: images in one
-        text_tokens: of each beside its image: prompt and answer
+        text_tokens: of each row beside its image: prompt and answer
         min_pixels: of an image
+        max_pixels: of an image; None for what memory allows
     """
 
-    rows: int = 1
     text_tokens: int = 1024
     min_pixels: int = LEAST_PIXELS
+    max_pixels: int | None = None
 
 
 def check_model(
@@ -131,12 +134,12 @@ def check_model(
         )
     )
     preflight.choice = choice
-    preflight.max_pixels = pixel_budget(
-        max(machine.free - needed, 0),
-        footprint,
-        rows=load.rows,
-        text_tokens=load.text_tokens,
-        min_pixels=load.min_pixels,
+    left, text_tokens = max(machine.free - needed, 0), load.text_tokens
+    preflight.max_pixels = load.max_pixels or pixel_budget(
+        left, footprint, text_tokens=text_tokens, min_pixels=load.min_pixels
+    )
+    preflight.batch_tokens = token_budget(
+        left, footprint, max_pixels=preflight.max_pixels, text_tokens=text_tokens
     )
     return preflight
 
