@@ -7,55 +7,46 @@ from typing import Any
 
 import torch
 
-from parity import reference, vocabulary
-from torchtune_qwen25vl import qwen2_5_vl_from_config, tune_to_hf
+from torchtune_qwen25vl import qwen2_5_vl_from_config, shapes, tune_to_hf
 from torchtune_qwen25vl._weight_files import write_weights
 
-QWEN_IDS = {
-    "image_token_id": 151655,
-    "video_token_id": 151656,
-    "vision_start_token_id": 151652,
-    "vision_end_token_id": 151653,
-    "eos_token_id": 151645,
-}
-ENDS = [151643, 151645]
+FIRST_WORD, FIRST_NAMED = 256, 359  # ids of the tiny vocabulary: before words come single bytes
 
 
 def write_random(
-    folder: Path, *, text: dict[str, Any], vision: dict[str, Any], dtype: torch.dtype
+    folder: Path,
+    *,
+    text: dict[str, Any],
+    vision: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """A tied model with Qwen's ids and vocabulary size, outputs of unit scale, that never ends.
+    """A tied model with outputs of unit scale, which says words and never ends.
 
     Args:
         folder: is made
-        text: sizes of the decoder, on top of those of the tiny model
+        text: sizes of the decoder, on top of those of the tiny model of `shapes`
         vision: sizes of the vision tower, likewise
         dtype: of the weights
     """
-    folder.mkdir(parents=True)
-    config = reference.config("tiny, 3B's vocabulary").to_dict() | QWEN_IDS
-    config["text_config"] |= {"eos_token_id": QWEN_IDS["eos_token_id"], **text}
-    config["vision_config"] |= {"out_hidden_size": config["text_config"]["hidden_size"], **vision}
-    config["text_config"].pop("layer_types", None)  # follow from the number of layers
-    config["architectures"] = ["Qwen2_5_VLForConditionalGeneration"]
+    shutil.copytree(shapes.tiny_folder(), folder)
+    config = json.loads((folder / "config.json").read_text()) | text
+    config["vision_config"] |= {"out_hidden_size": config["hidden_size"], **(vision or {})}
+    config["rope_scaling"] = _rope(config["hidden_size"] // config["num_attention_heads"])
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "preprocessor_config.json").write_text("{}")
-    for path in vocabulary.small(("a photo of",)).iterdir():
-        shutil.copy(path, folder)
     model = qwen2_5_vl_from_config(config)
     torch.manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1:
                 weight.normal_(std=weight.shape[-1] ** -0.5)
-        model.tok_embeddings.weight[ENDS] = 0
+        embedding = model.tok_embeddings.weight
+        embedding[:FIRST_WORD] = embedding[FIRST_NAMED:] = 0  # a zero logit is never the largest
     weights = {name: weight.to(dtype) for name, weight in tune_to_hf(model.state_dict()).items()}
     write_weights(folder, weights, dict.fromkeys(weights, "model.safetensors"))
     return folder
 
 
-def rope(head_dim: int) -> dict[str, Any]:
+def _rope(head_dim: int) -> dict[str, Any]:
     """Frequencies of a head shared out as in the published models, 1 : 1.5 : 1.5."""
     sections = [head_dim // 8, 3 * head_dim // 16, 3 * head_dim // 16]
-    values = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
-    return {"rope_parameters": values, "rope_scaling": values}  # the latter before transformers 5
+    return {"type": "mrope", "mrope_section": sections}
