@@ -1,55 +1,34 @@
 """Every config for a recipe of torchtune's runs there, on a tiny model: the recipe files untouched.
 
 Overridden is what a small machine asks for: model, data, device, length, learning rate. The recipes
-for several devices run on two gloo processes, all in one launch (see gloo_shim.py).
+for several devices run on two gloo processes, all in one launch.
 """
 
 import math
-import os
-import re
 import shutil
-import subprocess
-import sys
 from functools import cache
-from itertools import chain
 from pathlib import Path
 
-import gloo_shim
 import pytest
 import tiny_folder
 import torch
 from omegaconf import OmegaConf
+from recipe_runs import losses, path_of, run_alone, run_distributed
 from torch.nn import functional as F
 from torchtune import config
-from torchtune.modules.peft import _utils as peft
 
 from parity import reference
-from torchtune_qwen25vl import _cli, load_pretrained
+from torchtune_qwen25vl import load_pretrained
 from torchtune_qwen25vl._loss import RECIPES_SHIFT_LABELS
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "recipes/configs/qwen2_5_vl").glob("*.yaml"))
-SINGLE = [name for name in CONFIGS if name.endswith("_single_device")]
 PARAMETERS = {
     "3B": 3_754_622_976,
     "7B": 8_292_166_656,
     "32B": 33_452_718_336,
     "72B": 73_410_777_344,
 }
-SMALL = [
-    "device=cpu",
-    "dtype=fp32",
-    "seed=0",
-    "shuffle=False",
-    "batch_size=2",
-    "gradient_accumulation_steps=1",
-    "epochs=2",
-    "max_steps_per_epoch=2",
-    "optimizer.lr=1e-3",
-    "lr_scheduler.num_warmup_steps=0",
-    "model._component_=torchtune_qwen25vl.qwen2_5_vl_from_config",
-]
-
 repeats_an_epoch = pytest.mark.xfail(
     not RECIPES_SHIFT_LABELS,  # torchtune's development version
     reason="its LoRA recipes save an epoch as not yet run, so a resumed run repeats it",
@@ -76,43 +55,13 @@ def rows(tmp_path_factory):
 
 @pytest.fixture
 def train(folder, rows, tmp_path):
-    """Run a single-device config as a user does; returns its output folder."""
+    """Run a config for one device; returns its output folder."""
 
     def run(name, kind, *changes, to="run"):
-        words = ["tune-qwen25vl", "run", recipe_of(name), "--config", f"qwen2_5_vl/{name}"]
-        words += overrides(name, folder(kind), rows, tmp_path / to, changes)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", words)
-            patch.setattr(sys, "path", list(sys.path))
-            patch.setattr(peft, "_get_lora_modules", gloo_shim.copy_then_list)
-            with pytest.raises(SystemExit) as done:
-                _cli.main()
-        assert not done.value.code
+        run_alone(name, folder(kind), rows, tmp_path / to, changes)
         return tmp_path / to
 
     return run
-
-
-def path_of(name):
-    return _cli._configs()[f"qwen2_5_vl/{name}"]
-
-
-def recipe_of(name):
-    return _cli.recipe_of(path_of(name))
-
-
-def overrides(name, folder, rows, output_dir, changes=()):
-    """What stands behind the config on the command line."""
-    size = [f"model_dir={folder}", f"model.config={folder}", f"dataset.source={rows}"]
-    if "lora" in name:  # what lora_ and qlora_ builders add
-        size += ["model.decoder_trainable=lora", f"model.quantize_base={'qlora' in name}"]
-    return [f"output_dir={output_dir}", *SMALL, *size, *changes]
-
-
-def losses(output_dir):
-    """The loss of every step, in the order in which they were logged."""
-    logs = (path.read_text() for path in sorted((output_dir / "logs").iterdir()))
-    return [float(loss) for loss in re.findall(r"loss:(\S+)", "".join(logs))]
 
 
 def assert_learned(curve):
@@ -121,8 +70,13 @@ def assert_learned(curve):
     assert curve[-1] < curve[0] - 0.1, curve
 
 
+def theirs(folder):
+    return reference.load(str(folder), torch.float32)
+
+
 @torch.no_grad()
-def logits_of_theirs(model, batch):
+def logits_of(model, batch):
+    """Of a model of transformers."""
     vision = batch["encoder_input"]["vision"]
     return model(
         input_ids=batch["tokens"],
@@ -132,21 +86,20 @@ def logits_of_theirs(model, batch):
     ).logits
 
 
-def assert_saved(output_dir, folder, rows, dtype=torch.float32):
+def assert_saved(output_dir, folder, rows):
     """The folder of the last epoch is a checkpoint, and the same model in transformers."""
     saved = output_dir / "epoch_1"
     kept = {path.name for path in folder.iterdir()}
     assert {path.name for path in saved.iterdir() if path.is_file()} >= kept
     assert (saved / "config.json").read_bytes() == (folder / "config.json").read_bytes()
     batch = tiny_folder.first_batch(folder, rows)
-    model, transform = load_pretrained(saved, dtype=dtype)
+    model, transform = load_pretrained(saved)
     assert transform.max_pixels == 1003520  # of the config, not the 12845056 of the original
-    expected = logits_of_theirs(reference.load(str(saved), dtype), batch)
-    labels = batch.pop("labels")
+    del batch["labels"]
+    expected = logits_of(theirs(saved), batch)
     with torch.no_grad():
         torch.testing.assert_close(model(**batch), expected, atol=2e-5, rtol=0)
-    batch["labels"] = labels
-    before = logits_of_theirs(reference.load(str(folder), dtype), batch)
+    before = logits_of(theirs(folder), batch)
     assert (before - expected).abs().max() > 1e-2, "training changed nothing"
 
 
@@ -166,7 +119,7 @@ def test_the_config_builds_the_model_it_names(name):
 def test_the_first_loss_is_that_of_transformers(train, folder, rows):
     (first, *_) = losses(train("3B_full_single_device", "tied", "max_steps_per_epoch=1"))
     batch = tiny_folder.first_batch(folder("tied"), rows)
-    logits = logits_of_theirs(reference.load(str(folder("tied")), torch.float32), batch)
+    logits = logits_of(theirs(folder("tied")), batch)
     labels = batch["labels"].roll(-1, 1) if RECIPES_SHIFT_LABELS else batch["labels"]
     expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
     assert first == pytest.approx(expected.item(), rel=1e-6)
@@ -207,13 +160,13 @@ def test_adapters_on_one_device(train, folder, rows, name, kind, changes):
     run = train(name, kind, *changes, "optimizer.lr=1e-2")
     assert_learned(losses(run))
     assert_saved(run, folder(kind), rows)
-    theirs = pytest.importorskip("peft", reason="peft, which loads the adapter, is not installed")
+    library = pytest.importorskip("peft", reason="peft, which loads the adapter, is not installed")
     batch = tiny_folder.first_batch(folder(kind), rows)
-    merged = logits_of_theirs(reference.load(str(run / "epoch_1"), torch.float32), batch)
-    base = reference.load(str(folder(kind)), torch.float32)
-    without = logits_of_theirs(base, batch)
-    adapted = theirs.PeftModel.from_pretrained(base, str(run / "epoch_1" / "adapter"))
-    torch.testing.assert_close(logits_of_theirs(adapted, batch), merged, atol=2e-5, rtol=0)
+    merged = logits_of(theirs(run / "epoch_1"), batch)
+    base = theirs(folder(kind))
+    without = logits_of(base, batch)
+    adapted = library.PeftModel.from_pretrained(base, str(run / "epoch_1" / "adapter"))
+    torch.testing.assert_close(logits_of(adapted, batch), merged, atol=2e-5, rtol=0)
     assert (without - merged).abs().max() > 1e-2
 
 
@@ -276,38 +229,15 @@ MORE = {
 
 
 def test_every_config_is_run_here():
-    """Those for one device are in the tests above."""
-    distributed = {name for name, *_ in chain(DISTRIBUTED.values(), MORE.values())}
-    assert distributed | set(SINGLE) == set(CONFIGS)
     text = Path(__file__).read_text()
-    assert all(f'"{name}"' in text for name in SINGLE)
-
-
-def run_distributed(runs, folder, rows, base):
-    """Run these, each in a folder of its title, in one launch of two processes."""
-    words = []
-    for title, (name, kind, changes) in runs:
-        words += ["--", recipe_of(name), "--config", str(path_of(name))]
-        words += overrides(name, folder(kind), rows, base / title, ["batch_size=1", *changes])
-    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    shim = Path(__file__).with_name("gloo_shim.py")
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "-m", *launch, str(shim), *words[1:]],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stdout[-8000:]
-    return base
+    assert [name for name in CONFIGS if f'"{name}"' not in text] == []
 
 
 @pytest.fixture(scope="module")
 def distributed(folder, rows, tmp_path_factory):
     runs = [*DISTRIBUTED.items(), *AGAIN.items()]
-    return run_distributed(runs, folder, rows, tmp_path_factory.mktemp("distributed"))
+    run_distributed(runs, folder, rows, base := tmp_path_factory.mktemp("distributed"))
+    return base
 
 
 @pytest.mark.parametrize("title", DISTRIBUTED)

@@ -57,12 +57,12 @@ def write_folder(folder: Path, *, tied: bool, nf4: bool = False) -> Path:
 
 
 def write_pictures(folder: Path, rows: int = 8) -> Path:
-    """Write pictures of coloured boxes, every fourth row a pair and every fifth text alone."""
+    """Write pictures of coloured boxes: in turn rows with one, with two, with none, with one."""
     folder.mkdir(parents=True)
     lines = []
     for row in range(rows):
         choice = row % len(COLOURS)
-        media = 0 if row % 5 == 4 else 2 if row % 4 == 3 else 1
+        media = (1, 2, 0, 1)[row % 4]
         names = [f"{row}-{i}.png" for i in range(media)]
         for i, name in enumerate(names):
             picture = Image.new("RGB", SIZES[(row + i) % len(SIZES)], "white")

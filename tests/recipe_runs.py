@@ -1,0 +1,83 @@
+"""Runs configs of torchtune's recipes on a tiny model, in this process or in two of their own."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import gloo_shim
+import pytest
+from torchtune.modules.peft import _utils as peft
+
+from torchtune_qwen25vl import _cli
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "device=cpu",
+    "dtype=fp32",
+    "seed=0",
+    "shuffle=False",
+    "batch_size=2",
+    "gradient_accumulation_steps=1",
+    "epochs=2",
+    "max_steps_per_epoch=2",
+    "optimizer.lr=1e-3",
+    "lr_scheduler.num_warmup_steps=0",
+    "model._component_=torchtune_qwen25vl.qwen2_5_vl_from_config",
+]
+
+
+def run_alone(name, folder, rows, output_dir, changes=()):
+    """Run a config for one device in this process, as a user does."""
+    words = ["tune-qwen25vl", "run", recipe_of(name), "--config", f"qwen2_5_vl/{name}"]
+    words += overrides(name, folder, rows, output_dir, changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", words)
+        patch.setattr(sys, "path", list(sys.path))
+        patch.setattr(peft, "_get_lora_modules", gloo_shim.copy_then_list)
+        with pytest.raises(SystemExit) as done:
+            _cli.main()
+    assert not done.value.code
+
+
+def path_of(name):
+    return _cli._configs()[f"qwen2_5_vl/{name}"]
+
+
+def recipe_of(name):
+    return _cli.recipe_of(path_of(name))
+
+
+def overrides(name, folder, rows, output_dir, changes=()):
+    """What stands behind the config on the command line."""
+    size = [f"model_dir={folder}", f"model.config={folder}", f"dataset.source={rows}"]
+    if "lora" in name:  # what lora_ and qlora_ builders add
+        size += ["model.decoder_trainable=lora", f"model.quantize_base={'qlora' in name}"]
+    return [f"output_dir={output_dir}", *SMALL, *size, *changes]
+
+
+def losses(output_dir):
+    """The loss of every step, in the order in which they were logged."""
+    logs = (path.read_text() for path in sorted((output_dir / "logs").iterdir()))
+    return [float(loss) for loss in re.findall(r"loss:(\S+)", "".join(logs))]
+
+
+def run_distributed(runs, folder, rows, base):
+    """Run these, each in a folder of its title, in one launch of two processes."""
+    words = []
+    for title, (name, kind, changes) in runs:
+        words += ["--", recipe_of(name), "--config", str(path_of(name))]
+        words += overrides(name, folder(kind), rows, base / title, ["batch_size=1", *changes])
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    shim = Path(__file__).with_name("gloo_shim.py")
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, str(shim), *words[1:]],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout[-8000:]
