@@ -228,6 +228,17 @@ def test_strips_of_any_height_give_the_same(monkeypatch):
         assert all(same(ours(image), right) for image, right in zip(images, expected, strict=True))
 
 
+def test_memory_of_pillow_in_pieces_is_copied(monkeypatch):
+    image = noise(300, 500)
+    expected = ours(image)
+
+    def refuse(image):
+        raise ValueError("Image rows are not contiguous in memory.")
+
+    monkeypatch.setattr(_image_transform.pyarrow, "array", refuse)
+    assert same(ours(image), expected)
+
+
 def resize_with(antialias, dtype, interpolation=tvf.InterpolationMode.BICUBIC):
     def resize(pixels, height, width):
         resized = tvf.resize(

@@ -4,6 +4,9 @@ The steps are those of its ``Qwen2VLImageProcessor``: RGB, antialiased bicubic r
 ``(value - 255 * mean) / (255 * std)`` in float32, patches. Here each step goes strip by strip, so
 that neither a second copy of a large photo nor a float copy of the resized one is ever held.
 
+Pixels lie as Pillow keeps them, channels last, in four bytes of which the last is not read: its
+memory need not be copied then, and the resize of torch, which works on four, need not unpack it.
+
 Shapes: h w height and width in pixels, c channels (3 once read), s patch_size, m merge_size,
 t temporal_patch_size, g_t g_h g_w the grid in patches (`grid_thw`), p = g_t * g_h * g_w patches.
 """
@@ -13,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow
 import torch
 from PIL import Image
 from torch import Tensor
@@ -21,7 +25,7 @@ from torchvision.transforms.v2 import functional as tvf
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_RATIO = 200
-READ_BYTES = 1 << 21  # of an image, read at once
+READ_BYTES = 1 << 20  # of an image, read at once
 WORK_BYTES = 1 << 20  # of floats, worked on at once: few enough to stay in the cache
 
 
@@ -118,20 +122,27 @@ def size(image: Image.Image | Tensor) -> tuple[int, int]:
 
 
 def resized(image: Image.Image | Tensor, height: int, width: int) -> Tensor:
-    """The image as RGB of this size, uint8 [3, height, width].
+    """The image as RGB of this size, uint8 [3, height, width]."""
+    return resized_rgbx(image, height, width)[:3]
+
+
+def resized_rgbx(image: Image.Image | Tensor, height: int, width: int) -> Tensor:
+    """The image as RGB of this size, uint8 [3 or 4, height, width]; a fourth channel is unused.
 
     The uint8 resize of torch rounds to uint8 between its horizontal and its vertical pass, so that
     the passes can be run apart: the horizontal one strip by strip while the image is being read.
     """
     h, w = size(image)
+    if isinstance(image, Image.Image) and image.mode == "LAB":
+        image = image.convert("RGB")  # Pillow prepares for as long as it then converts a strip
     if isinstance(image, Tensor) and _is_ready(image, height, width):
         pixels = image
-    elif 3 * h * w <= 2 * READ_BYTES:  # two strips would cost more than they save
-        pixels = _rgb(image, slice(0, h))
+    elif 4 * h * w <= 4 * READ_BYTES:  # a few strips would cost more than they save
+        pixels = _rgbx(image, slice(0, h))
     else:
-        pixels = torch.empty(h, width, 3, dtype=torch.uint8).permute(2, 0, 1)  # [3, h, width]
-        for rows in _strips(h, READ_BYTES // (3 * w)):
-            pixels[:, rows] = _resize(_rgb(image, rows), rows.stop - rows.start, width)
+        pixels = torch.empty(h, width, 4, dtype=torch.uint8).permute(2, 0, 1)  # [4, h, width]
+        for rows in _strips(h, READ_BYTES // (4 * w)):
+            pixels[:, rows] = _resize(_rgbx(image, rows), rows.stop - rows.start, width)
     return _resize(pixels, height, width)
 
 
@@ -151,17 +162,17 @@ def _strips(length: int, step: int) -> Iterator[slice]:
     return (slice(k, min(k + step, length)) for k in range(0, length, step))
 
 
-def _rgb(image: Image.Image | Tensor, rows: slice) -> Tensor:
-    """These rows as RGB with transparency laid on white, uint8 [3, r, w] with channels last."""
+def _rgbx(image: Image.Image | Tensor, rows: slice) -> Tensor:
+    """These rows as RGB with transparency laid on white, uint8 [4, r, w], channels last."""
     if isinstance(image, Image.Image):
-        strip = _pillow_rgb(image.crop((0, rows.start, image.width, rows.stop)))
-        return torch.from_numpy(np.array(strip)).permute(2, 0, 1)
+        return _memory(_pillow_rgb(image.crop((0, rows.start, image.width, rows.stop))))
     pixels = image[:, rows]  # [c, r, w]
     if len(pixels) == 4:
         rgba = tvf.to_dtype(pixels, torch.float32, scale=True)
         pixels = tvf.to_dtype(rgba[:3] * rgba[3:] + (1 - rgba[3:]), torch.uint8, scale=True)
-    planes = list(pixels.expand(3, -1, -1).numpy())
-    return torch.from_numpy(np.stack(planes, axis=-1)).permute(2, 0, 1)
+    red, green, blue = pixels.expand(3, -1, -1).to(torch.int32)  # [r, w] each
+    packed = red.add_(green, alpha=1 << 8).add_(blue, alpha=1 << 16)
+    return packed.unsqueeze(-1).view(torch.uint8).permute(2, 0, 1)
 
 
 def _pillow_rgb(image: Image.Image) -> Image.Image:
@@ -169,6 +180,15 @@ def _pillow_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _memory(image: Image.Image) -> Tensor:
+    """The memory of an RGB image, uint8 [4, h, w]; a copy where Pillow keeps it in pieces."""
+    try:
+        flat = torch.from_dlpack(pyarrow.array(image).flatten())
+    except ValueError:  # so Pillow says that the rows do not follow each other
+        flat = torch.from_numpy(np.array(image.convert("RGBX")))
+    return flat.view(image.height, image.width, 4).permute(2, 0, 1)
 
 
 class Patchify:
@@ -201,7 +221,7 @@ class Patchify:
         self.merge_size = merge_size
         self.temporal_patch_size = temporal_patch_size
         mean_and_std = 255 * torch.tensor([image_mean, image_std], dtype=torch.float32)
-        self.mean, self.std = mean_and_std.view(2, -1, 1, 1)  # [c, 1, 1] each
+        self.mean, self.std = mean_and_std.view(2, -1, 1, 1)  # [c, 1, 1]
         self.dtype = dtype
 
     @property
@@ -212,7 +232,10 @@ class Patchify:
     def __call__(
         self, frames: Iterable[Tensor], num_frames: int, height: int, width: int
     ) -> tuple[Tensor, Tensor]:
-        """Of uint8 frames [c, h, w]: patches [p, c * t * s * s] and `grid_thw`, int64 [1, 3]."""
+        """Of uint8 frames [3 or 4, h, w]: patches [p, 3 * t * s * s] and `grid_thw`, int64 [1, 3].
+
+        The frames come one at a time, `num_frames` of them; a fourth channel is not read.
+        """
         t, s, m = self.temporal_patch_size, self.patch_size, self.merge_size
         grid = [-(-num_frames // t), height // s, width // s]
         patches = torch.empty(math.prod(grid), 3 * t * s * s, dtype=self.dtype)
@@ -223,22 +246,27 @@ class Patchify:
         return patches, torch.tensor([grid])
 
     def _write(self, frame: Tensor, blocks: Tensor) -> None:
-        """Writes a frame [c, h, w] into [g_h / m, g_w / m, m, m, c, t, s, s], t times over."""
+        """Writes a frame [3 or 4, h, w] into [g_h / m, g_w / m, m, m, 3, t, s, s], t times over."""
         s, m = self.patch_size, self.merge_size
         mean, std = _row(self.mean, frame), _row(self.std, frame)
         for rows in _strips(len(blocks), WORK_BYTES // (4 * frame[:, : s * m].numel())):
-            strip = frame[:, rows.start * s * m : rows.stop * s * m].to(torch.float32)
-            strip.sub_(mean).div_(std)
-            parts = strip.unflatten(2, (-1, m, s)).unflatten(1, (-1, m, s))
-            # [c, g_h / m, m, s, g_w / m, m, s] -> [g_h / m, g_w / m, m, m, c, s, s]
-            first = blocks[rows, ..., 0, :, :]
-            first.copy_(parts.permute(1, 4, 2, 5, 0, 3, 6))
-            blocks[rows, ..., 1:, :, :] = first.unsqueeze(-3)
+            strip = frame[:, rows.start * s * m : rows.stop * s * m]
+            values = _in_blocks(strip.to(torch.float32).sub_(mean).div_(std)[:3], m, s)
+            blocks[rows] = values.unsqueeze(-3)
+            del values  # before the next ones are made
+
+
+def _in_blocks(strip: Tensor, m: int, s: int) -> Tensor:
+    """A strip [3, h, w] as [h / (m * s), w / (m * s), m, m, 3, s, s], contiguous."""
+    parts = strip.unflatten(2, (-1, m, s)).unflatten(1, (-1, m, s))
+    return parts.permute(1, 4, 2, 5, 0, 3, 6).contiguous()
 
 
 def _row(values: Tensor, frame: Tensor) -> Tensor:
-    """A value per channel as a row [c, 1, w], in the memory order in which the frame lies."""
-    return torch.empty_like(frame[:, :1], dtype=torch.float32).copy_(values)
+    """A value per channel as a row [3 or 4, 1, w], in the memory order in which the frame lies."""
+    row = torch.ones_like(frame[:, :1], dtype=torch.float32)
+    row[:3] = values
+    return row
 
 
 class Qwen25VLImageTransform:
@@ -297,6 +325,6 @@ class Qwen25VLImageTransform:
         """
         image = as_pixels(sample["image"])
         height, width = smart_resize(*size(image), factor=self.patchify.factor, **self.limits)
-        frame = resized(image, height, width)
+        frame = resized_rgbx(image, height, width)
         pixel_values, grid_thw = self.patchify([frame], 1, height, width)
         return {**sample, "pixel_values": pixel_values, "image_grid_thw": grid_thw}

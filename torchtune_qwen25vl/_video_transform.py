@@ -18,7 +18,7 @@ from torchtune_qwen25vl._image_transform import (
     IMAGE_STD,
     Patchify,
     as_pixels,
-    resized,
+    resized_rgbx,
     size,
     smart_resize,
 )
@@ -180,7 +180,7 @@ class Qwen25VLVideoTransform:
             max_pixels=self._max_pixels(len(kept)),
         )
         pixel_values, grid_thw = self.patchify(
-            (resized(frames[k], height, width) for k in kept), len(kept), height, width
+            (resized_rgbx(frames[k], height, width) for k in kept), len(kept), height, width
         )
         if source_fps is None:
             kept_fps = DEFAULT_FPS[self.sampling["sampling"]]
