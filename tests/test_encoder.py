@@ -1,6 +1,7 @@
 """The vision encoder: theirs, and who may see whom."""
 
 import itertools
+import math
 
 import pytest
 import tiny
@@ -81,14 +82,10 @@ def test_grouping_by_length_changes_nothing(layout, monkeypatch):
     run = []
     attend = _encoder._attend
 
-    def counted(q, k, v, runs):
-        run.append(len(runs))
-        assert sum(count * length for count, length in runs) == len(q)
-        return attend(q, k, v, runs)
-
-    def grouped(*args, group):
-        assert group is False  # what a CPU asks for
-        return make_segments(*args, group=True)
+    def counted(q, k, v, segments):
+        run.append(len(segments.runs))
+        assert sum(count * length for count, length in segments.runs) == len(q)
+        return attend(q, k, v, segments)
 
     def gradients_and_output():
         vision.zero_grad()
@@ -96,40 +93,39 @@ def test_grouping_by_length_changes_nothing(layout, monkeypatch):
         out.square().mean().backward()
         return [out, *(p.grad.clone() for p in vision.parameters())]
 
+    monkeypatch.setattr(_encoder, "MOVED", 0)
     in_order = gradients_and_output()
     monkeypatch.setattr(_encoder, "_attend", counted)
-    monkeypatch.setattr(_encoder, "make_segments", grouped)
+    monkeypatch.setattr(_encoder, "MOVED", math.inf)
     by_length = gradients_and_output()
     for one, other in zip(in_order, by_length, strict=True):
-        assert (one - other).abs().max() <= 1e-5 * max(1, one.abs().max())
+        assert torch.equal(one, other)
     lengths = {h * w for _, h, w in inputs.grid_thw.tolist()}
     assert run[0] == len(lengths)  # full attention: one call for each size of frame
     assert run[1] <= 9
 
 
-def test_windows_have_at_most_nine_lengths():
+def test_windows_have_at_most_nine_lengths(monkeypatch):
+    monkeypatch.setattr(_encoder, "MOVED", math.inf)
     grids = [[1, 2 * h, 2 * w] for h, w in itertools.product(range(1, 14), repeat=2)]
     order, lengths = _encoder.window_order(
         grids, spatial_merge_size=2, window_size=112, patch_size=14
     )
-    segments = make_segments(lengths, torch.zeros(4 * len(order), 1), group=True)
+    segments = make_segments(lengths, torch.zeros(4 * len(order), 1), embed_dim=1)
     assert len(segments.runs) == 9
     assert torch.equal(segments.order[segments.inverse_order], torch.arange(4 * len(order)))
 
 
-def test_segments_in_order_are_not_moved():
+def test_patches_are_moved_where_that_is_cheap():
     rotation = torch.arange(22.0).view(-1, 1)
-    assert make_segments([4, 4, 2, 4, 8], rotation, group=False).runs == [
-        (2, 4),
-        (1, 2),
-        (1, 4),
-        (1, 8),
-    ]
-    assert make_segments([2, 4, 4, 12], rotation, group=True).order is None
-    moved = make_segments([4, 12, 4, 2], rotation, group=True)
+    in_order = make_segments([4, 4, 2, 4, 8], rotation, embed_dim=1 + _encoder.MOVED // 22)
+    assert in_order.order is None
+    assert in_order.runs == [(2, 4), (1, 2), (1, 4), (1, 8)]
+    assert make_segments([12, 4, 4, 2], rotation, embed_dim=1).order is None  # nothing to save
+    moved = make_segments([4, 12, 4, 2], rotation, embed_dim=_encoder.MOVED // 22)
     assert moved.runs == [(1, 2), (2, 4), (1, 12)]
     assert moved.order.tolist() == [20, 21, *range(4), *range(16, 20), *range(4, 16)]
-    assert torch.equal(moved.rotation, rotation[moved.order])
+    assert torch.equal(moved.rotation, rotation)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ from torchtune.modules import TransformerSelfAttentionLayer
 from torchtune_qwen25vl._position_ids import frame_lengths, patch_positions, window_order
 from torchtune_qwen25vl._positional_embeddings import VisionRotaryEmbedding, rotate
 
+MOVED = 1 << 14  # values of q, k and v each that a CPU moves in the time of one call of attention
+
 
 @dataclass(frozen=True)
 class Segments:
@@ -30,7 +32,7 @@ class Segments:
 
     Attributes:
         runs: segments of equal length that follow each other, as (how many, patches in each)
-        rotation: where the patches are, [p, 2, h_d], in the order of the runs
+        rotation: where the patches are, [p, 2, h_d], in the order of the input
         order: which patch stands where in the runs, [p]; None if they stand as the input does
         inverse_order: where in the runs each patch went, [p]
     """
@@ -41,24 +43,29 @@ class Segments:
     inverse_order: Tensor | None = None
 
 
-def make_segments(lengths: Sequence[int], rotation: Tensor, *, group: bool) -> Segments:
+def make_segments(lengths: Sequence[int], rotation: Tensor, *, embed_dim: int) -> Segments:
     """Split p patches into segments of these lengths.
+
+    Attention is one call for each run. Segments of equal length that do not follow each other are
+    brought together where the calls that this saves cost more than moving patches there and back:
+    on a GPU always, on a CPU where pictures or heads are small. The result is the same, bit for
+    bit.
 
     Args:
         lengths: patches in each segment, in order; they add up to p
         rotation: [p, 2, h_d]
-        group: bring segments of equal length together. Attention is then one call for each
-            distinct length (windows have at most nine) at the price of moving patches there and
-            back: right where a call is dear, on a GPU. On a CPU neighbours of equal length suffice.
+        embed_dim: d_v
     """
-    by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
-    if not group or by_length == list(range(len(lengths))):
+    saved = len(_runs(lengths)) - len(set(lengths))
+    is_dear = rotation.device.type == "cpu" and sum(lengths) * embed_dim > MOVED * saved
+    if not saved or is_dear:
         return Segments(_runs(lengths), rotation)
+    by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
     pieces = torch.arange(sum(lengths)).split(list(lengths))
     order = torch.cat([pieces[k] for k in by_length])
     inverse_order = order.argsort().to(rotation.device)
     order = order.to(rotation.device)
-    return Segments(_runs(sorted(lengths)), rotation[order], order, inverse_order)
+    return Segments(_runs(sorted(lengths)), rotation, order, inverse_order)
 
 
 def _runs(lengths: Sequence[int]) -> list[tuple[int, int]]:
@@ -106,29 +113,28 @@ class VisionAttention(nn.Module):
 
     def forward(self, x: Tensor, *, segments: Segments) -> Tensor:
         """Attend, [p, d_v] -> [p, d_v]."""
-        if segments.order is not None:
-            x = x.index_select(0, segments.order)
         q = rotate(self._heads(self.q_proj(x)), segments.rotation)  # [p, n_h, h_d]
         k = rotate(self._heads(self.k_proj(x)), segments.rotation)
         v = self._heads(self.v_proj(x))
-        x = self.output_proj(_attend(q, k, v, segments.runs))  # [p, d_v]
-        if segments.inverse_order is not None:
-            x = x.index_select(0, segments.inverse_order)
-        return x
+        return self.output_proj(_attend(q, k, v, segments))  # [p, d_v]
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1))
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, runs: list[tuple[int, int]]) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
     """Attention of [p, n_h, h_d] within the segments of each run, [p, n_h * h_d]."""
-    sizes = [count * length for count, length in runs]
+    if segments.order is not None:
+        q, k, v = (x.index_select(0, segments.order) for x in (q, k, v))
+    sizes = [count * length for count, length in segments.runs]
+    pieces = zip(segments.runs, *(x.split(sizes) for x in (q, k, v)), strict=True)
     outputs = []
-    for run, *qkv in zip(runs, q.split(sizes), k.split(sizes), v.split(sizes), strict=True):
+    for run, *qkv in pieces:
         batched = [x.unflatten(0, run).transpose(1, 2) for x in qkv]  # [count, n_h, length, h_d]
         attended = F.scaled_dot_product_attention(*batched)
         outputs.append(attended.transpose(1, 2).flatten(0, 1))  # [count * length, n_h, h_d]
-    return torch.cat(outputs).flatten(1)
+    x = torch.cat(outputs).flatten(1)
+    return x if segments.inverse_order is None else x.index_select(0, segments.inverse_order)
 
 
 class VisionLayer(TransformerSelfAttentionLayer):
@@ -230,12 +236,12 @@ class VisionEncoder(nn.Module):
         order = order.to(pixel_values.device)
 
         rotation = self.rotary(positions.flatten(0, 1).to(pixel_values.device))
-        group = pixel_values.device.type != "cpu"
-        windows = make_segments(window_lengths, rotation, group=group)
-        frames = make_segments(frame_lengths(grids), rotation, group=group)
-
         x = self._by_unit(pixel_values)[order].flatten(0, 1)  # [p, patch_dim], window by window
         x = self.patch_embed(x)  # [p, d_v]
+        windows, frames = (
+            make_segments(lengths, rotation, embed_dim=x.shape[1])
+            for lengths in (window_lengths, frame_lengths(grids))
+        )
         for index, layer in enumerate(self.layers):
             x = layer(x, segments=frames if index in self.full_attn_indices else windows)
         return self.merger(x).index_select(0, inverse_order)  # [m, d]
