@@ -7,6 +7,7 @@ from torchtune import modules, training
 from training_samples import Transform, sample
 
 from torchtune_qwen25vl.training import (
+    MuonAdamW,
     StepCollate,
     _state,
     last_checkpoint,
@@ -24,12 +25,12 @@ LORA = {
 IDENTITY = {"seed": 0, "parts": {"vision": {"lr": 0.1}}}
 
 
-def run(**options):
+def run(optimizer_class=torch.optim.AdamW, **options):
     """A model, its optimiser with two groups, and its schedule."""
     model = tiny.model(**options).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": trained[::2], "lr": 1e-3}, {"params": trained[1::2], "lr": 1e-2}]
-    optimizer = torch.optim.AdamW(groups)
+    optimizer = optimizer_class(groups)
     scheduler = training.get_cosine_schedule_with_warmup(optimizer, 2, 10)
     return model, optimizer, scheduler
 
@@ -45,7 +46,7 @@ def steps(state, first, last):
     return losses
 
 
-@pytest.mark.parametrize("options", [{}, LORA])
+@pytest.mark.parametrize("options", [{}, LORA, {"optimizer_class": MuonAdamW}])
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_restored_equals_uninterrupted(tmp_path, options, checkpointed):
     whole = run(**options)

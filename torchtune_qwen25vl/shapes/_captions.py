@@ -11,12 +11,13 @@ from torchtune_qwen25vl._transform import Qwen25VLTransform
 from torchtune_qwen25vl.shapes._dataset import caption_messages
 from torchtune_qwen25vl.shapes._scenes import Scene, draw, random_scene, score
 
+HELD_OUT_SEED = 1_000_003
 MAX_NEW_TOKENS = 24
 BATCH = 50
 
 
-def held_out_scenes(count: int, seed: int) -> list[Scene]:
-    """Scenes of a seed that no training data has."""
+def held_out_scenes(count: int, seed: int = HELD_OUT_SEED) -> list[Scene]:
+    """Scenes of a seed that no training data should have."""
     return [random_scene((seed << 32) + index) for index in range(count)]
 
 

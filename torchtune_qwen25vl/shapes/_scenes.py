@@ -5,6 +5,8 @@ Three kinds of scenes, each with the attributes that its caption names:
     relation   "a red circle left of a blue square"     colour, shape, relation, colour, shape
     count      "three green triangles"                  count, colour, shape
     digit      "a yellow square with the digit 7"       colour, shape, digit
+
+Every picture has one right caption: of two shapes, the larger is named first.
 """
 
 import random
@@ -60,7 +62,7 @@ def random_scene(seed: int) -> Scene:
     """The scene of this seed."""
     rng = random.Random(seed)
     colour, shape = rng.choice(list(COLOURS)), rng.choice(SHAPES)
-    kind = rng.choice(["relation", "relation", "count", "digit"])
+    kind = rng.choice(["relation", "relation", "count", "digit", "digit"])
     if kind == "relation":
         other = rng.choice(list(COLOURS)), rng.choice(SHAPES)
         return Scene(kind, (colour, shape, rng.choice(RELATIONS), *other), seed)
@@ -78,26 +80,26 @@ def score(caption: str, scene: Scene) -> int:
 
 
 def draw(scene: Scene) -> Image.Image:
-    """The picture: shapes of 26 to 34 pixels on a plain ground with a little noise in colour."""
+    """The picture: shapes of 18 to 66 pixels on a plain ground with a little noise in colour."""
     rng = random.Random(f"picture {scene.seed}")
     image = Image.new("RGB", rng.choice(SIZES), rng.choice(BACKGROUNDS))
     painter = ImageDraw.Draw(image)
     if scene.kind == "relation":
         colour, shape, relation, other_colour, other_shape = scene.attributes
         first, second = _related_places(image.size, relation, rng)
-        _shape(painter, shape, _tint(colour, rng), first, rng.uniform(26, 34))
-        _shape(painter, other_shape, _tint(other_colour, rng), second, rng.uniform(26, 34))
+        _shape(painter, shape, _tint(colour, rng), first, rng.uniform(32, 38))
+        _shape(painter, other_shape, _tint(other_colour, rng), second, rng.uniform(18, 23))
     elif scene.kind == "count":
         count, colour, shape = scene.attributes
         for place in _corners(image.size, COUNTS.index(count) + 2, rng):
             _shape(painter, shape, _tint(colour, rng), place, rng.uniform(26, 34))
     else:
         colour, shape, digit = scene.attributes
-        x, y = (side / 2 + rng.uniform(-8, 8) for side in image.size)
+        x, y = (side / 2 + rng.uniform(-2, 2) for side in image.size)
         _shape(painter, shape, _tint(colour, rng), (x, y), rng.uniform(56, 66))
         ink = (20, 20, 20) if colour == "yellow" else (250, 250, 250)
         lower = 9 if shape == "triangle" else 0
-        painter.text((x, y + lower), digit, ink, ImageFont.load_default(26), anchor="mm")
+        painter.text((x, y + lower), digit, ink, ImageFont.load_default(32), anchor="mm")
     return image
 
 

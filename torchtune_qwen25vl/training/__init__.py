@@ -8,6 +8,7 @@ from torchtune_qwen25vl.training._batches import (
     to_device,
 )
 from torchtune_qwen25vl.training._model import gather_weights, make_model, save_adapter, save_model
+from torchtune_qwen25vl.training._muon import MuonAdamW
 from torchtune_qwen25vl.training._packed_attention import attend_by_sample
 from torchtune_qwen25vl.training._parts import (
     GradientCheck,
@@ -30,6 +31,7 @@ from torchtune_qwen25vl.training._throughput import Throughput
 
 __all__ = [
     "GradientCheck",
+    "MuonAdamW",
     "Part",
     "Share",
     "StepBatches",
