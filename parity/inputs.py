@@ -41,8 +41,13 @@ class Inputs:
 
     def _left_padded_mask(self) -> Tensor:
         s = self.tokens.shape[1]
-        causal = torch.ones(s, s, dtype=torch.bool).tril()
-        return causal & self.attention_mask.bool()[:, None] | torch.eye(s, dtype=torch.bool)
+        ones = torch.ones(s, s, dtype=torch.bool, device=self.tokens.device)
+        return ones.tril() & self.attention_mask.bool()[:, None] | ones.tril().triu()
+
+    def to(self, device: str) -> "Inputs":
+        """The same batch on this device."""
+        tensors: dict[str, Any] = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
 
     def padded_left(self) -> "Inputs":
         """The same rows, padded on the left as generation wants them."""

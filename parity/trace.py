@@ -46,27 +46,28 @@ def ours_like(
     if dtype is not None:
         weights = {name: weight.to(dtype) for name, weight in weights.items()}
     model.load_state_dict(weights, strict=True, assign=True)
-    for module in model.modules():
-        if hasattr(module, "rope_init"):
-            module.rope_init()
+    with next(theirs.parameters()).device:
+        for module in model.modules():
+            if hasattr(module, "rope_init"):
+                module.rope_init()
     for edit in EDITS:
         edit(model)
     return model.eval()
 
 
 @functools.lru_cache(maxsize=64)
-def inputs_for(layout: str, model: str, seed: int = 0) -> Inputs:
+def inputs_for(layout: str, model: str, device: str = "cpu") -> Inputs:
     """A batch of this layout, in the ids of this reference model."""
     ids = reference.ids(reference.model(model))
     contrast = 0.03 if "faint" in layout else 1.0
-    return make_inputs(LAYOUTS[layout], ids, contrast=contrast, seed=seed)
+    return make_inputs(LAYOUTS[layout], ids, contrast=contrast).to(device)
 
 
 @contextmanager
 def _recording(layers: Any, states: list[Tensor]) -> Iterator[None]:
     def record(module: nn.Module, args: Any, output: Any) -> None:
         hidden = output if isinstance(output, Tensor) else output[0]
-        states.append(hidden.detach())
+        states.append(hidden.detach().cpu())
 
     handles = [layer.register_forward_hook(record) for layer in layers]
     try:
@@ -81,16 +82,16 @@ def trace_model(theirs: nn.Module, inputs: Inputs) -> Trace:
     trace = Trace()
     with torch.no_grad():
         with _recording(reference.vision_layers(theirs), trace.vision_layers):
-            trace.encoder = reference.encode(theirs, inputs)
+            trace.encoder = reference.encode(theirs, inputs).cpu()
         with _recording(reference.decoder_layers(theirs), trace.decoder_layers):
-            trace.logits = theirs(**reference.forward_kwargs(inputs)).logits
+            trace.logits = theirs(**reference.forward_kwargs(inputs)).logits.cpu()
     return trace
 
 
 @functools.lru_cache(maxsize=32)
-def trace_theirs(model: str, layout: str) -> Trace:
+def trace_theirs(model: str, layout: str, device: str = "cpu") -> Trace:
     """Their forward on a model and a layout by name."""
-    return trace_model(reference.model(model), inputs_for(layout, model))
+    return trace_model(reference.model(model, device), inputs_for(layout, model, device))
 
 
 def trace_ours(model: Qwen25VL, inputs: Inputs) -> Trace:
@@ -98,30 +99,30 @@ def trace_ours(model: Qwen25VL, inputs: Inputs) -> Trace:
     trace = Trace()
     with torch.no_grad():
         with _recording(model.vision.layers, trace.vision_layers):
-            trace.encoder = model.vision(inputs.pixel_values, inputs.grid_thw)
+            trace.encoder = model.vision(inputs.pixel_values, inputs.grid_thw).cpu()
         with _recording(model.layers, trace.decoder_layers):
-            trace.logits = model(**inputs.ours)
+            trace.logits = model(**inputs.ours).cpu()
     return trace
 
 
-def _their_loss(model: str, layout: str) -> Tensor:
-    inputs = inputs_for(layout, model)
+def _their_loss(model: str, layout: str, device: str) -> Tensor:
+    inputs = inputs_for(layout, model, device)
     kwargs = reference.forward_kwargs(inputs)
-    return reference.model(model)(**kwargs, labels=inputs.labels).loss
+    return reference.model(model, device)(**kwargs, labels=inputs.labels).loss
 
 
 @functools.lru_cache(maxsize=32)
-def loss_theirs(model: str, layout: str) -> float:
+def loss_theirs(model: str, layout: str, device: str) -> float:
     """Their loss: all logits, mean over the labelled tokens."""
     with torch.no_grad():
-        return float(_their_loss(model, layout))
+        return float(_their_loss(model, layout, device))
 
 
 @functools.lru_cache(maxsize=16)
-def gradients_theirs(model: str, layout: str) -> dict[str, Tensor]:
+def gradients_theirs(model: str, layout: str, device: str) -> dict[str, Tensor]:
     """The gradient of their loss for every parameter, in tune layout (renaming is linear)."""
-    parameters = dict(reference.model(model).named_parameters())
+    parameters = dict(reference.model(model, device).named_parameters())
     gradients = torch.autograd.grad(
-        _their_loss(model, layout), list(parameters.values()), materialize_grads=True
+        _their_loss(model, layout, device), list(parameters.values()), materialize_grads=True
     )
     return hf_to_tune(dict(zip(parameters, gradients, strict=True)))

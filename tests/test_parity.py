@@ -3,10 +3,12 @@
 import contextlib
 import json
 import math
+import shutil
 
 import pytest
+import torch
 
-from parity import faults, report, runner
+from parity import faults, reference, report, runner, vocabulary
 from parity.__main__ import main, parse
 from parity.stages import STAGES, Measurement, Setting, Stage
 
@@ -122,3 +124,37 @@ def test_an_unknown_stage_is_refused(capsys):
     with pytest.raises(SystemExit):
         parse(["--stage", "no such stage"])
     assert "no such stage" in capsys.readouterr().err
+
+
+def write_with_real_vocabulary(folder):
+    """A random bf16 model as transformers saves it, with Qwen's ids, tokenizer and NF4's blocks."""
+    config = reference.config("tied").to_dict()
+    for name in reference.IDS:  # as image_token_id or vision_start_token_id
+        word = name.removesuffix("_token_id")
+        token = word if word.startswith("vision") else f"{word}_pad"
+        config[name] = vocabulary.QWEN2_5_SPECIAL_TOKENS[f"<|{token}|>"]
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}
+    config["text_config"] |= {
+        "vocab_size": 151936,
+        "hidden_size": 256,
+        "num_attention_heads": 4,
+        "intermediate_size": 512,
+        "rope_parameters": rope,
+    }
+    config["vision_config"] |= {"out_hidden_size": 256}
+    model = reference.Qwen2_5_VLForConditionalGeneration(
+        reference.Qwen2_5_VLConfig.from_dict(config)
+    )
+    reference.randomise(model, seed=0)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    for path in vocabulary.real().iterdir():
+        shutil.copy(path, folder)
+    limits = {"min_pixels": 3136, "max_pixels": 12845056}
+    (folder / "preprocessor_config.json").write_text(json.dumps(limits))
+    return folder
+
+
+@pytest.mark.slow
+def test_a_folder_of_theirs_passes_every_stage(tmp_path):
+    folder = write_with_real_vocabulary(tmp_path / "model")
+    assert main(["--checkpoint", str(folder), "--report", str(tmp_path)]) == 0

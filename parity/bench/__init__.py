@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-BENCHES = ("image", "generation", "training", "captioning")
+BENCHES = ("image", "encoder", "generation", "training", "captioning")
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ def config(name: str) -> Qwen2_5_VLConfig:
         "intermediate_size": 11008,
         "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
     }
+    bench_vision = {**tiny_vision, "depth": 3, "hidden_size": 320, "intermediate_size": 856}
     few = {"depth": 2, "out_hidden_size": 2048, "fullatt_block_indexes": [1]}
     deep = {"depth": 32, "fullatt_block_indexes": [7, 15, 23, 31]}
     parts = {
@@ -82,6 +83,12 @@ def config(name: str) -> Qwen2_5_VLConfig:
         "deep": (tiny_vision | deep, tiny_text | {"num_hidden_layers": 36}, False),
         "wide": (published_vision | few, published_text | {"num_hidden_layers": 2}, False),
         "wide_tied": (published_vision | few, published_text | {"num_hidden_layers": 2}, True),
+        "encoder, windows": (bench_vision | {"fullatt_block_indexes": []}, tiny_text, False),
+        "encoder, one full layer": (
+            bench_vision | {"fullatt_block_indexes": [2]},
+            tiny_text,
+            False,
+        ),
         "tiny, 3B's vocabulary": (tiny_vision, tiny_text | {"vocab_size": 151936}, True),
         "3B with few layers": (
             published_vision | few,
@@ -141,9 +148,11 @@ def load(folder: str, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGeneration:
 load_model = functools.lru_cache(maxsize=1)(functools.partial(load, dtype=torch.float32))
 
 
-def model(name: str) -> Qwen2_5_VLForConditionalGeneration:
+@functools.lru_cache(maxsize=8)
+def model(name: str, device: str = "cpu") -> Qwen2_5_VLForConditionalGeneration:
     """A random-weight model by name, or the checkpoint in this folder or of this hub id."""
-    return random_model(name) if name in RANDOM_MODELS else load_model(name)
+    found = random_model(name) if name in RANDOM_MODELS else load_model(name)
+    return found if device == "cpu" else copy.deepcopy(found).to(device)
 
 
 def ids(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, int]:
@@ -166,7 +175,7 @@ def disk_state_dict(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, Tens
 
 @functools.lru_cache(maxsize=4)
 def in_two_precisions(
-    name: str,
+    name: str, device: str
 ) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration]:
     """The same bf16 weights as an fp32 and as a bf16 model.
 
@@ -175,4 +184,5 @@ def in_two_precisions(
     """
     with tempfile.TemporaryDirectory() as folder:
         copy.deepcopy(random_model(name)).to(torch.bfloat16).save_pretrained(folder)
-        return load(folder, torch.float32), load(folder, torch.bfloat16)
+        exact, rounded = (load(folder, dtype) for dtype in (torch.float32, torch.bfloat16))
+        return exact.to(device), rounded.to(device)

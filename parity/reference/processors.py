@@ -63,7 +63,11 @@ def video_patches(
     metadata = output["video_metadata"][0]
     if metadata.frames_indices is None:
         metadata.frames_indices = range(len(frames))
-    seconds = processor.temporal_patch_size / metadata.sampled_fps
+    if hasattr(metadata, "sampled_fps"):
+        rate = metadata.sampled_fps
+    else:  # transformers 4.57 does not tell
+        rate = len(metadata.frames_indices) / len(frames) * (source_fps or 24)
+    seconds = processor.temporal_patch_size / rate
     return output["pixel_values_videos"], output["video_grid_thw"], seconds
 
 

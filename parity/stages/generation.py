@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchtune import utils
 
 from parity import reference
 from parity.inputs import LAYOUTS, make_inputs
@@ -20,12 +21,12 @@ SEEDS = 20
 def measure_greedy(setting: Setting) -> Iterator[Measurement]:
     """Tokens that differ from theirs, batched and left padded, and from our own single runs."""
     name = setting.checkpoint or "tiny"
-    theirs = reference.model(name)
+    theirs = reference.model(name, setting.device)
     model = ours_like(theirs)
     ids = reference.ids(theirs)
     for seed in range(2 if setting.small else SEEDS):
         for layout in ("mixed batch", "image and video"):
-            inputs = make_inputs(LAYOUTS[layout], ids, seed=seed).padded_left()
+            inputs = make_inputs(LAYOUTS[layout], ids, seed=seed).to(setting.device).padded_left()
             their_tokens = reference.greedy(theirs, inputs, NEW_TOKENS)
             batch = _generation.generate(model, inputs.ours, max_new_tokens=NEW_TOKENS).tokens
             yield Measurement(f"{layout}, seed {seed}", float((batch != their_tokens).sum()))
@@ -46,9 +47,10 @@ def measure_packed(setting: Setting) -> Iterator[Measurement]:
         rows = [inputs.row(index) for index in range(len(inputs.tokens))]
         packed = _collate.packed_collate([_sample(row.ours, row.labels) for row in rows], 0)
         del packed["labels"]
+        utils.batch_to_device(packed, torch.device(setting.device))
         with torch.no_grad():
-            ours = ours_like(reference.model(name))(**packed)[0]  # [S, v]
-        theirs = trace_theirs(name, layout).logits
+            ours = ours_like(reference.model(name, setting.device))(**packed)[0].cpu()  # [S, v]
+        theirs = trace_theirs(name, layout, setting.device).logits
         assert theirs is not None
         right = theirs[inputs.attention_mask.bool()]
         tolerance = 1e-5 * max(2.0, float(right.abs().max()) if name == "stress" else 0)

@@ -41,9 +41,10 @@ def cases(setting: Setting) -> list[tuple[str, str]]:
 
 def _traces(setting: Setting) -> Iterator[tuple[str, Trace, Trace, Inputs]]:
     for name, layout in cases(setting):
-        inputs, theirs = inputs_for(layout, name), trace_theirs(name, layout)
-        ours = trace_ours(ours_like(reference.model(name)), inputs)
-        yield f"{name}: {layout}", ours, theirs, inputs
+        inputs = inputs_for(layout, name, setting.device)
+        theirs = trace_theirs(name, layout, setting.device)
+        ours = trace_ours(ours_like(reference.model(name, setting.device)), inputs)
+        yield f"{name}: {layout}", ours, theirs, inputs.to("cpu")
 
 
 def _scaled(states: Tensor) -> float:
@@ -94,7 +95,8 @@ def measure_logits(setting: Setting) -> Iterator[Measurement]:
 def measure_bits(setting: Setting) -> Iterator[Measurement]:
     """Everything after the patch embedding, on rows without padding."""
     for name, layout in cases(setting):
-        theirs, inputs = reference.model(name), inputs_for(layout, name)
+        theirs = reference.model(name, setting.device)
+        inputs = inputs_for(layout, name, setting.device)
         if not inputs.attention_mask.all():
             continue  # theirs then attends through a mask, in a kernel of another summation order
         with reference.linear_patch_embed(theirs):
@@ -122,20 +124,20 @@ def is_tied(model: Qwen25VL) -> bool:
 def measure_loss(setting: Setting) -> Iterator[Measurement]:
     """Relative difference of the loss: theirs from all logits, ours from labelled rows alone."""
     for name, layout in cases(setting):
-        inputs = inputs_for(layout, name)
+        inputs = inputs_for(layout, name, setting.device)
         with torch.no_grad():
-            ours = float(loss_ours(ours_like(reference.model(name)), inputs))
-        theirs = loss_theirs(name, layout)
+            ours = float(loss_ours(ours_like(reference.model(name, setting.device)), inputs))
+        theirs = loss_theirs(name, layout, setting.device)
         yield Measurement(f"{name}: {layout}", abs(ours - theirs) / abs(theirs), 2e-6)
 
 
 def measure_gradients(setting: Setting) -> Iterator[Measurement]:
     """Relative Frobenius difference of the gradient of every parameter."""
     for name, layout in cases(setting):
-        model = ours_like(reference.model(name)).requires_grad_(True)
-        loss_ours(model, inputs_for(layout, name)).backward()
+        model = ours_like(reference.model(name, setting.device)).requires_grad_(True)
+        loss_ours(model, inputs_for(layout, name, setting.device)).backward()
         ours = {name: parameter.grad for name, parameter in model.named_parameters()}
-        theirs = gradients_theirs(name, layout)
+        theirs = gradients_theirs(name, layout, setting.device)
         assert ours.keys() == theirs.keys()
         yield from _gradient_errors(f"{name}: {layout}", ours, theirs)
 

@@ -21,11 +21,11 @@ def measure_bf16(setting: Setting) -> Iterator[Measurement]:
     is one draw of noise, and the ratio of two draws says little.
     """
     for name in MODELS[:1] if setting.small else MODELS:
-        exact, rounded = reference.in_two_precisions(name)
+        exact, rounded = reference.in_two_precisions(name, setting.device)
         model = ours_like(rounded)
         squares: dict[str, Tensor] = {}
         for layout, seed in BATCHES:
-            inputs = make_inputs(LAYOUTS[layout], reference.IDS, seed=seed)
+            inputs = make_inputs(LAYOUTS[layout], reference.IDS, seed=seed).to(setting.device)
             right = _outputs(trace_model(exact, inputs), inputs)
             theirs = _outputs(trace_model(rounded, inputs), inputs)
             ours = _outputs(trace_ours(model, inputs), inputs)
@@ -40,7 +40,7 @@ def measure_bf16(setting: Setting) -> Iterator[Measurement]:
 def _outputs(trace: Trace, inputs: Inputs) -> dict[str, Tensor]:
     assert trace.encoder is not None
     assert trace.logits is not None
-    kept = inputs.attention_mask.bool()
+    kept = inputs.attention_mask.bool().cpu()
     return {"encoder": trace.encoder.float(), "logits": trace.logits[kept].float()}
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torchtune import utils
 from torchtune.data import Message
 
 from parity import photos
 from parity.random_folder import write_random
 from parity.stages._stage import Measurement, Setting, Stage
-from torchtune_qwen25vl import Qwen25VLTransform, device
+from torchtune_qwen25vl import Qwen25VLTransform, device, padded_collate
 from torchtune_qwen25vl._model import Qwen25VL
 from torchtune_qwen25vl._weight_files import find_weights
 
@@ -31,7 +32,7 @@ def measure_nf4(setting: Setting) -> Iterator[Measurement]:
             folder, _ = find_weights(setting.checkpoint)
         else:
             folder = write_random(Path(scratch, "model"), text=BLOCKS, dtype=torch.bfloat16)
-        plain, quantised = (_load(folder, four_bit=four_bit) for four_bit in (False, True))
+        plain, quantised = (_load(folder, setting, four_bit=four) for four in (False, True))
         transform = Qwen25VLTransform.from_folder(folder, max_pixels=100_352)
     for name in photos.PHOTOS[: 2 if setting.small else None]:
         right, other = (_logits(model, transform, name) for model in (plain, quantised))
@@ -50,14 +51,15 @@ def _logits(model: Qwen25VL, transform: Qwen25VLTransform, name: str) -> Tensor:
         {"type": "text", "content": QUESTION},
     ]
     sample = transform({"messages": [Message("user", content)]}, inference=True)
-    tokens, positions = sample["tokens"][None], sample["input_pos"][None]
+    batch = padded_collate([sample], transform.pad_id, padding_side="left")
+    del batch["labels"]
+    utils.batch_to_device(batch, next(model.parameters()).device)
     with torch.inference_mode():
-        logits = model(tokens, input_pos=positions, encoder_input=sample["encoder_input"])
-    return logits[0]  # [s, v]
+        return model(**batch)[0]  # [s, v]
 
 
-def _load(folder: Path, *, four_bit: bool) -> Qwen25VL:
-    choice = device.Choice(torch.device("cpu"), torch.bfloat16, "sdpa", four_bit, ())
+def _load(folder: Path, setting: Setting, *, four_bit: bool) -> Qwen25VL:
+    choice = device.Choice(torch.device(setting.device), torch.bfloat16, "sdpa", four_bit, ())
     return device.load(folder, choice)
 
 
