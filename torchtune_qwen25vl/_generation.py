@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.distributed.fsdp import FSDPModule
 from torchtune.modules import TransformerDecoder
 
@@ -247,6 +248,16 @@ class _Cache:
         return self.keys.narrow(2, 0, self.size), self.values.narrow(2, 0, self.size)
 
 
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout_p: float, is_causal: bool
+) -> Tensor:
+    """Attention of [b, n_h, any, h_d] to keys and values that heads share, [b, n_kv, any, h_d]."""
+    assert not is_causal
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask[:, None], dropout_p=dropout_p, enable_gqa=True
+    )
+
+
 @contextmanager
 def _generating(model: TransformerDecoder, batch_size: int, length: int) -> Iterator[None]:
     """The model in evaluation mode, with caches, returning logits only; then as it was."""
@@ -260,6 +271,8 @@ def _generating(model: TransformerDecoder, batch_size: int, length: int) -> Iter
         shape = (batch_size, attn.num_kv_heads, length, attn.head_dim)
         cache = _Cache(shape, like=model.tok_embeddings.weight)
         changes += [(attn, "kv_cache", cache), (attn, "cache_enabled", True)]
+        # torchtune would copy the whole cache for every head that shares it, at every token
+        changes += [(attn, "num_kv_heads", attn.num_heads), (attn, "_attention_call", _attend)]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
     try:
         for change in changes:

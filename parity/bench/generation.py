@@ -1,11 +1,15 @@
 """Speed of generation: the prompt with its image, then each greedy token after it."""
 
+import itertools
+import statistics
+import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
 from parity import reference
-from parity.bench import Row, compare
+from parity.bench import Row
 from parity.inputs import make_inputs
 from parity.trace import ours_like
 from torchtune_qwen25vl._generation import generate
@@ -15,6 +19,17 @@ CASES = {  # model, side of the image in patches, new tokens, repeats
     "3B width, 2 layers": ("wide", 28, 16, 7),
 }
 TEXT = (5, 9)  # tokens before and after the image
+
+
+class Run(NamedTuple):
+    """One run, in milliseconds."""
+
+    first: float  # up to the first token
+    steps: list[float]  # from token to token
+    tokens: torch.Tensor
+
+
+Generate = Callable[[Callable[[], None]], torch.Tensor]  # calls back at every token
 
 
 def rows() -> list[Row]:
@@ -28,19 +43,39 @@ def _rows(case: str) -> list[Row]:
     model = ours_like(theirs)
     inputs = make_inputs([[TEXT[0], (1, side, side), TEXT[1]]], reference.ids(theirs))
 
-    def ours_for(n: int) -> Callable[[], torch.Tensor]:
-        return lambda: generate(model, inputs.ours, max_new_tokens=n).tokens
+    def ours(on_token: Callable[[], None]) -> torch.Tensor:
+        return generate(
+            model, inputs.ours, max_new_tokens=new_tokens, on_token=lambda tokens: on_token()
+        ).tokens
 
-    def theirs_for(n: int) -> Callable[[], torch.Tensor]:
-        return lambda: reference.greedy(theirs, inputs, n)
+    def other(on_token: Callable[[], None]) -> torch.Tensor:
+        return reference.greedy(theirs, inputs, new_tokens, on_token)
 
-    first = compare(ours_for(1), theirs_for(1), repeats=repeats, threads=1)
-    whole = compare(ours_for(new_tokens), theirs_for(new_tokens), repeats=repeats, threads=1)
-    ours, other = ((b - a) / (new_tokens - 1) for a, b in zip(first, whole, strict=True))
-    same = torch.equal(ours_for(new_tokens)(), theirs_for(new_tokens)())
+    runs = _in_turn((ours, other), repeats)
+    firsts = [statistics.median(run.first for run in side) for side in runs]
+    steps = [statistics.median(step for run in side for step in run.steps) for side in runs]
+    same = torch.equal(runs[0][0].tokens, runs[1][0].tokens)
     note = "the same tokens" if same else "DIFFERENT tokens"
     prompt = f"prefill of {inputs.tokens.shape[1]} tokens"
     return [
-        Row(f"{case}: {prompt}", 1, *first),
-        Row(f"{case}: each of {new_tokens} tokens", 1, ours, other, note),
+        Row(f"{case}: {prompt}", 1, firsts[0], firsts[1]),
+        Row(f"{case}: each of {new_tokens} tokens", 1, steps[0], steps[1], note),
     ]
+
+
+def _in_turn(sides: tuple[Generate, Generate], repeats: int) -> list[list[Run]]:
+    """So many runs of both, one after the other, on one thread, after one that does not count."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        turns = [[_run(side) for side in sides] for _ in range(repeats + 1)]
+    finally:
+        torch.set_num_threads(before)
+    return [list(runs) for runs in zip(*turns[1:], strict=True)]
+
+
+def _run(side: Generate) -> Run:
+    times = [time.perf_counter()]
+    tokens = side(lambda: times.append(time.perf_counter()))
+    first, *steps = (1e3 * (end - start) for start, end in itertools.pairwise(times))
+    return Run(first, steps, tokens)

@@ -1,7 +1,7 @@
 """What their models compute on a batch."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -13,6 +13,7 @@ from transformers import (
     GenerationConfig,
     Qwen2_5_VLForConditionalGeneration,
 )
+from transformers.generation.streamers import BaseStreamer
 
 from parity.inputs import Inputs
 from parity.reference.models import ids, random_model
@@ -134,15 +135,37 @@ def linear_patch_embed(model: Qwen2_5_VLForConditionalGeneration) -> Iterator[No
         yield
 
 
+class _Listener(BaseStreamer):
+    """Calls back at every token, but not at the prompt."""
+
+    def __init__(self, on_token: Callable[[], None]) -> None:
+        self.on_token, self.calls = on_token, 0
+
+    def put(self, value: Tensor) -> None:
+        if self.calls:
+            self.on_token()
+        self.calls += 1
+
+    def end(self) -> None: ...
+
+
 def greedy(
-    model: Qwen2_5_VLForConditionalGeneration, inputs: Inputs, max_new_tokens: int
+    model: Qwen2_5_VLForConditionalGeneration,
+    inputs: Inputs,
+    max_new_tokens: int,
+    on_token: Callable[[], None] | None = None,
 ) -> Tensor:
     """Their greedy continuation [b, n] of left-padded prompts, from Qwen's positions."""
-    return generate(model, inputs, max_new_tokens, do_sample=False)
+    streamer = None if on_token is None else _Listener(on_token)
+    return generate(model, inputs, max_new_tokens, streamer, do_sample=False)
 
 
 def generate(
-    model: Qwen2_5_VLForConditionalGeneration, inputs: Inputs, max_new_tokens: int, **options: Any
+    model: Qwen2_5_VLForConditionalGeneration,
+    inputs: Inputs,
+    max_new_tokens: int,
+    streamer: BaseStreamer | None = None,
+    **options: Any,
 ) -> Tensor:
     """Their continuation [b, n] of left-padded prompts, from Qwen's positions."""
     last = inputs.positions.amax((1, 2)) + 1
@@ -157,6 +180,7 @@ def generate(
             inputs.tokens,
             attention_mask=inputs.attention_mask,
             generation_config=GenerationConfig(**{**settings, **options}),
+            streamer=streamer,
             **media_kwargs(inputs),
             **_token_types(model, inputs),
         )
