@@ -168,8 +168,9 @@ def _rgbx(image: Image.Image | Tensor, rows: slice) -> Tensor:
         return _memory(_pillow_rgb(image.crop((0, rows.start, image.width, rows.stop))))
     pixels = image[:, rows]  # [c, r, w]
     if len(pixels) == 4:
-        rgba = tvf.to_dtype(pixels, torch.float32, scale=True)
-        pixels = tvf.to_dtype(rgba[:3] * rgba[3:] + (1 - rgba[3:]), torch.uint8, scale=True)
+        rgba = tvf.to_dtype(pixels.contiguous(), torch.float32, scale=True)
+        rgb = rgba[:3].mul_(rgba[3:]).add_(1 - rgba[3:])
+        pixels = tvf.to_dtype(rgb, torch.uint8, scale=True)
     red, green, blue = pixels.expand(3, -1, -1).to(torch.int32)  # [r, w] each
     packed = red.add_(green, alpha=1 << 8).add_(blue, alpha=1 << 16)
     return packed.unsqueeze(-1).view(torch.uint8).permute(2, 0, 1)
