@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.distributed.fsdp import FSDPModule
+from torch.nn import functional as F
 from torchtune.modules import TransformerDecoder
 
 
