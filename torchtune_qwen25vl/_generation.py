@@ -16,6 +16,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torchtune.modules import TransformerDecoder
 
+PREFILL_TOKENS = 2048  # that a CPU reads at once: few enough to stay in its caches
+
 
 class Generation(NamedTuple):
     """What `generate` returns."""
@@ -83,8 +85,8 @@ def generate(
     stop = torch.tensor(stop_tokens, dtype=prompt.dtype, device=prompt.device)
     done = torch.zeros(b, dtype=torch.bool, device=prompt.device)
 
-    with _generating(model, b, s + max_new_tokens):
-        logits = prefill(model, batch)
+    with _generating(model, b, s + max_new_tokens) as caches:
+        logits = _prefill_in_turn(model, batch, real, caches)
         _check_finite(logits)
         peaks = torch.zeros(b, device=prompt.device)  # from a first nan or inf on, not finite
         for end in range(s, s + max_new_tokens):
@@ -118,6 +120,70 @@ def prefill(model: TransformerDecoder, batch: Mapping[str, Any]) -> Tensor:
         encoder_input=batch.get("encoder_input"),
         output_mask=last,
     )
+
+
+def _prefill_in_turn(
+    model: TransformerDecoder, batch: Mapping[str, Any], real: Tensor, caches: Sequence["_Cache"]
+) -> Tensor:
+    """`prefill` of a few rows after another, without the padding that these have in common.
+
+    Args:
+        model: whose caches are empty
+        batch: the prompts
+        real: which of their tokens are no padding, bool [b, s]
+        caches: of the model
+    """
+    turns = _turns(model, real)
+    if len(turns) == 1:
+        return prefill(model, batch)
+    s, outputs = real.shape[1], []
+    for rows, width in turns:
+        for cache in caches:
+            cache.turn_to(rows, s - width)
+        outputs.append(prefill(model, _part(model, batch, rows, s - width)))
+    for cache in caches:
+        cache.turn_to(slice(None), 0, size=s)
+    return torch.cat(outputs)  # [b, v]
+
+
+def _turns(model: TransformerDecoder, real: Tensor) -> list[tuple[slice, int]]:
+    """Rows to read at once, and the tokens of the longest of them; all on a GPU, or sharded."""
+    b, s = real.shape
+    if real.device.type != "cpu" or isinstance(model, FSDPModule):
+        return [(slice(0, b), s)]
+    turns: list[tuple[slice, int]] = []
+    for row, length in enumerate(real.sum(1).tolist()):
+        start, width = (turns[-1][0].start, max(turns[-1][1], length)) if turns else (0, length)
+        if turns and (row + 1 - start) * width <= PREFILL_TOKENS:
+            turns[-1] = (slice(start, row + 1), width)
+        else:
+            turns.append((slice(row, row + 1), length))
+    return turns
+
+
+def _part(
+    model: TransformerDecoder, batch: Mapping[str, Any], rows: slice, first: int
+) -> dict[str, Any]:
+    """These rows of a batch from this column on, with the images and videos that are theirs."""
+    tokens, mask = batch["tokens"], batch.get("mask")
+    part = {"tokens": tokens[rows, first:], "input_pos": batch["input_pos"][rows, first:]}
+    if mask is not None:
+        part["mask"] = mask[rows, first:, first:]
+    if "encoder_input" not in batch:
+        return part
+    vision = batch["encoder_input"]["vision"]
+    patches = vision["grid_thw"].prod(-1).cumsum(0)  # [i]
+    units = patches // model.vision.spatial_merge_size**2
+    is_placeholder = (tokens == model.image_token_id) | (tokens == model.video_token_id)
+    before, behind = int(is_placeholder[: rows.start].sum()), int(is_placeholder[: rows.stop].sum())
+    start = int((units <= before).sum()) if before else 0
+    stop = int((units <= behind).sum()) if rows.stop < len(tokens) else len(units)
+    if stop > start:
+        first_patch = int(patches[start - 1]) if start else 0
+        pixel_values = vision["pixel_values"][first_patch : int(patches[stop - 1])]
+        own = {"pixel_values": pixel_values, "grid_thw": vision["grid_thw"][start:stop]}
+        part["encoder_input"] = {"vision": own}
+    return part
 
 
 def decode_one_token(
@@ -234,18 +300,25 @@ class _Cache:
     """
 
     def __init__(self, shape: tuple[int, int, int, int], like: Tensor) -> None:
-        self.size = 0
+        self.rows, self.first, self.size = slice(None), 0, 0
         # [b, n_kv, s + n, h_d]
         self.keys = torch.empty(shape, dtype=like.dtype, device=like.device)
         self.values = torch.empty_like(self.keys)
 
+    def turn_to(self, rows: slice, first: int, size: int | None = None) -> None:
+        """Hold these rows from a column on, empty before it; up to `size`, or nothing yet."""
+        self.rows, self.first, self.size = rows, first, first if size is None else size
+        for held in (self.keys, self.values):
+            held[rows, :, :first] = 0  # what is masked must be finite all the same
+
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append keys and values [b, n_kv, any, h_d]; all so far."""
-        start, count = self.size, keys.shape[2]
-        self.keys.narrow(2, start, count).copy_(keys)
-        self.values.narrow(2, start, count).copy_(values)
-        self.size = start + count
-        return self.keys.narrow(2, 0, self.size), self.values.narrow(2, 0, self.size)
+        new = slice(self.size, self.size + keys.shape[2])
+        self.keys[self.rows, :, new] = keys
+        self.values[self.rows, :, new] = values
+        self.size = new.stop
+        held = (self.rows, slice(None), slice(self.first, self.size))
+        return self.keys[held], self.values[held]
 
 
 def _attend(
@@ -259,8 +332,9 @@ def _attend(
 
 
 @contextmanager
-def _generating(model: TransformerDecoder, batch_size: int, length: int) -> Iterator[None]:
+def _generating(model: TransformerDecoder, batch_size: int, length: int) -> Iterator[list[_Cache]]:
     """The model in evaluation mode, with caches, returning logits only; then as it was."""
+    caches = []
     changes: list[tuple[nn.Module, str, Any]] = [
         (model, "skip_output_layer", False),
         (model, "num_output_chunks", 0),
@@ -269,7 +343,7 @@ def _generating(model: TransformerDecoder, batch_size: int, length: int) -> Iter
     ]
     for attn in (layer.attn for layer in model.layers):
         shape = (batch_size, attn.num_kv_heads, length, attn.head_dim)
-        cache = _Cache(shape, like=model.tok_embeddings.weight)
+        caches.append(cache := _Cache(shape, like=model.tok_embeddings.weight))
         changes += [(attn, "kv_cache", cache), (attn, "cache_enabled", True)]
         # torchtune would copy the whole cache for every head that shares it, at every token
         changes += [(attn, "num_kv_heads", attn.num_heads), (attn, "_attention_call", _attend)]
@@ -279,7 +353,7 @@ def _generating(model: TransformerDecoder, batch_size: int, length: int) -> Iter
             _replace(*change)
         # inference mode is faster, but what a sharded model gathers in it could not train again
         with torch.no_grad() if isinstance(model, FSDPModule) else torch.inference_mode():
-            yield
+            yield caches
     finally:
         for change in before:
             _replace(*change)
