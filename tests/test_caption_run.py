@@ -10,11 +10,13 @@ from pathlib import Path
 import captions
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torchtune.data import Message
 
 from torchtune_qwen25vl import Qwen25VLTransform, _cli, generate, load_pretrained, padded_collate
 from torchtune_qwen25vl._tokenizer import Qwen25VLTokenizer
 from torchtune_qwen25vl.captioning import claimed, main
+from torchtune_qwen25vl.captioning._main import read_words
 from torchtune_qwen25vl.data import load_image
 
 
@@ -268,6 +270,12 @@ def test_short_command_and_recipe_are_the_same(model, photos, tmp_path, monkeypa
     assert "batch_tokens" in capsys.readouterr().out
 
 
+def test_nothing_behind_a_key_is_an_empty_text():
+    """Where null would be the model's own system prompt."""
+    cfg = read_words(["photos", "system_prompt=", "prefix="], OmegaConf.create({"inputs": None}))
+    assert (cfg.system_prompt, cfg.prefix) == ("", "")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -283,7 +291,8 @@ def test_short_command_and_recipe_are_the_same(model, photos, tmp_path, monkeypa
         ({"batch_size": 0}, "batch_size"),
     ],
 )
-def test_what_cannot_be_is_refused(run, caplog, changes, message):
+def test_what_cannot_be_is_refused(run, caplog, changes, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the output folder of inputs that are no folder would be
     if changes.get("device") == "cuda" and torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
     inputs = changes.pop("inputs", ())

@@ -7,31 +7,29 @@ import shutil
 import sys
 
 import pytest
-import torch
+import tiny_folder
+from omegaconf import OmegaConf
 from PIL import Image
 
-from torchtune_qwen25vl import _cli, qwen2_5_vl_from_config, tune_to_hf
-from torchtune_qwen25vl._weight_files import write_weights
-from torchtune_qwen25vl.shapes import draw, random_scene, tiny_folder
+from parity.random_folder import write_random
+from torchtune_qwen25vl import _cli
+from torchtune_qwen25vl.captioning import main as caption
+from torchtune_qwen25vl.data import __main__ as data_command
+from torchtune_qwen25vl.shapes import __main__ as pictures_command
+from torchtune_qwen25vl.shapes import draw, random_scene
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A checkpoint of the example's shape with random weights."""
-    torch.manual_seed(0)
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_folder(), folder)
-    weights = tune_to_hf(qwen2_5_vl_from_config(folder).state_dict())
-    weights = {name: weight.detach() for name, weight in weights.items()}
-    write_weights(folder, weights, dict.fromkeys(weights, "model.safetensors"))
-    return folder
+    """A checkpoint of the example's shape with random weights, which says words."""
+    return write_random(tmp_path / "model", text={})
 
 
 def test_python_blocks_run(folder, tmp_path, capsys):
@@ -44,8 +42,9 @@ def test_python_blocks_run(folder, tmp_path, capsys):
     assert Image.open(photo)
 
 
-def commands():
-    lines = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+def commands(text=README):
+    found = blocks("bash", text)
+    lines = [line.split("#")[0].strip() for block in found for line in block.splitlines()]
     return [shlex.split(line) for line in lines if line]
 
 
@@ -54,14 +53,68 @@ def test_there_are_exactly_two_commands_to_set_up():
     assert [command[-1] for command in setup] == ["parity", "pytest"]
 
 
-def test_lists_and_copies_work(tmp_path, monkeypatch, capsys):
+SMALL = {"device": "cpu", "min_pixels": 3136, "max_new_tokens": 2, "workers": 0}
+SMALLER = {"device": "cpu", "dtype": "fp32", "dataloader.num_workers": 0, "optimizer.fused": False}
+
+
+def run(command, monkeypatch):
+    """A command of the README in this process; returns its exit code."""
+    words = command[2:]  # behind uv run
+    if words[:2] == ["python", "-m"]:
+        words = words[2:]
+        entry = {
+            "torchtune_qwen25vl.data": data_command.main,
+            "torchtune_qwen25vl.shapes": pictures_command.main,
+        }[words[0]]
+        return entry(words[1:])
+    if words[0] == "caption":
+        return caption([*words[1:], *(f"{key}={value}" for key, value in SMALL.items())])
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    try:
+        return _cli.main()
+    except SystemExit as done:
+        return done.code
+
+
+def section(title):
+    """The commands under a heading."""
+    return commands(README.split(f"## {title}\n")[1].split("\n## ")[0])
+
+
+def test_the_guide_from_data_to_captions(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for command in commands():
-        if command[:3] in (["uv", "run", "tune-qwen25vl"],) and command[3] in ("ls", "cp"):
-            monkeypatch.setattr(sys, "argv", command[2:])
-            _cli.main()
-    assert "finetune" in capsys.readouterr().out
-    assert (tmp_path / "my.yaml").exists()
+    (tmp_path / "models").mkdir()
+    folder.rename(tmp_path / "models" / "Qwen2.5-VL-3B-Instruct")
+    rows = tiny_folder.write_pictures(tmp_path / "rows", rows=4)
+    shutil.copytree(rows.parent, tmp_path, dirs_exist_ok=True)
+    (tmp_path / rows.name).rename(tmp_path / "train.jsonl")
+    (tmp_path / "photos").mkdir()
+    draw(random_scene(0)).save(tmp_path / "photos" / "one.png")
+    download, copy, *others = section("Fine-tune")
+    assert download[3] == "download"  # there is no hub here
+    assert not run(copy, monkeypatch)
+    cfg = OmegaConf.load("my.yaml")
+    for key, value in SMALLER.items():
+        OmegaConf.update(cfg, key, value, force_add=True)
+    OmegaConf.save(cfg, "my.yaml")
+    for command in others:
+        assert not run(command, monkeypatch), command
+    assert (tmp_path / "photos" / "one.txt").read_text().strip()
+    for command in section("Caption a folder"):
+        assert not run([*command, "model=models/Qwen2.5-VL-3B-Instruct"], monkeypatch)
+
+
+def test_the_example_that_learns(folder, tmp_path, monkeypatch):
+    """But for its first command, which test_shapes runs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "shapes_tiny").mkdir(parents=True)
+    folder.rename(tmp_path / "runs" / "shapes_tiny" / "model")
+    train, draw_pictures, describe = section("Watch it learn")
+    assert train[2:] == ["tune-qwen25vl", "run", "finetune", "--config", "shapes_tiny"]
+    assert not run([*draw_pictures, "--count", "3"], monkeypatch)
+    assert not run(describe, monkeypatch)
+    assert len(list((tmp_path / "pictures").glob("*.txt"))) == 3
 
 
 def test_every_name_in_the_tree_exists():

@@ -44,6 +44,7 @@ def read_words(words: Sequence[str], cfg: DictConfig) -> DictConfig:
     for flag in flags:
         name, _, value = flag.removeprefix("--").partition("=")
         changes.append(f"{name.replace('-', '_')}={value or 'True'}")
+    changes = [f"{word}''" if word.endswith("=") else word for word in changes]  # empty, not null
     cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist(changes))
     if inputs:
         # an interpolation is nothing that a path should cause
