@@ -10,7 +10,7 @@ from torch.distributed.fsdp import fully_shard
 
 from parity import reference, trace
 from parity.inputs import LAYOUTS, make_inputs
-from torchtune_qwen25vl import _generation
+from torchtune_qwen25vl import _cache, _generation
 from torchtune_qwen25vl._generation import (
     PromptedModel,
     decode_one_token,
@@ -89,7 +89,7 @@ def cached_logits(model, inputs, tokens, first_position):
     b, s = inputs.tokens.shape
     n = tokens.shape[1]
     attended = torch.cat((inputs.attention_mask.bool(), torch.ones(b, n, dtype=torch.bool)), dim=1)
-    with _generation._generating(model, b, s + n):
+    with _cache.generating(model, b, s + n):
         steps = [prefill(model, inputs.ours)]
         for k in range(n):
             position = first_position + k

@@ -8,7 +8,8 @@ import tiny
 import torch
 
 from parity import reference, trace
-from torchtune_qwen25vl._generation import Sampling, generate, process_logits
+from torchtune_qwen25vl._generation import generate
+from torchtune_qwen25vl._sampling import Sampling, process_logits
 
 
 def prompts(layout="mixed batch"):

@@ -12,7 +12,15 @@ PACKAGE = ROOT / "torchtune_qwen25vl"
 
 LEVEL_0 = {
     *("_position_ids", "_image_transform", "_tokenizer", "_positional_embeddings"),
-    *("_convert_weights", "_loss", "_generation", "_linear", "_weight_files", "_pixel_limits"),
+    *(
+        "_convert_weights",
+        "_loss",
+        "_sampling",
+        "_cache",
+        "_linear",
+        "_weight_files",
+        "_pixel_limits",
+    ),
 }
 ALLOWED = {
     "_video_transform": {"_image_transform"},
@@ -21,6 +29,7 @@ ALLOWED = {
         "_pixel_limits",
     },
     "_collate": {"_loss"},
+    "_generation": {"_cache", "_sampling"},
     "_encoder": {"_position_ids", "_positional_embeddings"},
 }
 

@@ -3,18 +3,19 @@
 Nothing is remembered in the model. The position of a new token is the largest of its prompt's on
 any axis, plus one for every token since (Qwen's rule); it lives in a local variable.
 
-Shapes: b rows, s prompt tokens, n new tokens, v vocabulary, n_kv key-value heads, h_d head dim.
+Shapes: b rows, s prompt tokens, n new tokens, v vocabulary, i images and videos.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from torch.nn import functional as F
 from torchtune.modules import TransformerDecoder
+
+from torchtune_qwen25vl._cache import Cache, generating
+from torchtune_qwen25vl._sampling import Sampling, check_finite, check_options, choose
 
 PREFILL_TOKENS = 2048  # that a CPU reads at once: few enough to stay in its caches
 
@@ -25,15 +26,6 @@ class Generation(NamedTuple):
     tokens: Tensor  # int64 [b, n]; a row that has ended repeats its stop token
     lengths: list[int]  # new tokens of each row, its stop token included
     finish_reasons: list[Literal["stop", "length"]]
-
-
-class Sampling(NamedTuple):
-    """How a token is chosen from its logits; see `generate`."""
-
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    repetition_penalty: float = 1.0
 
 
 def generate(
@@ -72,7 +64,7 @@ def generate(
             a mask, or logits are not finite.
     """
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
-    _check_options(max_new_tokens, sampling)
+    check_options(max_new_tokens, sampling)
     _check_prompt(batch)
     prompt, mask = batch["tokens"], batch.get("mask")
     b, s = prompt.shape
@@ -85,9 +77,9 @@ def generate(
     stop = torch.tensor(stop_tokens, dtype=prompt.dtype, device=prompt.device)
     done = torch.zeros(b, dtype=torch.bool, device=prompt.device)
 
-    with _generating(model, b, s + max_new_tokens) as caches:
+    with generating(model, b, s + max_new_tokens) as caches:
         logits = _prefill_in_turn(model, batch, real, caches)
-        _check_finite(logits)
+        check_finite(logits)
         peaks = torch.zeros(b, device=prompt.device)  # from a first nan or inf on, not finite
         for end in range(s, s + max_new_tokens):
             tokens, peak = choose(logits, history[:, :end], sampling, generator)
@@ -101,7 +93,7 @@ def generate(
             if end + 1 == s + max_new_tokens or (stop_tokens and bool(done.all())):
                 break
             logits = decode_one_token(model, tokens, positions[:, end - s], attended[:, : end + 1])
-    _check_finite(peaks[:, None])
+    check_finite(peaks[:, None])
     return _generation(history[:, s : end + 1], stop)
 
 
@@ -123,7 +115,7 @@ def prefill(model: TransformerDecoder, batch: Mapping[str, Any]) -> Tensor:
 
 
 def _prefill_in_turn(
-    model: TransformerDecoder, batch: Mapping[str, Any], real: Tensor, caches: Sequence["_Cache"]
+    model: TransformerDecoder, batch: Mapping[str, Any], real: Tensor, caches: Sequence[Cache]
 ) -> Tensor:
     """`prefill` of a few rows after another, without the padding that these have in common.
 
@@ -201,52 +193,6 @@ def decode_one_token(
     return model(tokens[:, None], input_pos=input_pos, mask=attended[:, None])[:, -1]
 
 
-def choose(
-    logits: Tensor, history: Tensor, sampling: Sampling, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
-    """Choose one token per row.
-
-    Args:
-        logits: fp32 [b, v]
-        history: tokens that count as repetition, [b, any]
-        sampling: how to choose
-        generator: source of chance
-
-    Returns:
-        tokens [b], and the largest logit of each row [b], finite if the row has neither nan nor inf
-    """
-    scores = process_logits(logits, history, sampling)
-    peak, tokens = scores.max(-1)
-    if sampling.temperature > 0:
-        _check_finite(scores)  # a draw from nan would bring down a CUDA context
-        tokens = torch.multinomial(scores.softmax(-1), 1, generator=generator).squeeze(-1)
-    return tokens, peak
-
-
-def process_logits(logits: Tensor, history: Tensor, sampling: Sampling) -> Tensor:
-    """Scores [b, v] to draw from; -inf where a token must not be drawn.
-
-    Repetition penalty, temperature, top-k, top-p, in this order: as Hugging Face's
-    generation/logits_process.py.
-    """
-    temperature, top_k, top_p, penalty = sampling
-    if penalty != 1.0:
-        held = logits.gather(-1, history)
-        logits = logits.scatter(-1, history, torch.where(held < 0, held * penalty, held / penalty))
-    if temperature == 0.0:
-        return logits
-    scores = logits / temperature
-    if top_k is not None:
-        kth = scores.topk(min(top_k, scores.shape[-1])).values[:, -1:]
-        scores = scores.masked_fill(scores < kth, -torch.inf)
-    if top_p is not None:
-        ascending, order = scores.sort(dim=-1)
-        below = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
-        below[:, -1] = False
-        scores = scores.masked_fill(below.scatter(-1, order, below), -torch.inf)
-    return scores
-
-
 class PromptedModel:
     """A model and its prompt's images and positions, for torchtune's own `generate`.
 
@@ -292,97 +238,12 @@ class PromptedModel:
         return self.model(tokens, input_pos=positions, mask=mask, encoder_input=encoder_input)
 
 
-class _Cache:
-    """Keys and values of one layer, in memory set aside once.
-
-    Takes the place of torchtune's KVCache, of which every update waits for the device and every
-    attention reads the empty end.
-    """
-
-    def __init__(self, shape: tuple[int, int, int, int], like: Tensor) -> None:
-        self.rows, self.first, self.size = slice(None), 0, 0
-        # [b, n_kv, s + n, h_d]
-        self.keys = torch.empty(shape, dtype=like.dtype, device=like.device)
-        self.values = torch.empty_like(self.keys)
-
-    def turn_to(self, rows: slice, first: int, size: int | None = None) -> None:
-        """Hold these rows from a column on, empty before it; up to `size`, or nothing yet."""
-        self.rows, self.first, self.size = rows, first, first if size is None else size
-        for held in (self.keys, self.values):
-            held[rows, :, :first] = 0  # what is masked must be finite all the same
-
-    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append keys and values [b, n_kv, any, h_d]; all so far."""
-        new = slice(self.size, self.size + keys.shape[2])
-        self.keys[self.rows, :, new] = keys
-        self.values[self.rows, :, new] = values
-        self.size = new.stop
-        held = (self.rows, slice(None), slice(self.first, self.size))
-        return self.keys[held], self.values[held]
-
-
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout_p: float, is_causal: bool
-) -> Tensor:
-    """Attention of [b, n_h, any, h_d] to keys and values that heads share, [b, n_kv, any, h_d]."""
-    assert not is_causal
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask[:, None], dropout_p=dropout_p, enable_gqa=True
-    )
-
-
-@contextmanager
-def _generating(model: TransformerDecoder, batch_size: int, length: int) -> Iterator[list[_Cache]]:
-    """The model in evaluation mode, with caches, returning logits only; then as it was."""
-    caches = []
-    changes: list[tuple[nn.Module, str, Any]] = [
-        (model, "skip_output_layer", False),
-        (model, "num_output_chunks", 0),
-        (model, "output_hidden_states", []),
-        *((module, "training", False) for module in model.modules()),
-    ]
-    for attn in (layer.attn for layer in model.layers):
-        shape = (batch_size, attn.num_kv_heads, length, attn.head_dim)
-        caches.append(cache := _Cache(shape, like=model.tok_embeddings.weight))
-        changes += [(attn, "kv_cache", cache), (attn, "cache_enabled", True)]
-        # torchtune would copy the whole cache for every head that shares it, at every token
-        changes += [(attn, "num_kv_heads", attn.num_heads), (attn, "_attention_call", _attend)]
-    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
-    try:
-        for change in changes:
-            _replace(*change)
-        # inference mode is faster, but what a sharded model gathers in it could not train again
-        with torch.no_grad() if isinstance(model, FSDPModule) else torch.inference_mode():
-            yield caches
-    finally:
-        for change in before:
-            _replace(*change)
-
-
-def _replace(owner: nn.Module, name: str, value: Any) -> None:
-    delattr(owner, name)  # a module is only exchanged for a module otherwise
-    setattr(owner, name, value)
-
-
 def _generation(tokens: Tensor, stop: Tensor) -> Generation:
     is_stop = torch.isin(tokens, stop)
     stopped = is_stop.any(-1)
     lengths = torch.where(stopped, is_stop.int().argmax(-1) + 1, tokens.shape[1])
     reasons: list[Literal["stop", "length"]] = ["stop" if s else "length" for s in stopped.tolist()]
     return Generation(tokens, lengths.tolist(), reasons)
-
-
-def _check_options(max_new_tokens: int, sampling: Sampling) -> None:
-    temperature, top_k, top_p, penalty = sampling
-    for name, value, fits, rule in (
-        ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
-        ("temperature", temperature, temperature >= 0, "0 (greedy) or larger"),
-        ("top_k", top_k, top_k is None or top_k >= 1, "at least 1, or None"),
-        ("top_p", top_p, top_p is None or 0 < top_p <= 1, "in (0, 1], or None"),
-        ("repetition_penalty", penalty, penalty > 0, "larger than 0; 1 is none"),
-    ):
-        if not fits:
-            raise ValueError(f"{name} must be {rule}, got {value}")
 
 
 def _check_prompt(batch: Mapping[str, Any]) -> None:
@@ -401,14 +262,4 @@ def _check_prompt(batch: Mapping[str, Any]) -> None:
             f"prompts must be padded on the left and come with a mask, but rows "
             f"{(right | unmasked).nonzero().flatten().tolist()} are not; "
             f'collate with padding_side="left"'
-        )
-
-
-def _check_finite(logits: Tensor) -> None:
-    """The largest logit of a row [b, v] is finite, unless one is nan or inf."""
-    finite = logits.amax(-1).isfinite()
-    if not bool(finite.all()):
-        raise ValueError(
-            f"logits must be finite, those of rows {(~finite).nonzero().flatten().tolist()} are "
-            f"not; in float16 this model overflows, use bfloat16 or float32"
         )

@@ -3,7 +3,6 @@
 The steps are those of its ``Qwen2VLImageProcessor``: RGB, antialiased bicubic resize in uint8,
 ``(value - 255 * mean) / (255 * std)`` in float32, patches. Here each step goes strip by strip, so
 that neither a second copy of a large photo nor a float copy of the resized one is ever held.
-
 Pixels lie as Pillow keeps them, channels last, in four bytes of which the last is not read: its
 memory need not be copied then, and the resize of torch, which works on four, need not unpack it.
 

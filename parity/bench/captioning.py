@@ -2,13 +2,11 @@
 
 Both begin with files on disk and end with texts, on one model with random weights. Theirs: eight
 files at a time, opened, through the processor with left padding, greedy `generate`, decoded. Ours:
-the recipe with all it does besides (headers, journal, text files, table), in batches of its own
-default size and of eight. Both models are loaded beforehand, and both make the same number of
-tokens for every image.
+the recipe with all it does besides (headers, journal, text files, table), as it is set up by
+default. Both models are loaded beforehand, and both make the same number of tokens for every image.
 """
 
 import contextlib
-import functools
 import json
 import os
 import runpy
@@ -51,11 +49,7 @@ def rows() -> list[Row]:
         model = write_random(Path(scratch, "model"), text=TEXT, vision=VISION)
         pictures = _write_photos(Path(scratch, "photos"))
         bench = Bench(model, pictures)
-        return [
-            bench.row(cores[:count], batch_size)
-            for count in sorted({1, len(cores)})
-            for batch_size in (None, BATCH)
-        ]
+        return [bench.row(cores[:count]) for count in sorted({1, len(cores)})]
 
 
 class Bench:
@@ -71,16 +65,14 @@ class Bench:
         self.our_model, _ = load_pretrained(model)
         self.run = runpy.run_path(str(_cli.RECIPES / "caption.py"), run_name="caption")["run"]
 
-    def row(self, cores: list[int], batch_size: int | None) -> Row:
-        """Milliseconds for an image on these cores; None for the default batch size."""
-        ours = functools.partial(self.ours, batch_size)
+    def row(self, cores: list[int]) -> Row:
+        """Milliseconds for an image on these cores."""
         with _on(cores):
-            times = compare(ours, self.theirs, repeats=REPEATS, threads=len(cores))
-        same = sum(a == b for a, b in zip(ours(), self.theirs(), strict=True))
+            times = compare(self.ours, self.theirs, repeats=REPEATS, threads=len(cores))
+        same = sum(a == b for a, b in zip(self.ours(), self.theirs(), strict=True))
         note = f"{same} of {COUNT} captions the same; model waited {self.waited:.1%} of the time"
-        case = f"{COUNT} photos, each; batches of {batch_size or 'default size'}"
         milliseconds, theirs = (time / COUNT for time in times)
-        return Row(case, len(cores), milliseconds, theirs, note)
+        return Row(f"{COUNT} photos, each", len(cores), milliseconds, theirs, note)
 
     def theirs(self) -> list[str]:
         """Their captions, in batches of eight."""
@@ -111,7 +103,7 @@ class Bench:
             messages, add_generation_prompt=True, tokenize=False
         )
 
-    def ours(self, batch_size: int | None) -> list[str]:
+    def ours(self) -> list[str]:
         """Our captions, by the recipe."""
         with tempfile.TemporaryDirectory() as scratch, self._loaded():
             changes: dict[str, Any] = {
@@ -121,7 +113,6 @@ class Bench:
                 "mirror_dir": f"{scratch}/texts",
                 "write_states": ["done", "cut", "looped"],
                 "device": "cpu",
-                **({} if batch_size is None else {"batch_size": batch_size}),
                 "max_new_tokens": NEW_TOKENS,
                 "prompt": PROMPT,
                 "review": False,

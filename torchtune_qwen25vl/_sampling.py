@@ -1,0 +1,87 @@
+"""How a token is chosen from its logits.
+
+Shapes: b rows, v vocabulary.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Sampling(NamedTuple):
+    """How a token is chosen from its logits; see `generate`."""
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+
+
+def choose(
+    logits: Tensor, history: Tensor, sampling: Sampling, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Choose one token per row.
+
+    Args:
+        logits: fp32 [b, v]
+        history: tokens that count as repetition, [b, any]
+        sampling: how to choose
+        generator: source of chance
+
+    Returns:
+        tokens [b], and the largest logit of each row [b], finite if the row has neither nan nor inf
+    """
+    scores = process_logits(logits, history, sampling)
+    peak, tokens = scores.max(-1)
+    if sampling.temperature > 0:
+        check_finite(scores)  # a draw from nan would bring down a CUDA context
+        tokens = torch.multinomial(scores.softmax(-1), 1, generator=generator).squeeze(-1)
+    return tokens, peak
+
+
+def process_logits(logits: Tensor, history: Tensor, sampling: Sampling) -> Tensor:
+    """Scores [b, v] to draw from; -inf where a token must not be drawn.
+
+    Repetition penalty, temperature, top-k, top-p, in this order: as Hugging Face's
+    generation/logits_process.py.
+    """
+    temperature, top_k, top_p, penalty = sampling
+    if penalty != 1.0:
+        held = logits.gather(-1, history)
+        logits = logits.scatter(-1, history, torch.where(held < 0, held * penalty, held / penalty))
+    if temperature == 0.0:
+        return logits
+    scores = logits / temperature
+    if top_k is not None:
+        kth = scores.topk(min(top_k, scores.shape[-1])).values[:, -1:]
+        scores = scores.masked_fill(scores < kth, -torch.inf)
+    if top_p is not None:
+        ascending, order = scores.sort(dim=-1)
+        below = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
+        below[:, -1] = False
+        scores = scores.masked_fill(below.scatter(-1, order, below), -torch.inf)
+    return scores
+
+
+def check_options(max_new_tokens: int, sampling: Sampling) -> None:
+    temperature, top_k, top_p, penalty = sampling
+    for name, value, fits, rule in (
+        ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
+        ("temperature", temperature, temperature >= 0, "0 (greedy) or larger"),
+        ("top_k", top_k, top_k is None or top_k >= 1, "at least 1, or None"),
+        ("top_p", top_p, top_p is None or 0 < top_p <= 1, "in (0, 1], or None"),
+        ("repetition_penalty", penalty, penalty > 0, "larger than 0; 1 is none"),
+    ):
+        if not fits:
+            raise ValueError(f"{name} must be {rule}, got {value}")
+
+
+def check_finite(logits: Tensor) -> None:
+    """The largest logit of a row [b, v] is finite, unless one is nan or inf."""
+    finite = logits.amax(-1).isfinite()
+    if not bool(finite.all()):
+        raise ValueError(
+            f"logits must be finite, those of rows {(~finite).nonzero().flatten().tolist()} are "
+            f"not; in float16 this model overflows, use bfloat16 or float32"
+        )
