@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchao.dtypes.nf4tensor import to_nf4
 from torchtune import utils
 from torchtune.data import Message
+from torchtune.modules.low_precision.nf4_linear import to_nf4
 
 from parity import photos
 from parity.random_folder import write_random

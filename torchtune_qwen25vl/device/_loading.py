@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchao.dtypes.nf4tensor import to_nf4
 from torchtune.modules.low_precision import FrozenNF4Linear
+from torchtune.modules.low_precision.nf4_linear import to_nf4  # torchao moved it
 
 from torchtune_qwen25vl._model import Qwen25VL
 from torchtune_qwen25vl._model_builders import qwen2_5_vl_from_config
