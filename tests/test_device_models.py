@@ -13,7 +13,7 @@ import pytest
 import tiny_folder
 import torch
 from safetensors.torch import load_file, save_file
-from torchao.dtypes.nf4tensor import NF4Tensor
+from torchtune.modules.common_utils import NF4Tensor
 
 from torchtune_qwen25vl import device, generate, padded_collate
 from torchtune_qwen25vl._pretrained import Checkpoint
