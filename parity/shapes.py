@@ -1,9 +1,8 @@
 """What the model of shapes_tiny learned: in numbers, and against transformers token for token."""
 
+import io
 import json
-import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from PIL import Image
 
 from parity import reference
 from torchtune_qwen25vl import load_pretrained, shapes
+from torchtune_qwen25vl.captioning._files import write_file
 
 
 def report(folder: Path, seconds: float, *, pictures: int = 500) -> dict[str, float | bool]:
@@ -40,20 +40,14 @@ def report(folder: Path, seconds: float, *, pictures: int = 500) -> dict[str, fl
         "transformers_equal": _theirs(folder, images) == ours,
         "seconds": seconds,
     }
-    _whole(folder.parent / "loss-curve.png", lambda path: draw_losses(folder.parent / "logs", path))
-    _whole(folder.parent / "captions.png", lambda path: draw_captions(images, said, scenes, path))
-    _whole(
-        folder.parent / "shapes-report.json",
-        lambda path: path.write_text(json.dumps(result, indent=2) + "\n"),
-    )
+    files = {
+        "loss-curve.png": draw_losses(folder.parent / "logs"),
+        "captions.png": draw_captions(images, said, scenes),
+        "shapes-report.json": (json.dumps(result, indent=2) + "\n").encode(),
+    }
+    for name, content in files.items():
+        write_file(folder.parent / name, content)
     return result
-
-
-def _whole(target: Path, write: Callable[[Path], object]) -> None:
-    """Write a file whole or not at all."""
-    written = target.with_name(f"{target.name}.tmp")
-    write(written)
-    os.replace(written, target)
 
 
 def read_losses(logs: Path) -> dict[str, dict[int, float]]:
@@ -66,8 +60,8 @@ def read_losses(logs: Path) -> dict[str, dict[int, float]]:
     return {name: dict(sorted(losses.items())) for name, losses in found.items()}
 
 
-def draw_losses(logs: Path, path: Path) -> None:
-    """Draw the loss of the run over its steps."""
+def draw_losses(logs: Path) -> bytes:
+    """A picture of the loss of the run over its steps, PNG."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for (name, losses), style in zip(read_losses(logs).items(), ("-", "o"), strict=True):
@@ -75,13 +69,11 @@ def draw_losses(logs: Path, path: Path) -> None:
     axes.set(yscale="log", xlabel="step", ylabel="loss of a labelled token, nats")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=100, format="png")
+    return _png(figure, dpi=100)
 
 
-def draw_captions(
-    images: list[Image.Image], said: list[str], scenes: list[shapes.Scene], path: Path
-) -> None:
-    """Draw the first pictures with their captions, wrong ones in red."""
+def draw_captions(images: list[Image.Image], said: list[str], scenes: list[shapes.Scene]) -> bytes:
+    """The first pictures with their captions, wrong ones in red, PNG."""
     figure = Figure(figsize=(14, 9), layout="constrained")
     for axes, image, words, scene in zip(
         figure.subplots(4, 6).flat, images, said, scenes, strict=False
@@ -93,7 +85,13 @@ def draw_captions(
             fontsize=9,
         )
         axes.axis("off")
-    figure.savefig(path, dpi=80, format="png")
+    return _png(figure, dpi=80)
+
+
+def _png(figure: Figure, dpi: int) -> bytes:
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=dpi, format="png")
+    return drawn.getvalue()
 
 
 def _theirs(folder: Path, images: list[Image.Image]) -> list[list[int]]:
