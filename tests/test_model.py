@@ -176,6 +176,11 @@ def test_every_way_to_the_loss(tied):
         some = model(**inputs.ours, output_mask=wanted)
         assert some.shape == (wanted.sum(), 1024)
         assert (some - logits[wanted]).abs().max() < 1e-5
+        model.output_hidden_states = [1, 2]  # what the last layer returns is wanted whole
+        *_, last, some = model(**inputs.ours, output_mask=wanted)
+        model.output_hidden_states = []
+        assert torch.equal(model.unembed(last), logits)
+        assert (some - logits[wanted]).abs().max() < 1e-5
         model.skip_output_layer = True
         hidden = model(**inputs.ours)
         assert hidden.shape == (*inputs.tokens.shape, 64)
@@ -187,6 +192,20 @@ def test_every_way_to_the_loss(tied):
         assert isinstance(chunks, list)
         assert abs(chunked(chunks, labels) - expected) < 1e-5
     assert ("output.weight" in model.state_dict()) == (not tied)
+
+
+def test_the_last_mlp_sees_wanted_tokens_only(model):
+    inputs, rows = tiny.inputs(), []
+    wanted = inputs.labels != -100
+    handles = [
+        layer.mlp.register_forward_hook(lambda _, __, out: rows.append(out.shape[:-1].numel()))
+        for layer in model.layers
+    ]
+    with torch.no_grad():
+        model(**inputs.ours, output_mask=wanted)
+    for handle in handles:
+        handle.remove()
+    assert rows == [wanted.numel()] * (len(model.layers) - 1) + [wanted.sum()]
 
 
 @pytest.mark.parametrize("tied", [False, True])

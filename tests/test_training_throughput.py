@@ -5,9 +5,12 @@ import tiny
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from torchtune import training
+from torchtune.modules import TransformerSelfAttentionLayer
 from training_samples import Transform, sample
 
 from torchtune_qwen25vl.training import StepCollate, Throughput, summed_loss
+from torchtune_qwen25vl.training._step import output_weight
 from torchtune_qwen25vl.training._throughput import FlopCounter
 
 LORA = {"lora_attn_modules": ["q_proj", "v_proj"], "apply_lora_to_mlp": True, "lora_rank": 4}
@@ -38,11 +41,19 @@ def test_operations_are_those_that_torch_counts(options):
         counted += ours.count(lengths, grids, labels)
         # torch counts attention to what is masked too, and not the in-place addmm_ of our loss
         counted += ours._decoder_attention(lengths) * (3 if ours.flows["decoder"] else 1)
-        counted -= 2 * labels * ours.output * ours.output_trained
+        output = output_weight(model)
+        counted -= 2 * labels * output.numel() * output.requires_grad
         with FlopCounterMode(display=False) as theirs, sdpa_kernel(SDPBackend.MATH):
             summed_loss(model, batch).backward()
         counted -= theirs.get_total_flops()
     assert counted == 0
+
+
+def test_checkpointing_counts_nothing_twice():
+    model = tiny.model()
+    before = FlopCounter(model).count([40], [[1, 4, 4]], 10)
+    training.set_activation_checkpointing(model, {TransformerSelfAttentionLayer})
+    assert FlopCounter(model).count([40], [[1, 4, 4]], 10) == before
 
 
 def test_more_of_anything_takes_more_operations():

@@ -8,7 +8,6 @@ from torchtune.modules import (
     FeedForward,
     MultiHeadAttention,
     TiedLinear,
-    TransformerSelfAttentionLayer,
 )
 from torchtune.modules.common_utils import _register_reparametrize_state_dict_hooks
 from torchtune.modules.peft import get_adapter_params
@@ -21,7 +20,7 @@ from torchtune_qwen25vl._encoder import (
     VisionLayer,
 )
 from torchtune_qwen25vl._linear import Linear, Tuning
-from torchtune_qwen25vl._model import Qwen25VL, RMSNorm
+from torchtune_qwen25vl._model import DecoderLayer, Qwen25VL, RMSNorm
 from torchtune_qwen25vl._positional_embeddings import (
     MultimodalRotaryEmbedding,
     VisionRotaryEmbedding,
@@ -111,7 +110,7 @@ def qwen2_5_vl(
     head_dim = embed_dim // num_heads
     rope = MultimodalRotaryEmbedding(head_dim, rope_base, mrope_section)
 
-    def decoder_layer() -> TransformerSelfAttentionLayer:
+    def decoder_layer() -> DecoderLayer:
         attn = MultiHeadAttention(
             embed_dim=embed_dim,
             num_heads=num_heads,
@@ -125,7 +124,7 @@ def qwen2_5_vl(
             max_seq_len=max_seq_len,
             attn_dropout=attn_dropout,
         )
-        return TransformerSelfAttentionLayer(
+        return DecoderLayer(
             attn=attn,
             mlp=_swiglu(linear, embed_dim, intermediate_dim, bias=False),
             sa_norm=RMSNorm(embed_dim, norm_eps),

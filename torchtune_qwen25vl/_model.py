@@ -34,6 +34,23 @@ class RMSNorm(modules.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, self.scale, self.eps)
 
 
+class DecoderLayer(TransformerSelfAttentionLayer):
+    """torchtune's pre-norm layer, whose MLP can leave out tokens that nobody asks for."""
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        input_pos: Tensor | None = None,
+        output_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Transform [b, s, d]; with an output mask, bool [b, s], to the n wanted, [n, d]."""
+        x = x + self.attn(h := self.sa_norm(x), h, mask=mask, input_pos=input_pos)
+        x = x if output_mask is None else x[output_mask]
+        return x + self.mlp(self.mlp_norm(x))
+
+
 class Qwen25VL(TransformerDecoder):
     """Decoder in whose stream embeddings of images and videos take the place of placeholders.
 
@@ -123,13 +140,17 @@ class Qwen25VL(TransformerDecoder):
         h = self._embed(tokens, encoder_input)  # [b, s, d]
         rotation = self.pos_embeddings.rotation(input_pos, tokens.shape)  # [b or 1, s, 2, h_d]
         hidden = []
+        wants_last = len(self.layers) in self.output_hidden_states
         for index, layer in enumerate(self.layers):
             if index in self.output_hidden_states:
                 hidden.append(h)
-            h = layer(h, mask=mask, input_pos=rotation)
-        if len(self.layers) in self.output_hidden_states:
+            is_trimmed = index == len(self.layers) - 1 and not wants_last
+            wanted = output_mask if is_trimmed else None
+            h = layer(h, mask=mask, input_pos=rotation, output_mask=wanted)
+        if wants_last:
             hidden.append(h)
-        output = self.unembed(h if output_mask is None else h[output_mask])
+            h = h if output_mask is None else h[output_mask]
+        output = self.unembed(h)
         return [*hidden, output] if hidden else output
 
     def unembed(self, h: Tensor) -> Tensor | list[Tensor]:

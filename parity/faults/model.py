@@ -96,7 +96,7 @@ def _bf16_tables(right: Callable) -> Callable:
 
 def _shift_again(right: Callable) -> Callable:
     return lambda hidden, weight, labels, **kwargs: right(
-        hidden[:, :-1], weight, labels[:, 1:], **kwargs
+        hidden[..., :-1, :], weight, labels[..., 1:], **kwargs
     )
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
 from parity import reference
 from parity.inputs import LAYOUTS, Inputs
@@ -110,10 +112,12 @@ def measure_bits(setting: Setting) -> Iterator[Measurement]:
 
 def loss_ours(model: Qwen25VL, inputs: Inputs) -> Tensor:
     """The loss of labelled rows only, as the flagship recipe computes it."""
+    labels = F.pad(inputs.labels[:, 1:], (0, 1), value=CROSS_ENTROPY_IGNORE_IDX)
+    is_labelled = labels != CROSS_ENTROPY_IGNORE_IDX
     model.skip_output_layer = True
-    hidden = model(**inputs.ours)  # [b, s, d]
+    hidden = model(**inputs.ours, output_mask=is_labelled)  # [n, d]
     weight = model.tok_embeddings.weight if is_tied(model) else model.output.weight
-    return _loss.linear_cross_entropy(hidden[:, :-1], weight, inputs.labels[:, 1:])
+    return _loss.linear_cross_entropy(hidden, weight, labels[is_labelled])
 
 
 def is_tied(model: Qwen25VL) -> bool:

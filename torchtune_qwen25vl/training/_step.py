@@ -1,6 +1,6 @@
 """One step of training: forward and backward of its batches, checks, and the optimiser.
 
-Shapes: b rows, s tokens, d embed_dim, v vocab_size.
+Shapes: b rows, s tokens, n labelled tokens, d embed_dim, v vocab_size.
 """
 
 import math
@@ -58,16 +58,18 @@ def summed_loss(
         kernel: see `linear_cross_entropy`
     """
     inputs = {key: value for key, value in batch.items() if key != "labels"}
+    wanted = targets(batch["labels"])  # [b, s]
+    is_labelled = wanted != CROSS_ENTROPY_IGNORE_IDX
     model.skip_output_layer = True
     try:
-        hidden = model(**inputs)  # [b, s, d]
+        hidden = model(**inputs, output_mask=is_labelled)  # [n, d]
     finally:
         model.skip_output_layer = False
-    wanted = targets(batch["labels"])
+    labels = wanted[is_labelled]  # [n]
     mean = _loss.linear_cross_entropy(
-        hidden, output_weight(model), wanted, chunk_rows=chunk_rows, kernel=kernel
+        hidden, output_weight(model), labels, chunk_rows=chunk_rows, kernel=kernel
     )
-    return mean * count_labels(wanted)
+    return mean * len(labels)
 
 
 def output_weight(model: Qwen25VL) -> nn.Parameter:

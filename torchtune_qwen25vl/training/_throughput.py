@@ -1,8 +1,8 @@
 """How fast a run is, and how much of the hardware it uses.
 
 Floating-point operations are counted as the step needs them: frozen weights have no gradient,
-unlabelled rows are not projected, attention sees its window, its frame or its own sample's past,
-and what activation checkpointing computes twice counts once.
+unlabelled tokens skip the last MLP and the output, attention sees its window, its frame or its own
+sample's past, and what activation checkpointing computes twice counts once.
 
 Shapes: p patches, m merged units, s tokens of a sample.
 """
@@ -23,6 +23,7 @@ from torchtune_qwen25vl.training._batches import StepBatches
 from torchtune_qwen25vl.training._parts import PARTS, parameters_of
 from torchtune_qwen25vl.training._step import output_weight, over_ranks
 
+LABELLED = "labelled"  # what only labelled tokens go through: the last MLP and the output
 # dense bf16, without sparsity, in TFLOP/s; from the makers' data sheets
 PEAK_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0}
 
@@ -40,22 +41,23 @@ class FlopCounter:
 
     def __init__(self, model: Qwen25VL) -> None:
         self.model = model
-        self.weights = dict.fromkeys(PARTS, 0)  # in matrices that every row is multiplied with
-        self.trained = dict.fromkeys(PARTS, 0)  # of these, trained
-        output = output_weight(model)
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 2 and parameter is not output and "tok_embeddings" not in name:
-                self.weights[part_of(name)] += parameter.numel()
-                self.trained[part_of(name)] += parameter.numel() * parameter.requires_grad
-        self.output = output.numel()
-        self.output_trained = output.requires_grad
         learns = {name: any(p.requires_grad for p in parameters_of(model, name)) for name in PARTS}
         # gradients flow back through a part to whatever is trained in it or before it
         self.flows = {
             "vision": learns["vision"],
             "merger": learns["vision"] or learns["merger"],
             "decoder": any(learns.values()),
+            LABELLED: any(learns.values()),
         }
+        self.weights = dict.fromkeys(self.flows, 0)  # in matrices that rows are multiplied with
+        self.trained = dict.fromkeys(self.flows, 0)  # of these, trained
+        last: Any = model.layers[-1]
+        labelled = {output_weight(model), *last.mlp.parameters()}
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2 and ("tok_embeddings" not in name or weight in labelled):
+                part = LABELLED if weight in labelled else part_of(name)
+                self.weights[part] += weight.numel()
+                self.trained[part] += weight.numel() * weight.requires_grad
 
     def count(self, lengths: Sequence[int], grids: list[list[int]], labels: int) -> float:
         """Operations of one batch.
@@ -70,17 +72,16 @@ class FlopCounter:
             "vision": patches,
             "merger": patches // self.model.vision.spatial_merge_size**2,
             "decoder": sum(lengths),
+            LABELLED: labels,
         }
         attention = {
             "vision": self._vision_attention(grids),
-            "merger": 0,
             "decoder": self._decoder_attention(lengths),
         }
-        total = 2 * labels * self.output * (1 + self.flows["decoder"] + self.output_trained)
-        for part in PARTS:
-            flows = self.flows[part]
+        total = 0
+        for part, flows in self.flows.items():
             total += 2 * rows[part] * ((1 + flows) * self.weights[part] + self.trained[part])
-            total += (1 + 2 * flows) * attention[part]
+            total += (1 + 2 * flows) * attention.get(part, 0)
         if self.flows["vision"]:  # but not to the pixels
             total -= 2 * patches * self.model.vision.patch_embed.proj.weight.numel()
         return float(total)
