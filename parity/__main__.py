@@ -104,6 +104,16 @@ def run_faults(arguments: argparse.Namespace) -> int:
     return 1 if missed else 0
 
 
+def run_bench(name: str) -> int:
+    """Every row as soon as it is measured, then all as a table."""
+    rows = []
+    for row in tqdm(bench.run(name), "measuring", unit=" rows"):
+        rows.append(row.cells)
+        tqdm.write("  ".join(row.cells), file=sys.stderr)
+    print(report.table(rows, bench.COLUMNS))
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the `parity` command."""
     parsed = parse(arguments)
@@ -118,8 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(positions_table())
         return 0
     if parsed.bench:
-        print(report.table([row.cells for row in bench.run(parsed.bench)], bench.COLUMNS))
-        return 0
+        return run_bench(parsed.bench)
     return run_stages(parsed)
 
 

@@ -8,6 +8,7 @@ from torchtune import modules, training
 from training_samples import Transform, sample
 
 from parity.faults import FAULTS
+from torchtune_qwen25vl._model import TiedEmbedding
 from torchtune_qwen25vl.training import StepCollate, mean_loss, summed_loss, train_step
 
 KINDS = ["text", "image", "video", "two images", "short"]
@@ -60,6 +61,25 @@ def test_equals_the_plain_loss_in_value_and_every_gradient(tied):
     with FAULTS["labels shifted twice"].seed():
         _, wrong = gradients_of(model, batches(5))
     assert max((wrong[name] - gradients[name]).abs().max() for name in gradients) > 1e-3
+
+
+# to the last bit; three numbers are added in another order where batches accumulate
+@pytest.mark.parametrize(("batch_size", "tolerance"), [(5, 0.0), (2, 1e-6)])
+def test_a_tied_weight_has_the_gradient_of_autograd(batch_size, tolerance, monkeypatch):
+    model = tiny.model(tie_word_embeddings=True).train()
+    weight, made = model.tok_embeddings.weight, []
+    handle = weight.register_hook(lambda gradient: made.append(gradient.shape))
+    _, gradients = gradients_of(model, batches(batch_size))
+    handle.remove()
+    assert made == [weight.shape] * len(batches(batch_size))
+    monkeypatch.setattr(TiedEmbedding, "forward", torch.nn.Embedding.forward)
+    _, expected = gradients_of(model, batches(batch_size))
+    for name, gradient in expected.items():
+        assert (gradients[name] - gradient).abs().max() <= tolerance, name
+    monkeypatch.setattr(TiedEmbedding, "forward", lambda self, tokens: self.weight.detach()[tokens])
+    _, wrong = gradients_of(model, batches(batch_size))
+    name = "tok_embeddings.weight"
+    assert (wrong[name] - expected[name]).abs().max() > 1e-3
 
 
 def test_chunks_of_rows_change_nothing():

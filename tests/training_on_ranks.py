@@ -16,6 +16,7 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "finetune.py"
 LORA = {"lora_attn_modules": ["q_proj", "v_proj"], "apply_lora_to_mlp": True, "lora_rank": 4}
 TUNINGS = {
     "full": {},
+    "full, tied": {},
     "adapters": {**LORA, "decoder_trainable": "lora", "vision_trainable": "lora"},
     "frozen vision": {**LORA, "decoder_trainable": "lora", "vision_trainable": "frozen"},
 }
@@ -35,11 +36,14 @@ def recipe():
 
 
 def gradients(folder, tuning, mixture, *, checkpointed):
-    """Loss and all gradients of one step on this mixture, whole, on the first rank."""
+    """Loss and all gradients of one step on this mixture, whole, on the first rank.
+
+    The folder has the models "model" and "tied".
+    """
     world_size, rank = utils.get_world_size_and_rank()
     device = torch.device("cpu")
     model = training.make_model(
-        folder,
+        folder / ("tied" if tuning.endswith("tied") else "model"),
         TUNINGS[tuning],
         dtype=torch.float32,
         device=device,
@@ -100,7 +104,7 @@ def main(folder):
     rank = torch.distributed.get_rank()
     for tuning in TUNINGS:
         for mixture in MIXTURES:
-            found = gradients(folder / "model", tuning, mixture, checkpointed=tuning != "full")
+            found = gradients(folder, tuning, mixture, checkpointed="full" not in tuning)
             if rank == 0:
                 torch.save(found, folder / f"{tuning}, {mixture}.pt")
     run(OmegaConf.load(folder / "recipe.yaml"))

@@ -20,7 +20,7 @@ from torchtune_qwen25vl._encoder import (
     VisionLayer,
 )
 from torchtune_qwen25vl._linear import Linear, Tuning
-from torchtune_qwen25vl._model import DecoderLayer, Qwen25VL, RMSNorm
+from torchtune_qwen25vl._model import DecoderLayer, Qwen25VL, RMSNorm, TiedEmbedding
 from torchtune_qwen25vl._positional_embeddings import (
     MultimodalRotaryEmbedding,
     VisionRotaryEmbedding,
@@ -131,7 +131,7 @@ def qwen2_5_vl(
             mlp_norm=RMSNorm(embed_dim, norm_eps),
         )
 
-    tok_embeddings = nn.Embedding(vocab_size, embed_dim)
+    tok_embeddings = (TiedEmbedding if tie_word_embeddings else nn.Embedding)(vocab_size, embed_dim)
     model = Qwen25VL(
         vision=vision,
         tok_embeddings=tok_embeddings,

@@ -135,12 +135,13 @@ class _MeanCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         hidden_grad = torch.empty_like(hidden) if wants_hidden else None
-        weight_grad = torch.zeros_like(weight) if wants_weight else None
+        make = torch.empty_like if len(labels) else torch.zeros_like
+        weight_grad = make(weight) if wants_weight else None
         mean = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(labels), chunk_rows):
             rows = slice(start, start + chunk_rows)
             chunk_grad = None if hidden_grad is None else hidden_grad[rows]
-            grads = chunk_grad, weight_grad
+            grads = chunk_grad, weight_grad, int(start > 0)
             mean += _chunk(hidden[rows], weight, labels[rows, None], len(labels), *grads)
         ctx.save_for_backward(hidden_grad, weight_grad)
         return mean
@@ -162,8 +163,9 @@ def _chunk(
     rows: int,
     hidden_grad: Tensor | None,
     weight_grad: Tensor | None,
+    beta: int,
 ) -> Tensor:
-    """A chunk's share of the mean over rows; writes hidden_grad, adds to weight_grad."""
+    """A chunk's share of the mean over rows; writes hidden_grad, adds to beta * weight_grad."""
     logits = (hidden @ weight.T).float()  # [chunk, v], the only large buffer in fp32
     peak, expected = logits.amax(-1, keepdim=True), logits.gather(-1, target)  # [chunk, 1]
     exponentials = logits.sub_(peak).exp_()
@@ -175,5 +177,5 @@ def _chunk(
         if hidden_grad is not None:
             torch.mm(logits_grad, weight, out=hidden_grad)
         if weight_grad is not None:
-            weight_grad.addmm_(logits_grad.T, hidden)
+            weight_grad.addmm_(logits_grad.T, hidden, beta=beta)
     return (norm.log() + peak - expected).sum() / rows

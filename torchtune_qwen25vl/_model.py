@@ -34,6 +34,35 @@ class RMSNorm(modules.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, self.scale, self.eps)
 
 
+class TiedEmbedding(nn.Embedding):
+    """Embedding whose weight, [v, d], is the output projection too.
+
+    Autograd would hold a gradient of that size for each of the two and then add them. The rows that
+    were looked up can be added to `weight.grad` instead, where the output's gradient is by then.
+
+    Attributes:
+        adds_gradient: do that; needs a loss that gives the output a gradient, and `backward()`
+    """
+
+    adds_gradient = False
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Look up int [b, s], to [b, s, d]."""
+        if not (self.adds_gradient and self.weight.requires_grad and torch.is_grad_enabled()):
+            return super().forward(tokens)
+        rows, inverse = tokens.unique(return_inverse=True)
+        leaf = self.weight.detach()[rows].requires_grad_()  # [rows, d]
+
+        def add(leaf: Tensor) -> None:
+            assert leaf.grad is not None
+            assert self.weight.grad is not None
+            self.weight.grad.index_add_(0, rows, leaf.grad)
+            leaf.grad = None
+
+        leaf.register_post_accumulate_grad_hook(add)
+        return F.embedding(inverse, leaf)
+
+
 class DecoderLayer(TransformerSelfAttentionLayer):
     """torchtune's pre-norm layer, whose MLP can leave out tokens that nobody asks for."""
 

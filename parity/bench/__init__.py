@@ -3,7 +3,7 @@
 import importlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -32,8 +32,8 @@ class Row:
 COLUMNS = ("case", "threads", "ours ms", "theirs ms", "theirs / ours", "note")
 
 
-def run(name: str) -> list[Row]:
-    """All rows of one bench: module parity.bench.NAME, function `rows`."""
+def run(name: str) -> Iterator[Row]:
+    """The rows of one bench as they come: module parity.bench.NAME, function `rows`."""
     return importlib.import_module(f"parity.bench.{name}").rows()
 
 

@@ -5,6 +5,7 @@ the whole picture cost more. One picture a time, heads as wide as the published 
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 
@@ -17,14 +18,14 @@ GRIDS = ((1, 16, 16), (1, 32, 32), (1, 64, 64), (1, 128, 128))  # 256 to 16,384 
 MODELS = {"encoder, windows": "windows only", "encoder, one full layer": "one layer of three full"}
 
 
-def rows() -> list[Row]:
+def rows() -> Iterator[Row]:
     """Every size by every model, on one thread and on all."""
-    return [
+    yield from (
         _row(name, grid, threads)
         for threads in sorted({1, torch.get_num_threads()})
         for name in MODELS
         for grid in GRIDS
-    ]
+    )
 
 
 def _row(name: str, grid: tuple[int, int, int], threads: int) -> Row:

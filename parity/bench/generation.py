@@ -3,7 +3,7 @@
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -32,9 +32,10 @@ class Run(NamedTuple):
 Generate = Callable[[Callable[[], None]], torch.Tensor]  # calls back at every token
 
 
-def rows() -> list[Row]:
+def rows() -> Iterator[Row]:
     """Prefill and one decoded token of every case, on one thread."""
-    return [row for case in CASES for row in _rows(case)]
+    for case in CASES:
+        yield from _rows(case)
 
 
 def _rows(case: str) -> list[Row]:

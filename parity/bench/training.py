@@ -8,7 +8,7 @@ larger machine. Memory counts what a step needs beyond the weights.
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -29,22 +29,21 @@ NARROW, WIDE = "tiny, 3B's vocabulary", "3B with few layers"
 REPEATS = {"tiny": 15, NARROW: 7, WIDE: 3}
 
 
-def rows() -> list[Row]:
+def rows() -> Iterator[Row]:
     """Few and narrow layers, and few of 3B's.
 
     The vocabulary is 3B's where logits are part of the question.
     """
-    pictures = [row for name in (NARROW, WIDE) for row in _picture_rows(name)]
-    return pictures + [_packed_row(name) for name in ("tiny", WIDE)]
+    for name in (NARROW, WIDE):
+        yield from _picture_rows(name)
+    yield from (_packed_row(name) for name in ("tiny", WIDE))
 
 
-def _picture_rows(name: str) -> list[Row]:
+def _picture_rows(name: str) -> Iterator[Row]:
     inputs = make_inputs(LAYOUT, reference.IDS)
-    found = []
     for case, frozen in (("vision frozen", True), ("everything trained", False)):
         ours, theirs = _ours(name, [inputs], frozen), _theirs(name, inputs, frozen)
-        found.append(_row(f"{name}, {case}", name, ours, theirs))
-    return found
+        yield _row(f"{name}, {case}", name, ours, theirs)
 
 
 def _packed_row(name: str) -> Row:

@@ -60,11 +60,11 @@ def summed_loss(
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     wanted = targets(batch["labels"])  # [b, s]
     is_labelled = wanted != CROSS_ENTROPY_IGNORE_IDX
-    model.skip_output_layer = True
+    model.skip_output_layer = model.tok_embeddings.adds_gradient = True
     try:
         hidden = model(**inputs, output_mask=is_labelled)  # [n, d]
     finally:
-        model.skip_output_layer = False
+        model.skip_output_layer = model.tok_embeddings.adds_gradient = False
     labels = wanted[is_labelled]  # [n]
     mean = _loss.linear_cross_entropy(
         hidden, output_weight(model), labels, chunk_rows=chunk_rows, kernel=kernel
