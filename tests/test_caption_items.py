@@ -199,19 +199,11 @@ def test_what_was_done_stays_done(tree):
     assert again.pending == items[:1]
 
 
-def test_batches_are_of_near_equal_images_largest_first():
+def test_batches_are_of_near_equal_images_the_smallest_then_the_largest():
     tokens = {"a": 10, "b": 50, "c": 11, "d": 49, "e": 50}
-    assert plan_batches(tokens, batch_size=2, batch_tokens=10**6, text_tokens=5) == [
-        ["b", "e"],
-        ["d", "c"],
-        ["a"],
-    ]
-    assert plan_batches(tokens, batch_size=9, batch_tokens=110, text_tokens=5) == [
-        ["b", "e"],
-        ["d", "c"],
-        ["a"],
-    ]
-    assert plan_batches(tokens, batch_size=9, batch_tokens=1, text_tokens=5) == [
-        [k] for k in "bedca"
-    ]
+    batches = [["a"], ["b", "e"], ["d", "c"]]
+    assert plan_batches(tokens, batch_size=2, batch_tokens=10**6, text_tokens=5) == batches
+    assert plan_batches(tokens, batch_size=9, batch_tokens=110, text_tokens=5) == batches
+    alone = [[name] for name in "abedc"]
+    assert plan_batches(tokens, batch_size=9, batch_tokens=1, text_tokens=5) == alone
     assert plan_batches({}, batch_size=9, batch_tokens=1, text_tokens=5) == []

@@ -27,7 +27,7 @@ from torchtune_qwen25vl import _cli, load_pretrained
 from torchtune_qwen25vl.captioning import Progress
 from torchtune_qwen25vl.device import _loading
 
-BATCH, NEW_TOKENS, COUNT, REPEATS = 8, 32, 64, 3
+BATCH, NEW_TOKENS, COUNT, REPEATS = 8, 32, 128, 2
 LIMITS = {"min_pixels": 16 * 784, "max_pixels": 256 * 784}
 LONG_SIDES = (120, 180, 240, 320, 480, 640, 960, 1280)  # pixels; a folder of all sizes
 PROMPT = "Describe this image in one or two plain sentences."

@@ -12,7 +12,8 @@ def plan_batches(
 ) -> list[list[str]]:
     """Names of images, batch by batch.
 
-    Largest first: where memory runs out it does so at once, not in the middle of the night.
+    First the smallest, soon read, so that the model need not wait; then the largest: where memory
+    runs out it does so at once, not in the middle of the night.
 
     Args:
         tokens: placeholders of each image
@@ -28,7 +29,7 @@ def plan_batches(
             batches.append([])
             widest = tokens[name]
         batches[-1].append(name)
-    return batches
+    return batches[-1:] + batches[:-1]
 
 
 def share(batches: Sequence[list[str]], rank: int, world_size: int) -> list[list[str]]:
