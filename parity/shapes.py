@@ -11,7 +11,7 @@ from PIL import Image
 
 from parity import reference
 from torchtune_qwen25vl import load_pretrained, shapes
-from torchtune_qwen25vl.captioning._files import write_file
+from torchtune_qwen25vl._files import write_file
 
 
 def report(folder: Path, seconds: float, *, pictures: int = 500) -> dict[str, float | bool]:

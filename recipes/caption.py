@@ -10,18 +10,20 @@ ahead of the model. Every image ends in one state: done, skipped (it had a capti
 reason), cut (at the length limit) or looped (repeating itself). A journal in the output folder
 holds all of it, so that a run that was stopped goes on where it was when it is started again.
 
-Exit codes: 0 all well, 1 some images failed, 2 nothing could be started.
+Several ranks need one folder for the output that all of them see.
+
+Exit codes: 0 all well, 1 some images failed, 2 it could not start or go on (the reason is the last
+line; what is done stays done).
 """
 
 import logging
-import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from omegaconf import DictConfig
-from torchtune import config
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -55,23 +57,29 @@ class CaptionRecipe:
         self.ranks = ours.Ranks()
         self.stack.callback(self.ranks.close)
         self.check_model()
-        if self.ranks.is_first and not settings.dry_run:
-            self.stack.enter_context(ours.claimed(self.output_dir))
-        cores = len(os.sched_getaffinity(0)) // self.ranks.local_size
+        cores = ours.count_cores() // self.ranks.local_size
         count = settings.workers if settings.workers is not None else min(8, max(1, cores - 1))
         self.workers = ours.Workers(count, seconds=settings.seconds_per_image)
         self.stack.callback(self.workers.close)
-        planned = self.plan_all() if self.ranks.is_first else None
-        self.plan, self.run, self.batches = self.ranks.from_first(planned)
+        self.plan, self.run, self.batches = self.ranks.from_first(self.plan_all)
 
     def check_model(self) -> None:
         """Fetch the model and check it; its tokenizer is read, its weights are not."""
         settings = self.settings
+        away = settings.dry_run and device.bytes_to_fetch(settings.model, settings.cache_dir)
+        if away:
+            logger.info("%.2f GB of %s would be fetched first", away / 1e9, settings.model)
+            self.limits = {
+                "max_pixels": settings.max_pixels or device.MOST_PIXELS,
+                "batch_tokens": settings.batch_tokens,
+                "format": None,  # not known yet
+            }
+            return
         source = device.fetch(settings.model, cache_dir=settings.cache_dir)
         question = len(self.preset.prompt) + len(settings.system_prompt or "")  # bounds its tokens
         found = device.check_model(
             source,
-            device.look(settings.device),
+            device.look(settings.device, ranks=self.ranks.local_size),
             device.Load(
                 question + self.preset.max_new_tokens, settings.min_pixels, settings.max_pixels
             ),
@@ -84,25 +92,23 @@ class CaptionRecipe:
         logger.info("%s", found.table)
         self.choice = found.refuse()
         logger.info("%s", self.choice)
-        self.memory_allows = found
+        self.limits = {
+            "max_pixels": found.max_pixels,
+            "batch_tokens": found.batch_tokens,
+            "format": self.choice.format,
+        }
         self.model = device.LoadedModel(source, self.choice, settings.settings_dir)
 
     def plan_all(self) -> tuple[ours.Plan, dict[str, Any], list[list[str]]]:
         """For all ranks: what is to be done, what the captions depend on, batches of names."""
         settings = self.settings
-        past = self.past()
-        run = past.run or {
-            "settings": settings.decisive(),
-            "max_pixels": self.memory_allows.max_pixels,
-            "batch_tokens": self.memory_allows.batch_tokens,
-            "format": self.choice.format,
-        }
         items = ours.find_items(
-            settings.sources,
-            columns=ours.Columns(**settings.columns),
-            recursive=settings.recursive,
-            leave_out=self.output_dir,
+            settings.sources, columns=settings.columns, recursive=settings.recursive
         )
+        if not settings.dry_run:
+            self.stack.enter_context(ours.claimed(self.output_dir))
+        past = self.past()
+        run = past.run or {"settings": settings.decisive(), **self.limits}
         table = ours.read_table(self.output_dir)
         plan = ours.make_plan(items, self.policy, past, table, retry_failed=settings.retry_failed)
         batches = ours.plan_batches(
@@ -116,14 +122,19 @@ class CaptionRecipe:
 
     def past(self) -> ours.Past:
         """What this run has done before, its text files in place; nothing of another run."""
-        past, settings = ours.read_journals(self.output_dir), self.settings
+        settings = self.settings
+        if settings.restart:
+            if not settings.dry_run:
+                ours.set_aside(self.output_dir)
+            return ours.Past()
+        past = ours.read_journals(self.output_dir)
         if past.run is None:
             return past
-        is_same = past.run["settings"] == settings.decisive() and not settings.restart
-        if is_same and past.run["format"] != self.choice.format:
+        is_same = past.run["settings"] == settings.decisive()
+        if is_same and self.limits["format"] not in (None, past.run["format"]):
             raise ValueError(
                 f"{self.output_dir} holds a run in {past.run['format']} and this one would be in "
-                f"{self.choice.format}: set dtype and four_bit as before, or restart=True"
+                f"{self.limits['format']}: set dtype and four_bit as before, or restart=True"
             )
         if not settings.dry_run:
             for name in past.unplaced:
@@ -143,7 +154,7 @@ class CaptionRecipe:
             if not count.problem:
                 tokens[item.name] = count.value
             elif item.name not in plan.settled:
-                plan.settled[item.name] = ours.Record(item.name, "failed", reason=count.problem)
+                plan.settle(ours.Record(item.name, "failed", reason=count.problem))
         return tokens
 
     def show_plan(self) -> int:
@@ -152,7 +163,7 @@ class CaptionRecipe:
             record = self.plan.settled.get(name)
             file = self.plan.texts.get(name, self.output_dir)
             word = f"{record.state}, {record.reason}" if record else f"to be captioned, {file}"
-            print(ascii(name)[1:-1], word, sep=": ")
+            print(ours.printable(f"{name}: {word}"))
         states = Counter(record.state for record in self.plan.settled.values())
         pending, failed = len(self.plan.pending), states["failed"]
         print(f"{pending} to be captioned in {len(self.batches)} batches; {ours.summary(states)}")
@@ -164,7 +175,9 @@ class CaptionRecipe:
         journal = ours.Journal(self.output_dir, ranks.rank, self.run)
         self.stack.callback(journal.close)
         if ranks.is_first:
-            journal.add(r for r in plan.settled.values() if r.state == "failed")
+            journal.add(plan.news)
+            moved = self.write_down(journal, ours.moved(plan, self.policy))
+            plan.settled |= {record.name: record for record in moved}
         batches = self.batches[ranks.rank :: ranks.size]
         if not batches:
             return
@@ -225,10 +238,12 @@ class CaptionRecipe:
     def finish(self) -> int:
         """Tables and page of what all ranks did; the exit code."""
         self.ranks.wait()
-        if not self.ranks.is_first:
-            return self.ranks.from_first(None)
+        return self.ranks.from_first(self.write_tables)
+
+    def write_tables(self) -> int:
+        """The same, by the first rank."""
         written, settled = ours.read_journals(self.output_dir).records, self.plan.settled
-        records = [written.get(name) or settled[name] for name in self.plan.items]
+        records = [settled.get(name) or written[name] for name in self.plan.items]
         ours.write_tables(self.output_dir, self.policy.formats, records)
         if self.settings.review:
             page = self.output_dir / "review.html"
@@ -236,7 +251,7 @@ class CaptionRecipe:
             logger.info("look through the captions in %s", page)
         states = Counter(record.state for record in records)
         logger.info("%d images: %s", len(records), ours.summary(states))
-        return self.ranks.from_first(int(states["failed"] > 0))
+        return int(states["failed"] > 0)
 
 
 def run(cfg: DictConfig) -> int:
@@ -245,21 +260,26 @@ def run(cfg: DictConfig) -> int:
         try:
             recipe = CaptionRecipe(cfg, stack)
             recipe.setup()
+            if recipe.settings.dry_run:
+                return recipe.show_plan() if recipe.ranks.is_first else 0
+            recipe.caption()
+            return recipe.finish()
         except (ValueError, OSError) as error:
             logger.error("%s", error)
+            logger.debug("it came from here:", exc_info=error)
             return 2
-        if recipe.settings.dry_run:
-            return recipe.show_plan()
-        recipe.caption()
-        return recipe.finish()
 
 
-@config.parse
-def recipe_main(cfg: DictConfig) -> int:
-    """Entry point: the YAML, with `key=value` from the command line over it."""
+def run_words(words: Sequence[str]) -> int:
+    """The same, from the words of a command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    return run(cfg)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request
+    try:
+        return run(ours.read_words(words))
+    except ValueError as error:
+        logger.error("%s", error)
+        return 2
 
 
 if __name__ == "__main__":
-    sys.exit(recipe_main())
+    sys.exit(run_words(sys.argv[1:]))

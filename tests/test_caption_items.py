@@ -45,7 +45,6 @@ def test_folders_in_order_of_names(tree):
     expected = ["a.png", "b.JPG", "m/e.tiff", "m/n/d.avif", "z/c.webp"]
     assert names(find(tree), tree) == expected
     assert names(find(tree, recursive=False), tree) == expected[:2]
-    assert names(find(tree, leave_out=tree / "m"), tree) == ["a.png", "b.JPG", "z/c.webp"]
 
 
 def test_inputs_in_their_order_and_nothing_twice(tree):
@@ -155,7 +154,8 @@ def test_two_images_with_one_text_file(tree):
     (tree / "a.jpg").write_bytes(b"")
     found = plan(find(tree, recursive=False)).settled
     failed = [r for r in found.values() if r.state == "failed"]
-    assert [r.reason for r in failed] == ["a.txt belongs to a.jpg: set text_naming=full"]
+    (reason,) = [r.reason for r in failed]
+    assert reason.startswith("its text file a.txt is that of a.jpg too: set text_naming=full")
     assert not plan(find(tree, recursive=False), text_files=TextFiles(naming="full")).settled
 
 

@@ -11,7 +11,8 @@ import time
 import captions
 import pytest
 
-from torchtune_qwen25vl.captioning import _files, _journal
+from torchtune_qwen25vl import _files
+from torchtune_qwen25vl.captioning import _journal
 
 KEYS = {"outputs": ["txt", "jsonl", "csv"], "existing": "append", "batch_size": 2}
 

@@ -81,6 +81,12 @@ def test_two_ranks_leave_what_one_leaves(model, photos, tmp_path):
     assert captions.final_files(photos) == files
 
 
+def test_what_the_first_rank_refuses_all_refuse(model, photos):
+    empty = photos / "empty"
+    empty.mkdir()
+    assert on_ranks(2, lambda: captions.caption(model, empty, **KEYS)) == [2, 2]
+
+
 def test_one_rank_goes_on_where_two_were_killed(model, photos, tmp_path):
     files = one_process(model, photos, tmp_path / "original")
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import captions
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torchtune.data import Message
 
 from torchtune_qwen25vl import Qwen25VLTransform, _cli, generate, load_pretrained, padded_collate
@@ -160,12 +159,12 @@ def test_one_bad_file_fails_alone_and_is_retried_when_asked(run, photos, caplog)
     assert (photos / "bad.txt").read_text() == (photos / "picture 000.txt").read_text()
 
 
-def test_a_text_file_that_cannot_be_written_fails_alone(run, photos):
+def test_a_text_file_that_cannot_be_fails_alone(run, photos):
     (photos / "picture 003.txt").mkdir()
     assert run(existing="overwrite") == 1
     row = captions.rows(photos / "_captions")[3]
-    assert (row["state"], bool(row["caption"])) == ("failed", True)
-    assert "not written" in row["reason"]
+    assert row["state"] == "failed"
+    assert "its text file cannot be read: [Errno 21]" in row["reason"]
 
 
 def test_dry_run_touches_nothing(run, photos, capsys):
@@ -272,15 +271,31 @@ def test_short_command_and_recipe_are_the_same(model, photos, tmp_path, monkeypa
 
 def test_nothing_behind_a_key_is_an_empty_text():
     """Where null would be the model's own system prompt."""
-    cfg = read_words(["photos", "system_prompt=", "prefix="], OmegaConf.create({"inputs": None}))
-    assert (cfg.system_prompt, cfg.prefix) == ("", "")
+    cfg = read_words(["photos", "system_prompt=", "prefix=", "language=null"])
+    assert (cfg.system_prompt, cfg.prefix, cfg.language) == ("", "", None)
+
+
+def test_texts_are_taken_as_typed():
+    typed = {
+        "prefix": "Photo: ",
+        "suffix": ", high quality",
+        "prompt": "{name} in {directory}: say it. # short ${a} = b",
+        "trigger": "on",
+    }
+    cfg = read_words(["a b", "--dry-run", "top_p=0.5", *(f"{k}={v}" for k, v in typed.items())])
+    assert {key: cfg[key] for key in typed} == typed
+    assert (cfg.inputs, cfg.dry_run, cfg.top_p) == (["a b"], True, 0.5)
+    with pytest.raises(ValueError, match=r"top_k=\[1 is no value"):
+        read_words(["photos", "top_k=[1"])
+    with pytest.raises(ValueError, match="--config needs a YAML"):
+        read_words(["photos", "--config", "/nowhere.yaml"])
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"outputs": ["tx"]}, "outputs is of txt, jsonl, csv"),
-        ({"existing": "keep"}, "existing is of skip"),
+        ({"existing": "keep"}, "existing is Literal['skip', "),
         ({"preset": "long"}, "preset is one of standard"),
         ({"prompt": "{nmae}"}, "this one holds {nmae}"),
         ({"prompt": "{"}, "cannot be read"),
@@ -288,7 +303,15 @@ def test_nothing_behind_a_key_is_an_empty_text():
         ({"colour": 1}, "unknown keys"),
         ({"inputs": ["/nowhere"]}, "/nowhere does not"),
         ({"device": "cuda"}, "cannot use cuda"),
-        ({"batch_size": 0}, "batch_size"),
+        ({"device": "gpu"}, "device is auto, cpu"),
+        ({"batch_size": 0}, "batch_size is at least 1"),
+        ({"workers": -1}, "workers is at least 0"),
+        ({"max_new_tokens": "many"}, "max_new_tokens is int | None, got 'many'"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"temperature": -1.0}, "temperature must be 0 (greedy) or larger"),
+        ({"prefix": {"Photo": None}}, "prefix is str, got {'Photo': None}"),
+        ({"columns": {"txt": "x"}}, "columns has another"),
+        ({"outputs": "txt"}, "outputs is list, got 'txt'"),
     ],
 )
 def test_what_cannot_be_is_refused(run, caplog, changes, message, tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import struct
+import sys
 import threading
 import time
 
@@ -21,6 +23,14 @@ def crash(_):
 
 def leave(_):
     os._exit(3)
+
+
+def leave_in_the_middle_of_the_answer(_):
+    frame = sys._getframe()
+    while "connection" not in frame.f_locals:
+        frame = frame.f_back
+    os.write(frame.f_locals["connection"].fileno(), struct.pack("!i", 100) + b"the first half")
+    os._exit(4)
 
 
 def hang(_):
@@ -63,6 +73,15 @@ def test_who_crashes_is_named_and_the_others_go_on(workers):
     assert [outcome.value for outcome in outcomes] == [0, None, 4, None, 8, 10]
     assert outcomes[1].problem == "its decoder crashed (SIGKILL)"
     assert outcomes[3].problem == "its decoder crashed (exit code 3)"
+
+
+def test_half_an_answer_is_none(workers):
+    broken = leave_in_the_middle_of_the_answer
+    outcomes = list(workers.map(tasks(double, broken, double), ahead=3))
+    assert [outcome.value for outcome in outcomes] == [0, None, 4]
+    assert outcomes[1].problem in (
+        f"its decoder crashed ({how})" for how in ("exit code 4", "SIGKILL")
+    )
 
 
 def test_who_hangs_is_given_up():

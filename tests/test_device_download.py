@@ -1,5 +1,7 @@
 """Checkpoints from a hub on this machine that fails in all the ways a hub fails."""
 
+import os
+
 import pytest
 from hub_server import COMMIT, REPOSITORY, Hub, serving
 from huggingface_hub import file_download
@@ -80,7 +82,20 @@ def test_patience_ends(hub, fetch):
 def test_a_file_that_is_not_what_the_hub_says_is_refused(hub, fetch):
     data = hub.files["tokenizer.json"]
     hub.files["tokenizer.json"] = b"x" * len(data)
-    with pytest.raises(ValueError, match=r"tokenizer.json of someone/tiny differ"):
+    with pytest.raises(ValueError, match=r"tokenizer.json of someone/tiny differed .* are deleted"):
+        fetch()
+    hub.files["tokenizer.json"] = data
+    assert (fetch() / "tokenizer.json").read_bytes() == data
+
+
+def test_what_was_not_compared_is_compared_the_next_time(hub, fetch, monkeypatch):
+    data = hub.files["tokenizer.json"]
+    hub.files["tokenizer.json"] = b"x" * len(data)
+    with monkeypatch.context() as patch:
+        patch.setattr(_download, "_verify", lambda *_: os._exit)  # killed before it
+        patch.setattr(_download.Path, "touch", lambda _: None)
+        fetch()
+    with pytest.raises(ValueError, match="differed"):
         fetch()
 
 

@@ -83,6 +83,7 @@ def test_the_reasons_are_one_line():
     [
         (OLD, {"dtype": "bf16"}, "old GPU has no bf16"),
         (CPU, {"attention": "flash"}, "'flash' is not possible on CPU"),
+        (GPU, {"attention": "flash", "dtype": "fp32"}, "in float32; use sdpa"),
         (GPU, {"dtype": "fp16"}, "dtype is one of auto, bf16, fp32"),
         (GPU, {"attention": "sage"}, "attention is one of"),
         (GPU, {"four_bit": "maybe"}, "four_bit is one of"),
@@ -120,6 +121,7 @@ def test_a_container_has_less_memory_than_its_host(tmp_path, monkeypatch):
     assert device.look("cpu").total == host.total
     (tmp_path / "memory.max").write_text("5000\n")
     assert (device.look("cpu").free, device.look("cpu").total) == (4000, 5000)
+    assert (device.look("cpu", ranks=4).free, device.look("cpu", ranks=4).total) == (1000, 1250)
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator here")

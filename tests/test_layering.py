@@ -20,6 +20,7 @@ LEVEL_0 = {
         "_linear",
         "_weight_files",
         "_pixel_limits",
+        "_files",
     ),
 }
 ALLOWED = {

@@ -10,6 +10,7 @@ import argparse
 import re
 from pathlib import Path
 
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torchtune import _recipe_registry
 from torchtune._cli.tune import TuneCLIParser
 from torchtune._recipe_registry import Config, Recipe
@@ -30,7 +31,11 @@ def main() -> None:
     args = tune.parse_args()
     if hasattr(args, "config"):  # `validate` takes a path only
         args.config = _configs().get(str(args.config), args.config)
-    tune.run(args)
+    try:
+        tune.run(args)
+    except ChildFailedError as error:  # each process has said what it had to say
+        _, failure = error.get_first_failure()
+        raise SystemExit(max(failure.exitcode, 1)) from error
 
 
 def add_to_registry() -> None:

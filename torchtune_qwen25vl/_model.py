@@ -75,7 +75,8 @@ class DecoderLayer(TransformerSelfAttentionLayer):
         output_mask: Tensor | None = None,
     ) -> Tensor:
         """Transform [b, s, d]; with an output mask, bool [b, s], to the n wanted, [n, d]."""
-        x = x + self.attn(h := self.sa_norm(x), h, mask=mask, input_pos=input_pos)
+        h = self.sa_norm(x)
+        x = x + self.attn(h, h, mask=mask, input_pos=input_pos)
         x = x if output_mask is None else x[output_mask]
         return x + self.mlp(self.mlp_norm(x))
 

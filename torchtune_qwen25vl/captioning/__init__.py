@@ -13,16 +13,16 @@ from torchtune_qwen25vl.captioning._journal import (
     read_journals,
     set_aside,
 )
-from torchtune_qwen25vl.captioning._main import main
+from torchtune_qwen25vl.captioning._main import main, read_words
 from torchtune_qwen25vl.captioning._outputs import TextFiles, read_table, write_tables
-from torchtune_qwen25vl.captioning._plan import Plan, Policy, make_plan, place, with_file
+from torchtune_qwen25vl.captioning._plan import Plan, Policy, make_plan, moved, place, with_file
 from torchtune_qwen25vl.captioning._progress import Progress, summary
-from torchtune_qwen25vl.captioning._prompts import PRESETS, Preset, Wording, read_preset
+from torchtune_qwen25vl.captioning._prompts import PRESETS, Preset, Wording, printable, read_preset
 from torchtune_qwen25vl.captioning._questions import Batch, Questioner, count_all_tokens
 from torchtune_qwen25vl.captioning._ranks import Ranks
 from torchtune_qwen25vl.captioning._review import write_review
 from torchtune_qwen25vl.captioning._settings import Settings, read_settings
-from torchtune_qwen25vl.captioning._workers import Workers
+from torchtune_qwen25vl.captioning._workers import Workers, count_cores
 
 __all__ = [
     "PRESETS",
@@ -48,16 +48,20 @@ __all__ = [
     "Workers",
     "claimed",
     "count_all_tokens",
+    "count_cores",
     "find_items",
     "main",
     "make_plan",
     "merge_journals",
+    "moved",
     "place",
     "plan_batches",
+    "printable",
     "read_journals",
     "read_preset",
     "read_settings",
     "read_table",
+    "read_words",
     "set_aside",
     "summary",
     "with_file",

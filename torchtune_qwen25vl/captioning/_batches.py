@@ -4,7 +4,7 @@ The batches follow from the images and the settings alone, not from what is done
 was killed makes the batches again that it had not finished, and no others.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 
 def plan_batches(
@@ -30,8 +30,3 @@ def plan_batches(
             widest = tokens[name]
         batches[-1].append(name)
     return batches[-1:] + batches[:-1]
-
-
-def share(batches: Sequence[list[str]], rank: int, world_size: int) -> list[list[str]]:
-    """The batches of one rank; every rank gets large and small ones."""
-    return list(batches[rank::world_size])

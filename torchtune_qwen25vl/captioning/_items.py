@@ -76,7 +76,6 @@ def find_items(
     *,
     columns: Columns,
     recursive: bool = True,
-    leave_out: Path | None = None,
 ) -> list[Item]:
     """Lists the images of all inputs: inputs in their order, files of a folder by name.
 
@@ -88,14 +87,13 @@ def find_items(
             `datasets` saved. Paths in a list or table are relative to its folder.
         columns: of tables
         recursive: look into the folders of a folder
-        leave_out: a folder not to look into
 
     Raises:
         ValueError: if an input is none of these, or there are no images at all.
     """
     items: dict[str, Item] = {}
     for one in inputs:
-        for item in _listed(one, columns, recursive, leave_out):
+        for item in _listed(one, columns, recursive):
             items.setdefault(item.name, item)
     if not items:
         raise ValueError(
@@ -105,15 +103,15 @@ def find_items(
     return list(items.values())
 
 
-def _listed(one: str, columns: Columns, recursive: bool, leave_out: Path | None) -> Iterable[Item]:
+def _listed(one: str, columns: Columns, recursive: bool) -> Iterable[Item]:
     path = Path(one).expanduser()
     if path.is_dir():
         if any((path / name).is_file() for name in SAVED_DATASET):
             return _of_rows(path, columns)
-        return _of_folder(path, recursive, leave_out)
+        return _of_folder(path, recursive)
     if path.is_file():
         if path.suffix.lower() in LISTS:
-            return _of_list(path)
+            return [] if _is_text_file(path) else _of_list(path)
         return _of_rows(path, columns) if path.suffix.lower() in TABLES else [_file(path)]
     if glob.has_magic(one):
         return _of_pattern(str(path))
@@ -126,7 +124,15 @@ def _file(path: Path, root: Path | None = None) -> Item:
     return Item(str(path), path, root)
 
 
-def _of_folder(folder: Path, recursive: bool, leave_out: Path | None) -> Iterator[Item]:
+def _is_text_file(path: Path) -> bool:
+    """Whether this is the caption of an image beside it: a.txt or a.jpg.txt of a.jpg."""
+    suffixes = [*SUFFIXES, *map(str.upper, SUFFIXES)]
+    images = [path.with_suffix(suffix) for suffix in suffixes]
+    full = path.with_suffix("")
+    return any(image.is_file() for image in images) or (full.suffix in suffixes and full.is_file())
+
+
+def _of_folder(folder: Path, recursive: bool) -> Iterator[Item]:
     """Links to folders are followed, each real folder is looked into once."""
     seen: set[str] = set()
     problems: list[Item] = []
@@ -137,8 +143,7 @@ def _of_folder(folder: Path, recursive: bool, leave_out: Path | None) -> Iterato
 
     for here, folders, files in os.walk(folder, followlinks=True, onerror=report):
         real = os.path.realpath(here)
-        left_out = leave_out is not None and Path(real) == leave_out.resolve()
-        if real in seen or left_out:
+        if real in seen:
             folders.clear()
             continue
         seen.add(real)
@@ -160,7 +165,7 @@ def _of_pattern(pattern: str) -> Iterator[Item]:
 
 def _of_list(path: Path) -> Iterator[Item]:
     text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
-    for line in filter(None, map(str.strip, text.splitlines())):
+    for line in filter(None, map(str.strip, text.split("\n"))):
         yield _file(path.parent / Path(line).expanduser(), path.parent)
 
 

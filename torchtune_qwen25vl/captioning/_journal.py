@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from torchtune_qwen25vl.captioning._files import write_file
+from torchtune_qwen25vl._files import write_file
 
 State = Literal["done", "skipped", "failed", "cut", "looped"]
 

@@ -1,20 +1,24 @@
-"""`caption`: the short command of the recipe of that name."""
+"""`caption`: the short command of the recipe of that name, and the words of both."""
 
 import re
 import runpy
 import sys
 from collections.abc import Sequence
+from typing import Any, get_args, get_type_hints
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from torchtune_qwen25vl._cli import RECIPES
+from torchtune_qwen25vl.captioning._settings import Settings
 
-USAGE = """usage: caption INPUT... [--dry-run] [--retry-failed] [key=value...]
+USAGE = """usage: caption INPUT... [--dry-run] [--retry-failed] [key=value...] [--config FILE]
 
 Writes a caption for every image of the inputs: folders, images, patterns, lists, tables.
 `--some-key` is short for some_key=True. These are the keys, with the values they have by default:
 
 """
+CONFIG = RECIPES / "configs" / "caption.yaml"
 _KEY_VALUE = re.compile(r"[a-z_]+(\.[a-z_]+)*=", re.IGNORECASE)
 
 
@@ -24,29 +28,58 @@ def main(words: Sequence[str] | None = None) -> int:
     The same as `tune-qwen25vl run caption --config caption inputs=[...] key=value...`.
     """
     words = sys.argv[1:] if words is None else words
-    path = RECIPES / "configs" / "caption.yaml"
     if not words or {"-h", "--help"} & set(words):
-        print(USAGE + path.read_text("utf-8"))
+        print(USAGE + CONFIG.read_text("utf-8"))
         return 0 if words else 2
+    return runpy.run_path(str(RECIPES / "caption.py"))["run_words"](words)
+
+
+def read_words(words: Sequence[str]) -> DictConfig:
+    """The config that the words of a command line make; a word that is no key is an input.
+
+    Texts are taken as they are typed, spaces and colons too, `key=` is an empty one and `key=null`
+    none; all else is YAML.
+
+    Raises:
+        ValueError: if a value is no YAML, or there is no such config.
+    """
+    words, path = list(words), str(CONFIG)
+    if "--config" in words:
+        at = words.index("--config")
+        path = (words[at + 1 : at + 2] or [""])[0]
+        del words[at : at + 2]
     try:
-        cfg = read_words(words, OmegaConf.load(path))
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return runpy.run_path(str(RECIPES / "caption.py"))["run"](cfg)
-
-
-def read_words(words: Sequence[str], cfg: DictConfig) -> DictConfig:
-    """The config with what the command line says in it; a word that is no key is an input."""
-    changes = [word for word in words if _KEY_VALUE.match(word)]
-    flags = [word for word in words if word.startswith("--")]
-    inputs = [word for word in words if word not in changes and word not in flags]
-    for flag in flags:
-        name, _, value = flag.removeprefix("--").partition("=")
-        changes.append(f"{name.replace('-', '_')}={value or 'True'}")
-    changes = [f"{word}''" if word.endswith("=") else word for word in changes]  # empty, not null
-    cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist(changes))
+        cfg = OmegaConf.load(path)
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"--config needs a YAML that can be read: {error}") from error
+    assert isinstance(cfg, DictConfig)
+    inputs = []
+    for word in words:
+        if word.startswith("--"):
+            name, _, value = word.removeprefix("--").partition("=")
+            _set(cfg, name.replace("-", "_"), value or "True")
+        elif _KEY_VALUE.match(word):
+            _set(cfg, *word.split("=", 1))
+        else:
+            inputs.append(_plain(word))
     if inputs:
-        # an interpolation is nothing that a path should cause
-        cfg.inputs = [word.replace("${", r"\${") for word in inputs]
+        cfg.inputs = inputs
     return cfg
+
+
+def _set(cfg: DictConfig, key: str, typed: str) -> None:
+    kind = get_type_hints(Settings).get(key)
+    value: Any = _plain(typed)
+    if kind is not str and str not in get_args(kind):
+        try:
+            value = OmegaConf.select(OmegaConf.from_dotlist([f"{key}={typed}"]), key)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{key}={typed} is no value: {error}") from error
+    elif typed == "null":
+        value = None
+    OmegaConf.update(cfg, key, value)
+
+
+def _plain(text: str) -> str:
+    """Text that is no interpolation of a config, whatever it holds."""
+    return text.replace("${", r"\${")

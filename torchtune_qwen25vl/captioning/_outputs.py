@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from torchtune_qwen25vl.captioning._files import write_file
+from torchtune_qwen25vl._files import write_file
 from torchtune_qwen25vl.captioning._items import Item
 from torchtune_qwen25vl.captioning._journal import Record
 from torchtune_qwen25vl.captioning._prompts import printable
@@ -67,12 +67,13 @@ def read_text(path: Path) -> str:
 
     Raises:
         ValueError: if it is not UTF-8.
+        OSError: if it cannot be read.
     """
     try:
         return path.read_bytes().decode("utf-8-sig").strip()
     except FileNotFoundError:
         return ""
-    except (UnicodeDecodeError, OSError) as error:
+    except UnicodeDecodeError as error:
         raise ValueError(f"the caption in {path} cannot be read: {error}") from error
 
 
@@ -89,15 +90,26 @@ def write_tables(folder: Path, formats: Sequence[str], records: Sequence[Record]
 
 
 def read_table(folder: Path) -> dict[str, str]:
-    """Captions by name in the tables of an earlier run."""
+    """Captions by name in the tables of an earlier run, those that were not written left out.
+
+    Raises:
+        ValueError: if a table is not one of ours.
+    """
     path = folder / "captions.jsonl"
-    if path.exists():
-        rows: Iterable[dict[str, str]] = map(json.loads, path.read_text("utf-8").splitlines())
-    elif (path := folder / "captions.csv").exists():
-        rows = csv.DictReader(io.StringIO(path.read_text("utf-8"), newline=""))
-    else:
-        return {}
-    return {row["image"]: row["caption"] for row in rows if row["caption"]}
+    try:
+        if path.exists():
+            lines = path.read_text("utf-8").split("\n")  # a caption may hold other line breaks
+            rows: Iterable[dict[str, str]] = map(json.loads, filter(None, lines))
+        elif (path := folder / "captions.csv").exists():
+            rows = csv.DictReader(io.StringIO(path.read_text("utf-8"), newline=""))
+        else:
+            return {}
+        return {row["image"]: row["caption"] for row in rows if row["state"] != "failed"}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no table of captions ({error!r}): move it away, or choose another "
+            "output_dir"
+        ) from error
 
 
 def as_row(record: Record) -> dict[str, str | int]:

@@ -17,6 +17,8 @@ from torchtune_qwen25vl.captioning._outputs import (
 )
 from torchtune_qwen25vl.captioning._prompts import printable
 
+_APART = "set text_naming=full, or give them mirror folders of their own; then retry_failed=True"
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -55,12 +57,19 @@ class Plan:
         texts: their text files, where such are written
         existing: captions they had before
         settled: those that are done, in this run or before
+        news: of these, what the journal does not say yet
     """
 
     items: dict[str, Item]
     texts: dict[str, Path] = field(default_factory=dict)
     existing: dict[str, str] = field(default_factory=dict)
     settled: dict[str, Record] = field(default_factory=dict)
+    news: list[Record] = field(default_factory=list)
+
+    def settle(self, record: Record) -> None:
+        """Take down how an image ended, for the journal too."""
+        self.settled[record.name] = record
+        self.news.append(record)
 
     @property
     def pending(self) -> list[Item]:
@@ -104,31 +113,55 @@ def make_plan(
         if not problem and "txt" in policy.formats:
             plan.texts[name] = path = policy.text_files.path(item)
             if (owner := owners.setdefault(path, name)) != name:
-                problem = f"{path.name} belongs to {Path(owner).name}: set text_naming=full"
+                problem = f"its text file {path.name} is that of {Path(owner).name} too: {_APART}"
         record = past.records.get(name)
         if record is not None and not (retry_failed and record.state == "failed"):
             plan.settled[name] = record
             continue
-        plan.existing[name], unreadable = _existing(plan, item, table)
+        try:
+            plan.existing[name], unreadable = _existing(item, plan.texts.get(name), table)
+        except OSError as error:
+            problem, unreadable = problem or f"its text file cannot be read: {error}", ""
         if unreadable and (policy.uses_existing or policy.existing in ("append", "prepend")):
             problem = problem or unreadable
         if problem:
-            plan.settled[name] = Record(name, "failed", reason=problem)
+            plan.settle(Record(name, "failed", reason=problem))
         elif policy.existing == "skip" and (plan.existing[name] or unreadable):
-            reason = unreadable or "it has a caption"
-            plan.settled[name] = Record(name, "skipped", plan.existing[name], reason)
+            skipped = Record(name, "skipped", plan.existing[name], unreadable or "it has a caption")
+            plan.settled[name] = skipped  # for as long as it has: not for the journal
+            if record is not None:  # which says that it failed
+                plan.news.append(skipped)
     return plan
 
 
-def _existing(plan: Plan, item: Item, table: Mapping[str, str]) -> tuple[str, str]:
-    """The caption an image has, and why it cannot be read."""
-    text = table.get(printable(item.name), "") or item.caption
-    if item.name not in plan.texts:
-        return text, ""
+def _existing(item: Item, text_file: Path | None, table: Mapping[str, str]) -> tuple[str, str]:
+    """The caption an image has, and why there is one that is not UTF-8.
+
+    Raises:
+        OSError: if its text file can neither be read nor, then, be written.
+    """
+    if text_file is None:
+        return table.get(printable(item.name), "") or item.caption, ""
     try:
-        return read_text(plan.texts[item.name]) or text, ""
+        return read_text(text_file) or item.caption, ""
     except ValueError as error:
         return "", str(error)
+
+
+def moved(plan: Plan, policy: Policy) -> list[Record]:
+    """Records of captions that are to have a text file where there is none yet.
+
+    Since they were made another place, name or kind of output was asked for. A text file that is
+    there already is somebody's, and stays unless the policy is to overwrite.
+    """
+    records = []
+    for record in plan.settled.values():
+        file = _text_file(record, plan, policy)
+        if record.state in ("failed", "skipped") or file in ("", record.file):
+            continue
+        if policy.existing == "overwrite" or not Path(file).exists():
+            records.append(replace(record, file=file))
+    return records
 
 
 def with_file(record: Record, plan: Plan, policy: Policy) -> Record:
@@ -137,9 +170,13 @@ def with_file(record: Record, plan: Plan, policy: Policy) -> Record:
         return record
     existing = plan.existing.get(record.name, "")
     caption = combined(existing, record.caption, policy.existing)
+    return replace(record, caption=caption, file=_text_file(record, plan, policy))
+
+
+def _text_file(record: Record, plan: Plan, policy: Policy) -> str:
+    """Where the caption of a record goes; empty where it gets no text file."""
     written = record.name in plan.texts and record.state in policy.write_states
-    file = str(plan.texts[record.name]) if written else ""
-    return replace(record, caption=caption, file=file)
+    return str(plan.texts[record.name]) if written else ""
 
 
 def place(record: Record) -> Record:

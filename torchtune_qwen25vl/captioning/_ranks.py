@@ -1,6 +1,7 @@
 """Several processes on one list of images, started by torchrun; or one alone."""
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -26,12 +27,24 @@ class Ranks:
         """Whether this is the one that plans and merges."""
         return self.rank == 0
 
-    def from_first(self, value: T | None) -> T:
-        """What the first rank has, on all of them."""
-        values: list[Any] = [value]
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What the first rank makes, on all of them.
+
+        Raises:
+            ValueError: on all ranks, if the first one cannot make it.
+        """
+        values: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                values = [make(), None]
+            except (ValueError, OSError) as error:
+                values = [None, str(error)]
         if self.size > 1:
             dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
-        return values[0]
+        made, problem = values
+        if problem is not None:
+            raise ValueError(problem)
+        return made
 
     def wait(self) -> None:
         """Until all ranks are here."""

@@ -9,10 +9,11 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from torchtune_qwen25vl._files import write_file
 from torchtune_qwen25vl.captioning._images import read_task, read_thumbnail
 from torchtune_qwen25vl.captioning._items import Item
 from torchtune_qwen25vl.captioning._journal import Record
-from torchtune_qwen25vl.captioning._outputs import as_row, write_file
+from torchtune_qwen25vl.captioning._outputs import as_row
 from torchtune_qwen25vl.captioning._workers import Outcome, Workers
 
 PAGE = Path(__file__).with_name("review.html")

@@ -1,11 +1,14 @@
 """The keys of the caption recipe, and what they say about prompts, captions and places."""
 
+import glob
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from omegaconf import DictConfig, ListConfig
 
+from torchtune_qwen25vl._sampling import Sampling, check_options
+from torchtune_qwen25vl.captioning._items import Columns
 from torchtune_qwen25vl.captioning._outputs import Existing, TextFiles
 from torchtune_qwen25vl.captioning._plan import Policy
 from torchtune_qwen25vl.captioning._prompts import Preset, Wording, read_preset
@@ -25,8 +28,8 @@ class Settings:
     # what goes in, what comes out
     inputs: Any  # folders, images, patterns, lists, tables
     recursive: bool = True
-    columns: DictConfig = field(default_factory=lambda: DictConfig({}))  # image, caption, tags
-    output_dir: str | None = None  # journal, tables, review page; null: _captions in the input
+    columns: Columns = field(default_factory=Columns)  # of tables: image, caption, tags
+    output_dir: str | None = None  # journal, tables, review page; null: in or beside the input
     outputs: ListConfig  # of txt, jsonl, csv
     mirror_dir: str | None = None  # text files there instead of beside the images
     text_naming: Literal["stem", "full"] = "stem"
@@ -74,14 +77,17 @@ class Settings:
             raise ValueError("inputs are missing: name a folder of images")
         if self.prompt is not None and self.prompt_file is not None:
             raise ValueError("give prompt or prompt_file, one of the two")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is at least 1, got {self.batch_size}")
+        for name, least in (("batch_size", 1), ("batch_tokens", 1), ("workers", 0)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"{name} is at least {least}, got {value}")
         if not 0 < self.min_pixels <= (self.max_pixels or self.min_pixels):
             raise ValueError(
                 f"pixel limits are 0 < min_pixels <= max_pixels, got {self.min_pixels} and "
                 f"{self.max_pixels}"
             )
-        self.read_preset()
+        preset = self.read_preset()
+        sampling = Sampling(*(getattr(preset, name) for name in Sampling._fields))
+        check_options(preset.max_new_tokens, sampling)
         self.policy()
 
     @property
@@ -92,14 +98,20 @@ class Settings:
     @property
     def folder(self) -> Path:
         """Where journal, tables and review page go."""
-        first = Path(self.sources[0])
-        return Path(self.output_dir or (first if first.is_dir() else Path()) / "_captions")
+        if self.output_dir is not None:
+            return Path(self.output_dir).expanduser()
+        first = Path(self.sources[0]).expanduser()
+        if first.is_file():
+            return first.with_name(f"{first.stem}_captions")
+        while glob.has_magic(str(first)):
+            first = first.parent
+        return first / "_captions"
 
     def read_preset(self) -> Preset:
         """The question, and how the answer is sampled."""
         prompt = self.prompt
         if self.prompt_file is not None:
-            prompt = Path(self.prompt_file).read_text("utf-8").strip()
+            prompt = Path(self.prompt_file).expanduser().read_text("utf-8").strip()
         return read_preset(
             self.preset,
             prompt=prompt,
@@ -123,7 +135,7 @@ class Settings:
 
     def policy(self) -> Policy:
         """What becomes of captions, old and new."""
-        mirror = None if self.mirror_dir is None else Path(self.mirror_dir)
+        mirror = None if self.mirror_dir is None else Path(self.mirror_dir).expanduser()
         return Policy(
             list(self.outputs),
             TextFiles(mirror, self.text_naming),
@@ -142,11 +154,33 @@ def read_settings(cfg: DictConfig) -> Settings:
     """Settings of a YAML.
 
     Raises:
-        ValueError: if it has a key that means nothing, lacks one, or two contradict each other.
+        ValueError: if it has a key that means nothing, lacks one, has a value of another kind, or
+            two contradict each other.
     """
     if unknown := sorted(set(map(str, cfg)) - set(Settings.__dataclass_fields__)):
         raise ValueError(f"unknown keys {unknown}; `caption --help` lists those there are")
+    kinds = get_type_hints(Settings)
+    for key in map(str, cfg):
+        if not _is_a(value := cfg[key], kinds[key]):
+            raise ValueError(f"{key} is {_words(kinds[key])}, got {value!r}")
     try:
-        return Settings(**{str(key): cfg[key] for key in cfg})
+        columns = Columns(**cfg.get("columns", {}))
+        return Settings(**{**{str(key): cfg[key] for key in cfg}, "columns": columns})
     except TypeError as error:
-        raise ValueError(f"the YAML is not complete: {error}") from error
+        raise ValueError(f"a key is missing, or columns has another: {error}") from error
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value of a YAML is what a setting is declared as."""
+    if kind in (Any, Columns):
+        return True
+    if options := get_args(kind):
+        return value in options or any(_is_a(value, option) for option in options)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return type(value) is kind
+
+
+def _words(kind: Any) -> str:
+    word = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+    return word.replace("ListConfig", "list")

@@ -23,6 +23,11 @@ _CONTEXT: Any = multiprocessing.get_context("fork" if sys.platform == "linux" el
 ORPHAN_SECONDS = 1.0  # after which a process looks whether its parent is alive
 
 
+def count_cores() -> int:
+    """Those that this process may use; all where the system does not say."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 class Task(NamedTuple):
     """A function of this module's importers and its arguments; both must be picklable."""
 
@@ -114,7 +119,7 @@ class Workers:
     def _receive(self, worker: "_Worker") -> Outcome:
         try:
             outcome = worker.connection.recv()
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):
             return Outcome(problem=f"its decoder crashed ({self._replace(worker)})")
         del self._busy[worker]
         self._idle.append(worker)

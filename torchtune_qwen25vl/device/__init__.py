@@ -1,10 +1,11 @@
 """Where and how a model runs: chosen by asking torch, checked before anything is loaded."""
 
 from torchtune_qwen25vl.device._choice import Choice, attention_kernels, choose
-from torchtune_qwen25vl.device._download import fetch
+from torchtune_qwen25vl.device._download import bytes_to_fetch, fetch
 from torchtune_qwen25vl.device._loading import LoadedModel, load, switch_model
 from torchtune_qwen25vl.device._machine import Machine, look
 from torchtune_qwen25vl.device._memory import (
+    MOST_PIXELS,
     Footprint,
     is_out_of_memory,
     pixel_budget,
@@ -20,6 +21,7 @@ from torchtune_qwen25vl.device._preflight import (
 )
 
 __all__ = [
+    "MOST_PIXELS",
     "Check",
     "Choice",
     "Footprint",
@@ -28,6 +30,7 @@ __all__ = [
     "Machine",
     "Preflight",
     "attention_kernels",
+    "bytes_to_fetch",
     "check_model",
     "choose",
     "fetch",

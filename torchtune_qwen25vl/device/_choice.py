@@ -79,10 +79,10 @@ def choose(
             raise ValueError(f"{name} is one of {', '.join(kinds)}, got {value!r}")
     chosen, why_dtype = _dtype(machine, set(stored), dtype)
     quantised, why_four_bit = _four_bit(machine, four_bit)
-    if attention == "flash" and not machine.flash:
+    if attention == "flash" and (not machine.flash or chosen != torch.bfloat16):
         raise ValueError(
             f"attention 'flash' is not possible on {machine.name} ({machine.device}) with "
-            f"{machine.versions}, says torch; use sdpa"
+            f"{machine.versions} in {_name(chosen)}; use sdpa, or dtype=bf16 where there is bf16"
         )
     reasons = (f"{machine.name}, {machine.versions}", why_dtype, *why_four_bit)
     return Choice(machine.device, chosen, attention, quantised, reasons)

@@ -49,6 +49,13 @@ def missing_bytes(source: str, cache: Path, endpoint: str | None = None) -> int 
     return sum(file.file_size or 0 for file in files if file.will_download)
 
 
+def bytes_to_fetch(
+    source: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None
+) -> int | None:
+    """How much of a model `fetch` would fetch; None where the hub cannot be asked."""
+    return missing_bytes(str(source), cache_folder(cache_dir)) if is_hub_id(source) else 0
+
+
 def free_bytes(folder: Path) -> int:
     """Free disk where a folder lies or will lie."""
     while not folder.exists():
@@ -90,8 +97,13 @@ def fetch(
             f"at {cache}: make room, or set QWEN_HOME to a folder on a larger disk"
         )
     folder = _tried(source, waits, lambda: _snapshot(source, cache, endpoint))
-    if missing:
-        _verify(source, folder, cache, endpoint)
+    verified = folder.parents[1] / f"verified-{folder.name}"
+    if missing is None:
+        logger.warning("%s is taken from %s, not compared with the hub's checksums", source, folder)
+    elif missing or not verified.exists():
+        logger.info("comparing %s with the hub's checksums", source)
+        _tried(source, waits, lambda: _verify(source, folder, cache, endpoint))
+        verified.touch()
     return folder
 
 
@@ -142,8 +154,12 @@ def _verify(source: str, folder: Path, cache: Path, endpoint: str | None) -> Non
     verification = HfApi(endpoint=endpoint).verify_repo_checksums(
         source, cache_dir=cache, revision=folder.name
     )
-    if damaged := [mismatch["path"] for mismatch in verification.mismatches]:
+    damaged = [mismatch["path"] for mismatch in verification.mismatches]
+    for path in (folder / name for name in damaged):
+        path.resolve().unlink(missing_ok=True)  # a link's target would be taken for the file again
+        path.unlink(missing_ok=True)
+    if damaged:
         raise ValueError(
-            f"{', '.join(damaged)} of {source} differ from the hub's checksums: delete them from "
-            f"{folder} and fetch them again"
+            f"{', '.join(damaged)} of {source} differed from the hub's checksums and are deleted: "
+            "start again to fetch them"
         )

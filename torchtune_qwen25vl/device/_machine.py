@@ -34,11 +34,12 @@ class Machine:
     versions: str
 
 
-def look(device: str = "auto") -> Machine:
+def look(device: str = "auto", *, ranks: int = 1) -> Machine:
     """A device, by default the accelerator that torch finds, and without one the CPU.
 
     Args:
         device: "auto", or a device of torch; cuda without a number is the one of this local rank
+        ranks: processes that share the memory of the host, where that is the device's
 
     Raises:
         ValueError: if torch cannot use it.
@@ -46,7 +47,7 @@ def look(device: str = "auto") -> Machine:
     chosen = _device(device)
     if chosen.type == "cuda":
         return _look_at_cuda(chosen)
-    free, total = _host_memory()
+    free, total = (size // ranks for size in _host_memory())
     if chosen.type == "cpu":
         return Machine(chosen, "CPU", total, free, _cpu_bf16(), False, f"torch {torch.__version__}")
     bf16 = _can_make_bf16(chosen)
@@ -56,7 +57,12 @@ def look(device: str = "auto") -> Machine:
 def _device(device: str) -> torch.device:
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     name = (found or "cpu") if device == "auto" else device
-    chosen = torch.device(name)
+    try:
+        chosen = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device is auto, cpu, or what torch calls one such as cuda:1, got {device!r}"
+        ) from error
     if chosen.type != "cpu" and (found is None or chosen.type != found.type):
         raise ValueError(
             f"torch {torch.__version__} cannot use {device}, it finds "

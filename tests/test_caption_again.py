@@ -1,0 +1,180 @@
+"""Runs of the caption recipe on folders where something was before."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import captions
+import pytest
+
+from torchtune_qwen25vl import device
+from torchtune_qwen25vl.captioning import _plan
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return captions.write_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return captions.write_pictures(tmp_path / "photos", 4)
+
+
+@pytest.fixture
+def run(model, photos):
+    """The recipe on these photos: keys and values to exit code."""
+    return lambda *inputs, **changes: captions.caption(model, inputs or photos, **changes)
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """From here on the weights are not to be loaded."""
+
+    def refuse():
+        monkeypatch.setattr(
+            "torchtune_qwen25vl.device._loading.load", lambda *_: pytest.fail("loaded")
+        )
+
+    return refuse
+
+
+def texts(folder):
+    return {path.name: path.read_text("utf-8") for path in folder.glob("*.txt")}
+
+
+def test_what_could_not_be_written_is_on_retry(run, photos, monkeypatch):
+    with monkeypatch.context() as patch:
+
+        def full(path, caption):
+            raise OSError(28, "no space left")
+
+        patch.setattr(_plan, "write_text", full)
+        assert run() == 1
+    assert set(captions.states(photos / "_captions").values()) == {"failed"}
+    assert run() == 1  # the control: nothing is tried again by itself
+    assert not texts(photos)
+    assert run(retry_failed=True) == 0
+    assert len(texts(photos)) == 4
+    assert run() == 0
+
+
+def test_a_failed_image_may_be_captioned_by_hand(run, photos):
+    (photos / "bad.png").write_bytes(b"no picture")
+    assert run() == 1
+    (photos / "bad.txt").write_text("Mine.\n")
+    assert run() == 1
+    assert run(retry_failed=True) == 0
+    assert captions.states(photos / "_captions")["bad.png"] == "skipped"
+    assert run() == 0
+
+
+def test_a_deleted_text_file_is_no_caption(run, photos):
+    """Where text files are written, the table of an earlier run is not what counts."""
+    run()
+    first = texts(photos)
+    (photos / "picture 001.txt").unlink()
+    assert run(seed=1) == 0  # another run
+    assert texts(photos) == first
+    found = captions.states(photos / "_captions")
+    assert found.pop("picture 001.png") in ("done", "cut", "looped")
+    assert set(found.values()) == {"skipped"}
+
+
+def test_other_outputs_and_names_need_no_model(run, photos, no_model, tmp_path):
+    run(outputs=["jsonl"])
+    assert not texts(photos)
+    no_model()
+    (photos / "picture 002.txt").write_text("Mine.\n")
+    assert run() == 0
+    rows = captions.rows(photos / "_captions")
+    expected = {Path(row["image"]).stem + ".txt": row["caption"] + "\n" for row in rows}
+    assert texts(photos) == expected | {"picture 002.txt": "Mine.\n"}
+    assert run(text_naming="full", mirror_dir=str(tmp_path / "mirror")) == 0
+    mirrored = {Path(row["image"]).name + ".txt": row["caption"] + "\n" for row in rows}
+    assert texts(tmp_path / "mirror") == mirrored
+    assert run(existing="overwrite", output_dir=str(tmp_path / "new"), dry_run=True) == 0
+
+
+def test_two_images_of_one_name_are_told_apart_on_retry(run, photos):
+    (photos / "picture 001.jpg").write_bytes((photos / "picture 001.png").read_bytes())
+    assert run() == 1
+    assert "text_naming=full" in str(captions.rows(photos / "_captions"))
+    assert run(text_naming="full", retry_failed=True) == 0
+    assert {"picture 001.jpg.txt", "picture 001.png.txt"} <= set(texts(photos))
+
+
+def test_a_place_that_cannot_be_is_a_failure(run, photos, tmp_path):
+    (tmp_path / "mirror").write_text("a file")
+    assert run(mirror_dir=str(tmp_path / "mirror")) == 1
+    assert set(captions.states(photos / "_captions").values()) == {"failed"}
+
+
+def test_line_breaks_that_json_does_not_know(run, photos):
+    (photos / "picture 001.txt").write_text("one\u2028two\u0085three", "utf-8")
+    assert run() == 0
+    assert run(seed=1) == 0
+
+
+def test_a_table_of_somebody_else_is_named(run, photos, caplog):
+    (photos / "_captions").mkdir()
+    (photos / "_captions" / "captions.jsonl").write_text('{"file": "a.png"}\n')
+    assert run() == 2
+    assert "captions.jsonl is no table of captions (KeyError('state'))" in caplog.text
+
+
+def test_a_damaged_journal_is_left_behind(run, photos, caplog):
+    run()
+    journal = photos / "_captions" / "journal-0.jsonl"
+    journal.write_bytes(b"{\n" + journal.read_bytes())
+    assert run() == 2
+    assert "restart=True" in caplog.text
+    assert run(restart=True, existing="overwrite") == 0
+    assert (photos / "_captions" / "earlier-1-journal-0.jsonl").exists()
+
+
+def test_the_output_folder_may_be_the_input(run, photos):
+    assert run(output_dir=str(photos)) == 0
+    assert len(texts(photos)) == 4
+    assert run(output_dir=str(photos)) == 0
+
+
+def test_tables_of_files_lie_beside_them_under_their_names(run, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, second = sorted(photos.glob("*.png"))[:2]
+    run(first, outputs=["jsonl"])
+    run(second, outputs=["jsonl"])
+    run("photos/*3.png", outputs=["jsonl"])
+    for folder in ("picture 000_captions", "picture 001_captions", "_captions"):
+        assert len(captions.rows(photos / folder)) == 1
+
+
+def test_text_files_among_the_inputs_are_no_lists(run, photos):
+    run()
+    everything = sorted(path for path in photos.iterdir() if path.is_file())
+    assert run(*everything, output_dir=str(photos / "_captions")) == 0
+    assert len(captions.rows(photos / "_captions")) == 4
+
+
+def test_a_dry_run_fetches_nothing(run, photos, monkeypatch, capsys, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(device, "bytes_to_fetch", lambda *_: 16 * 10**9)
+    monkeypatch.setattr(device, "fetch", lambda *_, **__: pytest.fail("fetched"))
+    os.rename(photos / "picture 000.png", os.fsencode(photos) + b"/caf\xe9.png")
+    assert run(dry_run=True) == 0
+    assert "16.00 GB of" in caplog.text
+    out = capsys.readouterr().out
+    assert "4 to be captioned in" in out
+    out.encode("utf-8")
+    assert not (photos / "_captions").exists()
+
+
+def test_the_short_command_says_what_it_does(model, photos):
+    code = "import sys; from torchtune_qwen25vl.captioning import main; sys.exit(main())"
+    words = [str(photos), "--dry-run", f"model={model}", "device=cpu"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "memory of CPU" in done.stderr
+    assert "sdpa attention" in done.stderr
