@@ -12,7 +12,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torchtune import _recipe_registry
+from torchtune._cli.tune import TuneCLIParser
 
 from torchtune_qwen25vl import _cli
 
@@ -45,6 +47,17 @@ def tune(monkeypatch):
     yield run
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+def test_the_exit_code_is_that_of_the_processes(tune, monkeypatch):
+    def fail(*_):
+        failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file="none")
+        raise ChildFailedError("caption", {0: failure})
+
+    monkeypatch.setattr(TuneCLIParser, "run", fail)
+    with pytest.raises(SystemExit) as done:
+        tune("ls")
+    assert done.value.code == 2
 
 
 @pytest.fixture
