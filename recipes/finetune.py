@@ -37,14 +37,14 @@ class Settings:
     model_dir: str | DictConfig  # folder of the model to train, or a component that makes one
     output_dir: str  # OUTPUT/model or OUTPUT/adapter, OUTPUT/step_N
     from_scratch: bool = False  # random weights in place of those in model_dir
-    resume: bool = True  # go on from the last checkpoint in output_dir, if there is one
+    resume: bool = True  # go on from the last checkpoint in output_dir; False renames all there are
     # what is trained, and how
     parts: DictConfig  # of vision, merger, decoder: train, lr, weight_decay
     adapters: DictConfig | None = None  # lora_attn_modules, apply_lora_to_mlp, lora_rank, ...
-    optimizer: DictConfig  # a component; called with one group for each trained part
+    optimizer: DictConfig  # a component, without lr; called with one group for each trained part
     lr_scheduler: DictConfig  # a component; called with the optimizer and num_training_steps
     clip_grad_norm: float | None = None
-    loss_chunk_rows: int = 1024  # labelled rows whose logits are held at a time
+    loss_chunk_rows: int = 1024  # labelled rows whose logits the kernel torch holds at a time
     loss_kernel: Literal["torch", "liger"] = "torch"
     # data
     tokenizer: DictConfig  # a component: messages to samples, Qwen25VLTransform
@@ -75,16 +75,7 @@ class Settings:
     after_training: DictConfig | None = None  # a component; called with that folder and seconds
 
     def __post_init__(self) -> None:
-        if (self.epochs is None) == (self.max_steps is None):
-            raise ValueError("give epochs or max_steps, one of the two")
-        if self.save not in ("model", "adapter"):
-            raise ValueError(f"save is 'model' or 'adapter', got {self.save!r}")
-        if self.save == "adapter" and not self.adapters:
-            raise ValueError("save 'adapter' needs adapters, and no part has any; use 'model'")
-        if self.dtype not in ("bf16", "fp32"):
-            raise ValueError(f"dtype is 'bf16' or 'fp32', got {self.dtype!r}")
-        if (self.eval_every_n_steps is None) != (self.val_dataset is None):
-            raise ValueError("eval_every_n_steps and val_dataset need each other")
+        ours.check_settings(self)
 
 
 def read_settings(cfg: DictConfig) -> Settings:
@@ -123,13 +114,14 @@ class FinetuneRecipe:
         self.source, _ = ours.find_weights(model_dir)
         self.output_dir = Path(settings.output_dir)
         self.parts = ours.read_parts(settings.parts)
-        adapters = OmegaConf.to_container(settings.adapters or DictConfig({}))
+        adapters = OmegaConf.to_container(settings.adapters or DictConfig({}), resolve=True)
         self.tuning = ours.tuning(self.parts, adapters)
         self.share = ours.Share(
             settings.batch_size * settings.gradient_accumulation_steps, self.rank, self.world_size
         )
         packed_mask = "flex" if self.device.type == "cuda" else "lengths"
         self.mask = "dense" if settings.pack_to is None else packed_mask
+        ours.check_component("after_training", settings.after_training)
 
     def setup(self) -> None:
         """Data, model, optimiser and schedule; where a checkpoint left them, if there is one."""
@@ -161,27 +153,38 @@ class FinetuneRecipe:
         self.check = ours.GradientCheck(self.parts)
         self.throughput = ours.Throughput(self.model, self.device, settings.peak_tflops)
         self.step = 0
-        checkpoint = ours.last_checkpoint(self.output_dir) if settings.resume else None
-        if checkpoint is not None:
+        if not settings.resume:
+            ours.set_aside(self.output_dir)
+        if checkpoint := ours.last_checkpoint(self.output_dir):
             self.step = ours.load_step(
-                checkpoint, self.model, self.optimizer, self.scheduler, identity=self.identity()
+                checkpoint,
+                self.model,
+                self.optimizer,
+                self.scheduler,
+                identity=self.identity(),
+                total_steps=self.total_steps,
             )
         if self.rank == 0:
             self.logger = config.instantiate(settings.metric_logger)
             self.logger.log_config(self.cfg)
 
     def identity(self) -> dict[str, Any]:
-        """What may not change for a run to go on as if it had never stopped."""
+        """What may not change for a run to go on as if it had never stopped.
+
+        The number of steps is not in it: a run may be lengthened, by more max_steps or epochs, and
+        its schedule is the longer one from there on.
+        """
         settings = self.settings
+        sections = ("optimizer", "lr_scheduler", "tokenizer", "dataset")
+        values = ("from_scratch", "clip_grad_norm", "dtype", "shuffle", "seed")
         return {
+            "source": str(self.source),
             "parts": {name: asdict(part) for name, part in self.parts.items()},
             "tuning": self.tuning,
-            "optimizer": OmegaConf.to_container(settings.optimizer, resolve=True),
-            "lr_scheduler": OmegaConf.to_container(settings.lr_scheduler, resolve=True),
+            **{k: OmegaConf.to_container(getattr(settings, k), resolve=True) for k in sections},
+            **{k: getattr(settings, k) for k in values},
             "samples": len(self.dataset),
             "samples of a step": self.share.step_samples,
-            "shuffle": settings.shuffle,
-            "seed": settings.seed,
         }
 
     def train(self) -> None:
@@ -271,19 +274,12 @@ class FinetuneRecipe:
         """Write the result in the layout of transformers, or of PEFT."""
         target = self.output_dir / self.settings.save
         weights = ours.gather_weights(self.model, self.device)
+        limits = {name: getattr(self.tokenizer, name) for name in ("min_pixels", "max_pixels")}
+        run = {"source": self.source, "tuning": self.tuning, "limits": limits}
         if self.rank == 0 and self.settings.save == "adapter":
-            trained = {name: weights[name] for name in ours.trained_names(self.model)}
-            ours.save_adapter(target, trained, source=self.source, tuning=self.tuning)
+            ours.save_adapter(target, weights, ours.trained_names(self.model), **run)
         elif self.rank == 0:
-            limits = {name: getattr(self.tokenizer, name) for name in ("min_pixels", "max_pixels")}
-            ours.save_model(
-                target,
-                weights,
-                source=self.source,
-                from_scratch=self.settings.from_scratch,
-                tuning=self.tuning,
-                limits=limits,
-            )
+            ours.save_model(target, weights, from_scratch=self.settings.from_scratch, **run)
         return target
 
     def finish(self, folder: Path) -> None:

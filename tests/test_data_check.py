@@ -87,7 +87,7 @@ def test_a_sound_set(check, tmp_path):
     assert "3 rows, 0 bad, 0 skipped" in printed.out
     assert "row/s" in printed.err
     assert Image.open(tmp_path / "report" / "histogram-0.png").size == (1200, 360)
-    assert not list((tmp_path / "report").glob("*.partial"))
+    assert not list((tmp_path / "report").glob(".*"))
 
 
 def test_bad_rows_are_listed_and_the_rest_is_measured(check, tmp_path):
@@ -165,6 +165,44 @@ def test_several_data_sets(check, tmp_path, recipe):
     assert code == 1
     assert [entry["rows"] for entry in report["datasets"]] == [3, 6]
     assert (tmp_path / "report" / "histogram-1.png").exists()
+
+
+def test_the_validation_data_is_checked_too(check, tmp_path, recipe):
+    cfg = OmegaConf.load(recipe)
+    cfg.val_dataset = {**cfg.dataset, "source": str(tmp_path / "bad.jsonl")}
+    OmegaConf.save(cfg, recipe)
+    code, report, printed = check("--preview=1")
+    assert code == 1
+    assert [(entry["key"], entry["rows"]) for entry in report["datasets"]] == [
+        ("dataset", 3),
+        ("val_dataset", 6),
+    ]
+    for key, name in (("dataset", "good"), ("val_dataset", "bad")):
+        source = tmp_path / f"{name}.jsonl"
+        assert f"\n{key} {source}: " in printed.out
+        assert f"--- {key} {source}, row 0" in printed.out
+    cfg.val_dataset = None
+    OmegaConf.save(cfg, recipe)
+    code, report, _ = check()
+    assert (code, len(report["datasets"])) == (0, 1)
+
+
+def test_a_row_of_wrong_types_is_reported_and_the_check_goes_on(check, tmp_path):
+    said = [{"role": "user", "content": "<image>Where? <bbox>"}]
+    said.append({"role": "assistant", "content": "There."})
+    row = {"messages": said, "images": ["a.png"], "objects": {"ref": [], "bbox": [["10", 1, 2, 3]]}}
+    sound = {"messages": [{"role": "user", "content": "Hi"}, said[1]]}
+    source = write_jsonl(tmp_path / "swift.jsonl", row, sound)
+    component = "dataset._component_=torchtune_qwen25vl.data.swift_dataset"
+    code, report, printed = check(component, f"dataset.source={source}", "--preview=2")
+    assert code == 1
+    (bad,) = report["datasets"][0]["bad"]
+    assert (
+        "swift.jsonl, row 0: the row is not laid out as its format says: TypeError" in bad["error"]
+    )
+    first, second = printed.out.split("--- ")[1:]
+    assert f"bad: {bad['error']}" in first
+    assert "train | There." in second
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset as Stored
+from datasets import DatasetDict
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 from torchtune import config
@@ -16,13 +18,23 @@ from parity import vocabulary
 from tests.data_samples import SAYINGS, save_pictures, transform, write_jsonl
 from torchtune_qwen25vl._collate import padded_collate
 from torchtune_qwen25vl._transform import SkipSample
-from torchtune_qwen25vl.data import caption_dataset, llava_dataset
+from torchtune_qwen25vl.data import (
+    caption_dataset,
+    hf_dataset,
+    llava_dataset,
+    openai_dataset,
+    swift_dataset,
+)
 from torchtune_qwen25vl.data.__main__ import main
 
 
 def talk(question, answer, **row):
     said = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
     return {**row, "conversations": said}
+
+
+def talked(question, answer):
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
 @pytest.fixture
@@ -85,6 +97,32 @@ def test_bad_rows_raise_with_their_numbers(source):
         dataset[6]
 
 
+SWIFT = {"images": ["a.png"], "messages": talked("<image>Where? <bbox>", "There.")}
+NUMBER = [{"type": "text", "text": 5}]  # the tokenizer would take it for 5 zero bytes
+
+
+@pytest.mark.parametrize(
+    ("build", "row", "said"),
+    [
+        (swift_dataset, {**SWIFT, "objects": {"bbox": [["10", 1, 2, 3]]}}, "laid out .*TypeErr"),
+        (swift_dataset, {**SWIFT, "objects": [1]}, "laid out .*AttributeError"),
+        (openai_dataset, {"messages": talked(NUMBER, "Five.")}, "string, got 5 in turn 0"),
+        (openai_dataset, {"messages": talked("Five?", NUMBER)}, "string, got 5 in turn 1"),
+    ],
+)
+def test_rows_of_wrong_types_raise_with_their_numbers(build, row, said, source, tmp_path):
+    dataset = build(transform(), source=write_jsonl(tmp_path / "wrong.jsonl", row))
+    with pytest.raises(ValueError, match=f"wrong.jsonl, row 0: .*{said}"):
+        dataset[0]
+
+
+def test_whatever_fails_in_a_row_is_an_error_that_names_it(source, monkeypatch):
+    dataset = llava_dataset(transform(), source=source)
+    monkeypatch.setattr(dataset, "_label", lambda row: row["nothing"])
+    with pytest.raises(ValueError, match=r"rows.jsonl, row 1: KeyError\('nothing'\)"):
+        dataset[1]
+
+
 def test_workers_read_what_one_process_reads(source, report):
     dataset = llava_dataset(transform(), source=source, skip_bad_rows=report)
     batches = {
@@ -137,6 +175,33 @@ def test_rows_of_a_report_are_left_out(source, report):
     assert len(dataset) == 4
     for index, row in enumerate((0, 1, 3, 5)):
         assert torch.equal(dataset[index]["tokens"], whole[row]["tokens"])
+
+
+def test_a_report_tells_splits_of_one_source_apart(tmp_path, capsys):
+    """A set of the hub has one name, as `dataset` and as `val_dataset`."""
+    rows = [{"messages": talked("Hi", said)} for said in ("Ho", "", "Ho ho")]
+    splits = {"train": rows, "validation": [rows[1], rows[0], rows[0]]}
+    source = str(tmp_path / "set")
+    DatasetDict({name: Stored.from_list(split) for name, split in splits.items()}).save_to_disk(
+        source
+    )
+    section = {"_component_": "torchtune_qwen25vl.data.hf_dataset", "source": source}
+    text = {
+        "tokenizer": {
+            "_component_": "torchtune_qwen25vl._transform.Qwen25VLTransform",
+            "path": str(vocabulary.small(SAYINGS) / "tokenizer.json"),
+        },
+        "dataset": section,
+        "val_dataset": {**section, "split": "validation"},
+    }
+    OmegaConf.save(text, tmp_path / "recipe.yaml")
+    path = str(tmp_path / "report")
+    assert main(["check", str(tmp_path / "recipe.yaml"), "--num-workers=0", "--report", path]) == 1
+    for split, bad in (("train", (1,)), ("validation", (0,))):
+        dataset = hf_dataset(
+            transform(), source=source, split=split, skip_bad_rows=f"{path}/report.json"
+        )
+        assert dataset.bad_rows == bad
 
 
 def test_a_row_that_turns_bad_later_is_an_error_again(source, report, tmp_path):

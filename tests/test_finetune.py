@@ -109,9 +109,22 @@ def losses(output_dir):
         ({"learning_rate": 1e-3}, r"unknown keys \['learning_rate'\]"),
         ({"epochs": 1}, "epochs or max_steps"),
         ({"max_steps": None}, "epochs or max_steps"),
-        ({"save": "peft"}, "save is 'model' or 'adapter', got 'peft'"),
+        ({"epochs": -1, "max_steps": None}, "epochs is more than 0, got epochs=-1"),
+        ({"max_steps": 0}, "max_steps is a whole number from 1, or null, got max_steps=0"),
+        ({"max_steps": 2.5}, "max_steps is a whole number"),
+        ({"keep_last_n_checkpoints": 0}, "keep_last_n_checkpoints is a whole number from 1, got"),
+        ({"log_every_n_steps": None}, "log_every_n_steps is a whole number from 1, got"),
+        ({"save_every_n_steps": 0}, "save_every_n_steps is a whole number from 1, or null"),
+        ({"eval_every_n_steps": 0}, "eval_every_n_steps is a whole number from 1, or null"),
+        ({"tokenizer.max_seq_len": 65}, r"at least tokenizer.max_seq_len \(65\).*got pack_to=64"),
+        ({"optimizer.lr": 1e-3}, r"set parts.<name>.lr and .*'lr': 0.001"),
+        ({"optimizer.weight_decay": 0.1}, "set .* parts.<name>.weight_decay"),
+        ({"loss_kernel": "triton"}, r"loss_kernel is one of \['torch', 'liger'\], got"),
+        ({"loss_kernel": "liger", "loss_chunk_rows": 64}, "'liger' cuts rows in its own way"),
+        ({"after_training._component_": "nowhere.report"}, "after_training .*module named 'nowh"),
+        ({"save": "peft"}, r"save is one of \['model', 'adapter'\], got save='peft'"),
         ({"save": "adapter", "adapters": None}, "needs adapters"),
-        ({"dtype": "fp16"}, "dtype is 'bf16' or 'fp32', got 'fp16'"),
+        ({"dtype": "fp16"}, "dtype is one of .*, got dtype='fp16'"),
         ({"val_dataset": None}, "eval_every_n_steps and val_dataset need each other"),
         ({"parts.vision.train": "frozen"}, "parts.vision: a frozen part takes no lr"),
         ({"parts.vision.rate": 1}, "parts.vision: .*'rate'"),
@@ -126,6 +139,34 @@ def test_what_means_nothing_is_refused_before_anything_is_loaded(cfg, changes, s
     monkeypatch.setattr(flagship.ours, "make_model", None)
     with pytest.raises(ValueError, match=said):
         flagship.FinetuneRecipe(cfg)
+
+
+@pytest.mark.parametrize("installed", [None, "a spec"])
+def test_liger_is_looked_for_before_training(cfg, installed, monkeypatch):
+    flagship = recipe()
+    cfg.loss_kernel = "liger"
+    monkeypatch.setattr(flagship.ours._settings, "find_spec", lambda name: installed)
+    if installed:
+        assert flagship.read_settings(cfg).loss_kernel == "liger"
+    else:
+        with pytest.raises(ValueError, match=r"needs the package liger-kernel, .*\[cuda\]"):
+            flagship.read_settings(cfg)
+
+
+def test_what_is_called_at_the_end_is_imported_at_the_start(cfg, tmp_path, monkeypatch):
+    (tmp_path / "report_of_mine.py").write_text("import not_installed\ndef report(): ...\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    cfg.after_training = {"_component_": "report_of_mine.report"}
+    with pytest.raises(ValueError, match=r"No module named 'not_installed'.*the extra parity"):
+        recipe().FinetuneRecipe(cfg)
+    (tmp_path / "not_installed.py").touch()
+    recipe().FinetuneRecipe(cfg)
+
+
+def test_interpolations_among_the_adapters_are_resolved(cfg):
+    cfg.adapters.lora_alpha = "${adapters.lora_rank}"
+    assert recipe().FinetuneRecipe(cfg).tuning["lora_alpha"] == 4
 
 
 def test_what_is_missing_is_named(cfg):
@@ -227,6 +268,45 @@ def test_goes_on_after_sigkill(folder, tmp_path):
     assert losses(killed.output_dir) == losses(whole.output_dir)
 
 
+def test_what_a_run_depends_on_may_not_change(cfg, folder, tmp_path):
+    cfg.max_steps, cfg.save_every_n_steps = 1, 1
+    cfg.val_dataset = cfg.eval_every_n_steps = None
+    run(cfg)
+    shutil.copytree(folder, tmp_path / "copy")
+    changes = {
+        "source": {"model_dir": str(tmp_path / "copy")},
+        "from_scratch": {"from_scratch": True},
+        "clip_grad_norm": {"clip_grad_norm": 1.0},
+        "dtype": {"dtype": "bf16"},
+        "tokenizer": {"tokenizer._component_": "training_samples.OtherTransform"},
+        "dataset": {"dataset.kinds": ["text"]},
+    }
+    for name, change in changes.items():
+        other = cfg.copy()
+        for key, value in change.items():
+            OmegaConf.update(other, key, value, force_add=True)
+        with pytest.raises(ValueError, match=rf"differs in \(then, now\) \{{'{name}': [^:]*"):
+            recipe().FinetuneRecipe(other).setup()
+    same = recipe().FinetuneRecipe(cfg)
+    same.setup()
+    assert same.step == 1
+
+
+def test_a_run_that_begins_anew_keeps_its_own_checkpoints(cfg):
+    """Those of an earlier one, of more steps, are renamed, and no later run goes on from them."""
+    cfg.val_dataset = cfg.eval_every_n_steps = None
+    cfg.keep_last_n_checkpoints = 1
+    run(cfg)
+    cfg.resume, cfg.max_steps = False, 2
+    run(cfg)
+    folders = {path.name for path in Path(cfg.output_dir).iterdir() if path.is_dir()}
+    assert folders == {"earlier-1-step_6", "step_2", "model"}
+    cfg.resume = True
+    third = recipe().FinetuneRecipe(cfg)
+    third.setup()
+    assert third.step == 2
+
+
 def test_packed_or_padded_is_the_same_run(folder, tmp_path):
     found = []
     for name, pack_to in (("packed", 64), ("padded", None)):
@@ -287,10 +367,14 @@ def test_pictures_and_texts_to_an_adapter(tmp_path):
     folder, seconds = json.loads((tmp_path / "out" / "note.json").read_text())
     assert Path(folder) == tmp_path / "out" / "adapter"
     assert 0 < seconds < SECONDS
+    beside = {path.name for path in source.iterdir()} - {"config.json", "model.safetensors"}
     assert {path.name for path in Path(folder).iterdir()} == {
-        "adapter_config.json",
-        "adapter_model.safetensors",
+        *("adapter_config.json", "adapter_model.safetensors"),
+        *beside,
     }
+    tokenizer, limits = "tokenizer.json", "preprocessor_config.json"
+    assert (Path(folder) / tokenizer).read_bytes() == (source / tokenizer).read_bytes()
+    assert json.loads((Path(folder) / limits).read_text())["max_pixels"] == 12544
     assert flagship.tokenizer.max_pixels == 12544
     cfg.save = "model"
     run(cfg)

@@ -112,6 +112,30 @@ def test_every_fault_has_its_stage():
     assert {fault.stage for fault in faults.FAULTS.values()} <= names
 
 
+def sees(fault):
+    """Error under a fault, and whether the smallest setting of the stage training caught it."""
+    (training,) = (stage for stage in STAGES if stage.name == "training")
+    return runner.run_fault(training, fault, Setting(small=True))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *("one-axis positions", "labels shifted twice"),
+        *("a frozen part trained", "first packed label kept"),
+    ],
+)
+def test_training_sees_faults_of_positions_labels_and_parts(fault):
+    error, caught = sees(fault)
+    assert caught, error
+
+
+def test_training_sees_nothing_where_nothing_is_wrong(monkeypatch):
+    monkeypatch.setitem(faults.FAULTS, "none", faults.Fault(contextlib.nullcontext, "training"))
+    error, caught = sees("none")
+    assert not caught, error
+
+
 def test_every_stage_names_a_fault_and_explains_its_tolerance():
     assert len({stage.name for stage in STAGES}) == len(STAGES)
     for each in STAGES:

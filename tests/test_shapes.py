@@ -4,8 +4,11 @@ import json
 import math
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
+from torchtune.datasets._sft import SFTTransform
 from training_on_ranks import RECIPE, run
 
 from parity import shapes as shapes_report
@@ -35,6 +38,27 @@ def test_pictures_come_in_several_sizes():
     sizes = {shapes.draw(scene).size for scene in SCENES[:100]}
     assert len(sizes) == 5
     assert len({width / height for width, height in sizes}) == 5
+
+
+def test_labels_are_those_of_the_installed_torchtune(monkeypatch):
+    """Its development version shifts them in the dataset, and not in the recipes."""
+    stock = shapes.ShapesDataset(shapes.tiny_transform(), length=1, seed=1)[0]
+    made = shapes.tiny_transform()({"messages": messages_of_the_first(seed=1)})
+    assert torch.equal(torch.tensor(stock["labels"]), made["labels"])
+    assert torch.equal(stock["tokens"], made["tokens"])
+
+    def shifted(self, sample):
+        sample = self._model_transform(sample)
+        return sample | {"labels": [*sample["labels"][1:].tolist(), CROSS_ENTROPY_IGNORE_IDX]}
+
+    monkeypatch.setattr(SFTTransform, "__call__", shifted)
+    later = shapes.ShapesDataset(shapes.tiny_transform(), length=1, seed=1)[0]
+    assert later["labels"] == [*stock["labels"][1:], CROSS_ENTROPY_IGNORE_IDX]
+
+
+def messages_of_the_first(seed):
+    scene = shapes.random_scene(seed << 32)
+    return shapes.caption_messages(shapes.draw(scene), scene.caption)
 
 
 def test_what_is_held_out_is_in_no_training_data():

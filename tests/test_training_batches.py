@@ -122,11 +122,16 @@ def test_packed_samples_do_not_leak(changed, mask):
     assert not same[owner == changed].any()
 
 
-def test_flex_rows_are_whole_blocks_without_a_dense_mask():
-    data = collate(MIXED, 200, mask="flex")
-    assert "mask" not in data.batches[0]
-    assert data.batches[0]["tokens"].shape == (1, 2 * FLEX_BLOCK)
-    assert data.labels == [44]
+def test_flex_rows_are_of_one_width_without_a_dense_mask():
+    """Of whole blocks; another width would be another kernel to compile."""
+    for kinds, labels in ((MIXED, 44), (["short"], 4)):
+        data = collate(kinds, 200, mask="flex")
+        (batch,) = data.batches
+        assert "mask" not in batch
+        assert batch["tokens"].shape == (1, 2 * FLEX_BLOCK)
+        assert data.labels == [labels]
+    widths = {batch["tokens"].shape[1] for batch in collate(MIXED, 64, mask="flex").batches}
+    assert widths == {FLEX_BLOCK}
 
 
 def test_batches_keep_their_number_on_one_rank():

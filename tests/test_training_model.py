@@ -118,22 +118,44 @@ def test_a_saved_model_is_the_trained_one_in_transformers(folder, tmp_path):
 
 
 def test_a_saved_adapter_is_the_trained_one_in_peft(folder, tmp_path):
-    peft = pytest.importorskip("peft", reason="peft is missing; it is in the dev group")
     model = make(folder)
     names = trained_names(model)
     assert any(name.startswith("vision.merger") for name in names)
     disturbed(model, names)
     weights = gather_weights(model, CPU)
-    trained = {name: weights[name] for name in names}
-    save_adapter(tmp_path / "adapter", trained, source=folder, tuning=ADAPTERS)
-    base = copy.deepcopy(reference.random_model("tiny"))
-    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    saved = {"source": folder, "tuning": ADAPTERS, "limits": LIMITS}
+    save_adapter(tmp_path / "adapter", weights, names, **saved)
+    assert error_in_peft(tmp_path / "adapter", "tiny", model) < 2e-5
+    limits = json.loads((tmp_path / "adapter" / "preprocessor_config.json").read_text())
+    assert limits.items() >= LIMITS.items()
+    assert not (tmp_path / "adapter" / "config.json").exists()
+
+
+def error_in_peft(adapter, base, model):
+    """Largest difference of logits: peft with this adapter on a reference model, and our model."""
+    peft = pytest.importorskip("peft", reason="peft is missing; it is in the dev group")
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(reference.random_model(base)), adapter)
     inputs = tiny.inputs("mixed batch")
     with torch.no_grad():
         expected = model(**inputs.ours)
-        logits = theirs(**reference.forward_kwargs(inputs)).logits
-    kept = inputs.attention_mask.bool()
-    assert (logits - expected)[kept].abs().max() < 2e-5
+        logits = theirs.eval()(**reference.forward_kwargs(inputs)).logits
+    return (logits - expected)[inputs.attention_mask.bool()].abs().max()
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+def test_a_tied_output_trained_beside_adapters_reaches_peft(tmp_path):
+    reference.random_model("tied").save_pretrained(tmp_path / "model")
+    model = make(tmp_path / "model", {**ADAPTERS, "vision_trainable": "lora"})
+    names = trained_names(model)
+    assert "tok_embeddings.weight" in names
+    disturbed(model, names)
+    weights = gather_weights(model, CPU)
+    saved = {"source": tmp_path / "model", "tuning": ADAPTERS, "limits": LIMITS}
+    save_adapter(tmp_path / "adapter", weights, names, **saved)
+    assert error_in_peft(tmp_path / "adapter", "tied", model) < 2e-5
+    untied = {**weights, "output.weight": None}  # so that the output is not exported
+    save_adapter(tmp_path / "without", untied, names, **saved)
+    assert error_in_peft(tmp_path / "without", "tied", model) > 0.01
 
 
 def test_a_model_from_scratch_is_saved_as_one_file(folder, tmp_path):

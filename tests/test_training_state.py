@@ -13,6 +13,7 @@ from torchtune_qwen25vl.training import (
     last_checkpoint,
     load_step,
     save_step,
+    set_aside,
     train_step,
 )
 from torchtune_qwen25vl.training._state import checkpoints
@@ -60,7 +61,7 @@ def test_restored_equals_uninterrupted(tmp_path, options, checkpointed):
             parameter.add_(parameter.requires_grad)
     if checkpointed:  # as another run of the same model may be
         training.set_activation_checkpointing(other[0], {modules.TransformerSelfAttentionLayer})
-    assert load_step(path, *other, identity=IDENTITY) == 3
+    assert load_step(path, *other, identity=IDENTITY, total_steps=10) == 3
     assert steps(other, 3, 6) == rest
     assert len(set(first + rest)) == 6
     for name, weight in whole[0].state_dict().items():
@@ -109,7 +110,32 @@ def test_a_run_with_other_options_is_refused(tmp_path):
     path = save_step(tmp_path, 1, *state, identity=IDENTITY, keep_last=2)
     other = {**IDENTITY, "seed": 1}
     with pytest.raises(ValueError, match=r"differs in \(then, now\) \{'seed': \(0, 1\)\}"):
-        load_step(path, *state, identity=other)
+        load_step(path, *state, identity=other, total_steps=10)
+
+
+def test_a_run_that_ends_before_its_checkpoint_is_refused(tmp_path):
+    state = run(**LORA)
+    steps(state, 0, 1)
+    path = save_step(tmp_path, 3, *state, identity=IDENTITY, keep_last=2)
+    assert load_step(path, *state, identity=IDENTITY, total_steps=3) == 3
+    with pytest.raises(ValueError, match="step_3 is beyond the 2 steps of this one; raise max_st"):
+        load_step(path, *state, identity=IDENTITY, total_steps=2)
+
+
+def test_checkpoints_set_aside_are_kept_but_not_found(tmp_path):
+    set_aside(tmp_path / "nothing yet")
+    for steps_before in ((2, 4), (4,)):
+        for step in steps_before:
+            (tmp_path / f"step_{step}").mkdir()
+            (tmp_path / f"step_{step}" / "of").write_text(f"{steps_before}")
+        set_aside(tmp_path)
+        assert last_checkpoint(tmp_path) is None
+    kept = {path.parent.name: path.read_text() for path in tmp_path.glob("*/of")}
+    assert kept == {
+        "earlier-1-step_2": "(2, 4)",
+        "earlier-1-step_4": "(2, 4)",
+        "earlier-2-step_4": "(4,)",
+    }
 
 
 def test_no_checkpoint_is_none(tmp_path):

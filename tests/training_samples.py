@@ -23,6 +23,10 @@ class Transform:
     min_pixels, max_pixels = 3136, 50176
 
 
+class OtherTransform(Transform):
+    """Another name in a YAML."""
+
+
 def sample(kind, seed):
     """One sample as Qwen25VLTransform makes it."""
     inputs = make_inputs([KINDS[kind]], tiny.IDS, seed=seed)

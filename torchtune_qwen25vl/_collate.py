@@ -72,6 +72,7 @@ def packed_collate(
     ignore_idx: int = CROSS_ENTROPY_IGNORE_IDX,
     *,
     pad_to_multiple_of: int = 1,
+    dense_mask: bool = True,
     cp_degree: int = 1,
 ) -> dict[str, Any]:
     """A batch of one row that holds all samples, none of which sees another.
@@ -85,6 +86,7 @@ def packed_collate(
         padding_idx: token at padding, `tokenizer.pad_id`
         ignore_idx: label at padding
         pad_to_multiple_of: the length of the row is a multiple of this; padding sees itself only
+        dense_mask: make the mask [1, s, s]; without it the caller tells samples apart otherwise
         cp_degree: devices that share one row; only 1 is possible
 
     Raises:
@@ -102,7 +104,8 @@ def packed_collate(
         name: _pad(torch.cat([row[name] for row in rows]), width, fill, "right").unsqueeze(0)
         for name, fill in fills.items()
     }
-    collated["mask"] = _block_causal_mask([*lengths, width - sum(lengths)])
+    if dense_mask:
+        collated["mask"] = _block_causal_mask([*lengths, width - sum(lengths)])
     return collated | _encoder_input(batch)
 
 

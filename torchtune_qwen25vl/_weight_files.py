@@ -132,12 +132,18 @@ def write_weights(folder: Path, weights: Mapping[str, Tensor], file_of: Mapping[
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def copy_settings(source: Path, target: Path) -> None:
-    """Copy what lies beside the weights: config, tokenizer, processor, licence. No subfolders."""
+def copy_settings(source: Path, target: Path, *, but: Sequence[str] = ()) -> None:
+    """Copy what lies beside the weights: config, tokenizer, processor, licence. No subfolders.
+
+    Args:
+        source: a checkpoint's folder
+        target: another
+        but: names of files to leave out
+    """
     for path in source.iterdir():
         weights = path.suffix in PICKLES | {".safetensors"} or path.name.endswith(".index.json")
-        adapter = path.name == "adapter_config.json"
-        if path.is_file() and not (weights or adapter or path.name.startswith(".")):
+        left_out = path.name in ("adapter_config.json", *but)
+        if path.is_file() and not (weights or left_out or path.name.startswith(".")):
             shutil.copyfile(path, target / path.name)
 
 

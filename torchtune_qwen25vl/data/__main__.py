@@ -6,16 +6,15 @@ import os
 import sys
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torchtune import config
 from torchtune.config._utils import _merge_yaml_and_cli_args
 
+from torchtune_qwen25vl._files import write_file
 from torchtune_qwen25vl._tokenizer import PLACEHOLDERS
 from torchtune_qwen25vl._transform import Qwen25VLTransform
 from torchtune_qwen25vl.data._check import Bad, Sound, check_rows
@@ -25,9 +24,9 @@ from torchtune_qwen25vl.data._statistics import histogram, summary
 
 SHOWN = 20  # bad rows that are printed
 DESCRIPTION = """\
-Reads every row of the data set that a recipe's YAML names, exactly as training would: files are
-opened, pictures resized, conversations tokenized. Bad rows are listed with their numbers and
-reasons; nothing is changed or fixed.
+Reads every row of the data sets that a recipe's YAML names, dataset and val_dataset, exactly as
+training would: files are opened, pictures resized, conversations tokenized. Bad rows are listed
+with their numbers and reasons; nothing is changed or fixed.
 
 Written to the report's folder (each file whole, or not at all):
   report.json      every bad row; counts and quantiles of tokens, labels and pixels
@@ -55,19 +54,17 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, TypeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for dataset in datasets:
-        _print_preview(dataset, tokenizer, arguments.preview)
-    arguments.report.mkdir(parents=True, exist_ok=True)
+    for key, dataset in datasets:
+        _print_preview(key, dataset, tokenizer, arguments.preview)
     entries = []
-    for number, dataset in enumerate(datasets):
+    for number, (key, dataset) in enumerate(datasets):
         sound, bad = check_rows(dataset, num_workers=arguments.num_workers)
-        entries.append(_entry(dataset, sound, bad))
+        entries.append(_entry(key, dataset, sound, bad))
         _print_entry(entries[-1])
-        title = f"{dataset.source}: {len(sound)} rows can be trained on, {len(bad)} cannot"
-        with _whole(arguments.report / f"histogram-{number}.png") as path:
-            histogram(sound, title, path)
-    with _whole(arguments.report / "report.json") as path:
-        path.write_text(json.dumps({"datasets": entries}, indent=2) + "\n")
+        title = f"{key} {dataset.source}: {len(sound)} rows can be trained on, {len(bad)} cannot"
+        write_file(arguments.report / f"histogram-{number}.png", histogram(sound, title))
+    report = json.dumps({"datasets": entries}, indent=2) + "\n"
+    write_file(arguments.report / "report.json", report.encode())
     print(f"written to {arguments.report}")
     return int(any(row["kind"] == "bad" for entry in entries for row in entry["bad"]))
 
@@ -88,8 +85,8 @@ def _parser() -> argparse.ArgumentParser:
         "config",
         metavar="CONFIG",
         type=Path,
-        help="a recipe's YAML; its tokenizer and dataset sections are used, and key=value (or "
-        "~key) after it changes them, as for tune run",
+        help="a recipe's YAML; its tokenizer, dataset and val_dataset sections are used, and "
+        "key=value (or ~key) after it changes them, as for tune run",
     )
     check.add_argument(
         "--preview",
@@ -116,19 +113,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _build(path: Path, overrides: list[str]) -> tuple[Qwen25VLTransform, list[SampleDataset]]:
-    """The tokenizer and the data sets of a recipe, none of whose rows are left out."""
+def _build(
+    path: Path, overrides: list[str]
+) -> tuple[Qwen25VLTransform, list[tuple[str, SampleDataset]]]:
+    """The tokenizer of a recipe, and its data sets with their key, none of whose rows are left out.
+
+    Those of `dataset` come first, and then what `val_dataset` has, if it is there and not null.
+    """
     cfg = _merge_yaml_and_cli_args(Namespace(**OmegaConf.load(path)), overrides)
     for section in ("tokenizer", "dataset"):
         if section not in cfg:
             raise ValueError(f"{path} has no {section}: section; is it a recipe's config?")
     tokenizer = config.instantiate(cfg.tokenizer)
-    sections = cfg.dataset if isinstance(cfg.dataset, ListConfig) else [cfg.dataset]
     datasets = []
-    for section in sections:
+    for key, section in [*_sections(cfg, "dataset"), *_sections(cfg, "val_dataset")]:
         section.pop("skip_bad_rows", None)
-        datasets.append(config.instantiate(section, tokenizer))
-        if not isinstance(datasets[-1], SampleDataset):
+        datasets.append((key, dataset := config.instantiate(section, tokenizer)))
+        if not isinstance(dataset, SampleDataset):
             raise ValueError(
                 f"{section._component_} is no dataset builder of torchtune_qwen25vl.data, so its "
                 "rows cannot be named"
@@ -136,18 +137,28 @@ def _build(path: Path, overrides: list[str]) -> tuple[Qwen25VLTransform, list[Sa
     return tokenizer, datasets
 
 
-def _print_preview(dataset: SampleDataset, tokenizer: Qwen25VLTransform, count: int) -> None:
+def _sections(cfg: DictConfig, key: str) -> list[tuple[str, DictConfig]]:
+    """What is under a key: nothing, one section, or a list of them, each with the key."""
+    found = cfg.get(key)
+    sections = found if isinstance(found, ListConfig) else [found]
+    return [(key, section) for section in sections if section is not None]
+
+
+def _print_preview(
+    key: str, dataset: SampleDataset, tokenizer: Qwen25VLTransform, count: int
+) -> None:
     placeholders = [tokenizer.special_tokens[name] for name in PLACEHOLDERS.values()]
     for row in range(min(count, len(dataset))):
-        print(f"--- {dataset.source}, row {row}")
+        print(f"--- {key} {dataset.source}, row {row}")
         try:
             print(preview(dataset[row], tokenizer.decode, placeholders))
         except ValueError as error:
             print(f"bad: {error}")
 
 
-def _entry(dataset: SampleDataset, sound: list[Sound], bad: list[Bad]) -> dict[str, Any]:
+def _entry(key: str, dataset: SampleDataset, sound: list[Sound], bad: list[Bad]) -> dict[str, Any]:
     return {
+        "key": key,
         "source": dataset.source,
         "rows": len(dataset),
         "sound": len(sound),
@@ -159,7 +170,8 @@ def _entry(dataset: SampleDataset, sound: list[Sound], bad: list[Bad]) -> dict[s
 def _print_entry(entry: dict[str, Any]) -> None:
     kinds = Counter(row["kind"] for row in entry["bad"])
     print(
-        f"{entry['source']}: {entry['rows']} rows, {kinds['bad']} bad, {kinds['skipped']} skipped"
+        f"{entry['key']} {entry['source']}: {entry['rows']} rows, {kinds['bad']} bad, "
+        f"{kinds['skipped']} skipped"
     )
     for row in entry["bad"][:SHOWN]:
         print(f"  {row['kind']}: {row['error']}")
@@ -171,14 +183,6 @@ def _print_entry(entry: dict[str, Any]) -> None:
             values = "  ".join(f"{key} {value:,.0f}" for key, value in spread.items())
             print(f"  {name:18} {values}")
     print(f"  {'labelled share':18} {statistics['labelled_share']:.1%}")
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A name to write under, renamed to `path` only when all is written."""
-    partial = path.with_name(f"{path.name}.partial")
-    yield partial
-    partial.replace(path)
 
 
 if __name__ == "__main__":

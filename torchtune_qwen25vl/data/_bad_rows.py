@@ -1,7 +1,9 @@
 """Which rows a dataset leaves out: those that a report of the check command lists."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torchtune_qwen25vl.data._rows import Rows
 
@@ -21,10 +23,12 @@ def read_bad_rows(report: str, source: str, rows: Rows) -> tuple[int, ...]:
     again = "run `python -m torchtune_qwen25vl.data check` again"
     if not Path(report).is_file():
         raise ValueError(f"skip_bad_rows names no file: {report}; {again}")
-    checked = {entry["source"]: entry for entry in json.loads(Path(report).read_text())["datasets"]}
-    if source not in checked:
-        raise ValueError(f"{report} is about {sorted(checked)}, not about {source}; {again}")
-    entry = checked[source]
+    entries = json.loads(Path(report).read_text())["datasets"]
+    if not (checked := [entry for entry in entries if entry["source"] == source]):
+        about = sorted({entry["source"] for entry in entries})
+        raise ValueError(f"{report} is about {about}, not about {source}; {again}")
+    # two splits of one source, as of dataset and val_dataset, are told apart by what is in them
+    entry = next((entry for entry in checked if _describes(entry, rows)), checked[0])
     if entry["rows"] != len(rows):
         raise ValueError(
             f"{source} has {len(rows)} rows but had {entry['rows']} when {report} was written; "
@@ -36,3 +40,9 @@ def read_bad_rows(report: str, source: str, rows: Rows) -> tuple[int, ...]:
                 f"{source}, row {bad['row']}: bad in {report}, but changed since; {again}"
             )
     return tuple(bad["row"] for bad in entry["bad"])
+
+
+def _describes(entry: Mapping[str, Any], rows: Rows) -> bool:
+    """Whether an entry of a report is about these rows, as they are now."""
+    same_number = entry["rows"] == len(rows)
+    return same_number and all(rows.digest(bad["row"]) == bad["digest"] for bad in entry["bad"])

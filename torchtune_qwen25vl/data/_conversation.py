@@ -62,8 +62,8 @@ def to_messages(turns: list[Turn]) -> list[Message]:
     A call of a tool shares the turn of the assistant message before it.
 
     Raises:
-        ValueError: if a turn is out of order, an answer to train on is empty, or there is nothing
-            to train on.
+        ValueError: if a turn is out of order, a text is no string, an answer to train on is empty,
+            or there is nothing to train on.
     """
     messages: list[Message] = []
     before = None
@@ -74,6 +74,9 @@ def to_messages(turns: list[Turn]) -> list[Message]:
                 f"turn {i} is of role {turn.role!r}, but after {before or 'the beginning'} comes "
                 f"{' or '.join(_FOLLOWS[before])}; merge or drop turns"
             )
+        texts = [part["content"] for part in turn.parts if part["type"] == "text"]
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            raise ValueError(f"a text is a string, got {wrong[0]!r:.80} in turn {i}")
         if joins:
             messages[-1].eot = False
         trained = turn.role == "assistant" and turn.trained

@@ -71,8 +71,9 @@ class SampleDataset(Dataset):
                 f"{self.source}, row {row}: {error}; run the check command and give the dataset "
                 "its report as skip_bad_rows"
             ) from error
-        except ValueError as error:
-            raise ValueError(f"{self.source}, row {row}: {error}") from error
+        except Exception as error:  # whatever a row makes fail, its name must not be lost
+            reason = f"{error}" if isinstance(error, ValueError) else repr(error)
+            raise ValueError(f"{self.source}, row {row}: {reason}") from error
 
 
 def sample_dataset(

@@ -43,9 +43,12 @@ class Reader:
             ValueError: for whatever is wrong with the row.
         """
         try:
-            conversation = self.parse(dict(row))
+            return self._read(dict(row))
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"the row is not laid out as its format says: {error!r}") from error
+
+    def _read(self, row: dict[str, Any]) -> dict[str, Any]:
+        conversation = self.parse(row)
         turns = fill_places(conversation, prepend_media=self.options.prepend_media)
         turns = _mapped(turns, self._load)
         turns = self._boxed(turns, conversation.objects)

@@ -1,6 +1,6 @@
 """Numbers and a picture of how long the rows of a data set are."""
 
-from pathlib import Path
+import io
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,8 @@ def summary(rows: list[Sound]) -> dict[str, Any]:
     }
 
 
-def histogram(rows: list[Sound], title: str, path: Path) -> None:
-    """Draws how many rows have how many tokens, visual tokens, and which share labelled."""
+def histogram(rows: list[Sound], title: str) -> bytes:
+    """A PNG: how many rows have how many tokens, visual tokens, and which share labelled."""
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     figure.suptitle(title)
     panels: dict[str, list[float]] = {
@@ -42,7 +42,9 @@ def histogram(rows: list[Sound], title: str, path: Path) -> None:
                 float(np.mean(values)), color="#c0392b", label=f"mean {np.mean(values):.0f}"
             )
             axes.legend()
-    figure.savefig(path, dpi=100, format="png")
+    png = io.BytesIO()
+    figure.savefig(png, dpi=100, format="png")
+    return png.getvalue()
 
 
 def _spread(values: list[int]) -> dict[str, float]:

@@ -6,6 +6,7 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import Dataset
 from torchtune.data import Message
+from torchtune.datasets._sft import SFTTransform
 from torchtune.modules.transforms import Transform
 
 from torchtune_qwen25vl.shapes._scenes import draw, random_scene
@@ -23,6 +24,9 @@ def caption_messages(image: Image.Image, caption: str | None = None) -> list[Mes
 class ShapesDataset(Dataset):
     """Pictures of shapes with their captions.
 
+    Labels are made by the installed torchtune (0.6.1 shifts them in its recipes, later versions
+    here).
+
     Args:
         transform: messages to samples, `Qwen25VLTransform`
         length: how many pictures
@@ -30,9 +34,9 @@ class ShapesDataset(Dataset):
     """
 
     def __init__(self, transform: Transform, *, length: int, seed: int) -> None:
-        self.transform = transform
         self.length = length
         self.seed = seed
+        self._label = SFTTransform(model_transform=transform)
 
     def __len__(self) -> int:
         return self.length
@@ -40,4 +44,4 @@ class ShapesDataset(Dataset):
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         scene = random_scene((self.seed << 32) + index)
         messages = caption_messages(draw(scene), scene.caption)
-        return self.transform({"messages": messages})
+        return self._label({"messages": messages})

@@ -25,7 +25,8 @@ from torchtune_qwen25vl.training._samples import (
     make_loader,
     seed_step,
 )
-from torchtune_qwen25vl.training._state import last_checkpoint, load_step, save_step
+from torchtune_qwen25vl.training._settings import check_component, check_settings
+from torchtune_qwen25vl.training._state import last_checkpoint, load_step, save_step, set_aside
 from torchtune_qwen25vl.training._step import StepResult, mean_loss, summed_loss, train_step
 from torchtune_qwen25vl.training._throughput import Throughput
 
@@ -41,6 +42,8 @@ __all__ = [
     "TrainSampler",
     "ValidationSampler",
     "attend_by_sample",
+    "check_component",
+    "check_settings",
     "equal_numbers",
     "find_weights",
     "gather_weights",
@@ -55,6 +58,7 @@ __all__ = [
     "save_model",
     "save_step",
     "seed_step",
+    "set_aside",
     "summed_loss",
     "to_device",
     "train_step",

@@ -36,7 +36,8 @@ class StepCollate:
         batch_size: samples padded to one batch
         pack_to: most tokens of a packed row; None pads
         mask: of packed rows: "dense" [1, s, s], as any model takes it; "lengths" of the samples,
-            for one that went through `attend_by_sample`; "flex" leaves it to `to_device`, for CUDA
+            for one that went through `attend_by_sample`; "flex" leaves it to `to_device`, for CUDA,
+            and pads every row to `pack_to` rounded up to whole blocks
     """
 
     def __init__(
@@ -67,12 +68,18 @@ class StepCollate:
     def _collate(self, samples: Sequence[Mapping[str, Any]]) -> Batch:
         if self.pack_to is None:
             return padded_collate(samples, self.padding_idx)
-        multiple = FLEX_BLOCK if self.mask == "flex" else 1
-        batch = packed_collate(samples, self.padding_idx, pad_to_multiple_of=multiple)
+        # Flex rows are all of one width. torchtune compiles flex attention for fixed shapes: each
+        # other width would be compiled anew, and beyond torch's limit of 8 run as it is written,
+        # holding [s, s] scores of every head.
+        width = -(-self.pack_to // FLEX_BLOCK) * FLEX_BLOCK if self.mask == "flex" else 1
+        batch = packed_collate(
+            samples,
+            self.padding_idx,
+            pad_to_multiple_of=width,
+            dense_mask=self.mask == "dense",
+        )
         if self.mask == "lengths":
             batch["mask"] = torch.tensor([len(sample["tokens"]) for sample in samples])
-        elif self.mask == "flex":
-            del batch["mask"]
         return batch
 
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torchtune_qwen25vl._pretrained import Checkpoint
 from torchtune_qwen25vl._weight_files import copy_settings, replacing_folder, write_weights
 from torchtune_qwen25vl.training._packed_attention import attend_by_sample
 
+EMBEDDING, OUTPUT = "tok_embeddings.weight", "output.weight"
 INITIAL_STD = 0.02  # of a model trained from nothing whose config has no initializer_range
 
 
@@ -140,20 +141,34 @@ def save_model(
 
 
 def save_adapter(
-    target: Path, trained: Mapping[str, Tensor], *, source: Path, tuning: Mapping[str, Any]
+    target: Path,
+    weights: Mapping[str, Tensor],
+    trained: Iterable[str],
+    *,
+    source: Path,
+    tuning: Mapping[str, Any],
+    limits: Mapping[str, int],
 ) -> None:
-    """Write what was trained as a PEFT adapter of the model in `source`.
+    """Write what was trained as a PEFT adapter of the model in `source`, with its tokenizer.
 
     Args:
         target: the folder, written whole or not at all
-        trained: adapters, and weights trained in full, in tune layout
-        source: where the run began
+        weights: in tune layout, with adapters
+        trained: names of the adapters, and of the weights trained in full
+        source: where the run began: tokenizer and processor are copied from there
         tuning: of the model
+        limits: min_pixels and max_pixels of the training, for preprocessor_config.json
     """
+    chosen = {name: weights[name] for name in trained}
+    if EMBEDDING in chosen and OUTPUT not in weights:
+        # PEFT replaces the embedding alone, to whose old weight a tied output would stay tied
+        chosen[OUTPUT] = chosen[EMBEDDING].clone()
     rank, alpha = tuning["lora_rank"], tuning["lora_alpha"]
-    tensors, config = tune_to_peft(trained, rank=rank, alpha=alpha)
+    tensors, config = tune_to_peft(chosen, rank=rank, alpha=alpha)
     config["base_model_name_or_path"] = str(source)
     with replacing_folder(target) as folder:
+        copy_settings(source, folder, but=["config.json"])  # with one it would pass for a model
+        write_pixel_limits(folder, **limits)
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")

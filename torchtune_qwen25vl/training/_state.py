@@ -5,6 +5,7 @@ writes every rank's shard and reads them back for any number of ranks.
 """
 
 import contextlib
+import itertools
 import re
 import shutil
 import warnings
@@ -81,6 +82,22 @@ def last_checkpoint(folder: Path) -> Path | None:
     return next(reversed(checkpoints(folder)), None)
 
 
+def set_aside(folder: Path) -> None:
+    """Rename all checkpoints, `step_6` to `earlier-1-step_6`, so that a run starts anew.
+
+    Else it would remove its own, whose numbers are lower, and the next one go on from the old.
+    Nothing is deleted; the number is that of no earlier call.
+    """
+    if _is_first():
+        recover_folders(folder)
+        unused = (n for n in itertools.count(1) if not any(folder.glob(f"earlier-{n}-step_*")))
+        number = next(unused)
+        for path in checkpoints(folder):
+            path.rename(folder / f"earlier-{number}-{path.name}")
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def load_step(
     path: Path,
     model: nn.Module,
@@ -88,12 +105,21 @@ def load_step(
     scheduler: LRScheduler,
     *,
     identity: Mapping[str, Any],
+    total_steps: int,
 ) -> int:
     """Restore a run, and return how many steps it had taken.
 
+    Args:
+        path: the checkpoint
+        model: whose trained weights are replaced
+        optimizer: its
+        scheduler: its
+        identity: what must be as it was in the run that wrote the checkpoint
+        total_steps: of the run that is to go on
+
     Raises:
         ValueError: if the run that wrote the checkpoint had another identity, and so would not go
-            on as it would have.
+            on as it would have, or took more steps than this one is to take.
     """
     run = torch.load(path / RUN, weights_only=True)
     changed = {
@@ -105,6 +131,11 @@ def load_step(
         raise ValueError(
             f"a run resumes with the options it began with, but {path} differs in (then, now) "
             f"{changed}; restore them, or begin anew in another output_dir"
+        )
+    if run["step"] > total_steps:
+        raise ValueError(
+            f"a run ends after its last step, but {path} is beyond the {total_steps} steps of this "
+            "one; raise max_steps or epochs, or begin anew with resume False"
         )
     weights, moments = get_state_dict(model, optimizer, options=TRAINED_ONLY)
     state: dict[str, Any] = {"model": weights, "optimizer": moments}
