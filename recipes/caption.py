@@ -24,6 +24,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -66,16 +67,17 @@ class CaptionRecipe:
     def check_model(self) -> None:
         """Fetch the model and check it; its tokenizer is read, its weights are not."""
         settings = self.settings
-        away = settings.dry_run and device.bytes_to_fetch(settings.model, settings.cache_dir)
-        if away:
-            logger.info("%.2f GB of %s would be fetched first", away / 1e9, settings.model)
+        if settings.dry_run and (away := self.describe_download()):
+            logger.info("%s", away)
             self.limits = {
                 "max_pixels": settings.max_pixels or device.MOST_PIXELS,
                 "batch_tokens": settings.batch_tokens,
                 "format": None,  # not known yet
             }
             return
-        source = device.fetch(settings.model, cache_dir=settings.cache_dir)
+        source = device.fetch(
+            settings.model, cache_dir=settings.cache_dir, compare=not settings.dry_run
+        )
         question = len(self.preset.prompt) + len(settings.system_prompt or "")  # bounds its tokens
         found = device.check_model(
             source,
@@ -99,6 +101,12 @@ class CaptionRecipe:
         }
         self.model = device.LoadedModel(source, self.choice, settings.settings_dir)
 
+    def describe_download(self) -> str:
+        """What would have to be fetched first; empty where all is here."""
+        away = device.bytes_to_fetch(self.settings.model, self.settings.cache_dir)
+        amount = "an unknown part" if away is None else f"{away / 1e9:.2f} GB"
+        return "" if away == 0 else f"{amount} of {self.settings.model} would be fetched first"
+
     def plan_all(self) -> tuple[ours.Plan, dict[str, Any], list[list[str]]]:
         """For all ranks: what is to be done, what the captions depend on, batches of names."""
         settings = self.settings
@@ -111,6 +119,8 @@ class CaptionRecipe:
         run = past.run or {"settings": settings.decisive(), **self.limits}
         table = ours.read_table(self.output_dir)
         plan = ours.make_plan(items, self.policy, past, table, retry_failed=settings.retry_failed)
+        if not settings.dry_run:
+            self.move_texts(plan)
         batches = ours.plan_batches(
             self.count_tokens(plan, run["max_pixels"]),
             batch_size=settings.batch_size,
@@ -119,6 +129,20 @@ class CaptionRecipe:
         )
         left = [[name for name in batch if name not in plan.settled] for batch in batches]
         return plan, run, [batch for batch in left if batch]
+
+    def move_texts(self, plan: ours.Plan) -> None:
+        """Write captions that are known into text files where these are asked for now."""
+        records, left = ours.moved(plan, self.policy)
+        for record in records:
+            if (placed := ours.place(record)).state == "failed":
+                raise ValueError(f"{record.name}: {placed.reason}; what is done stays as it was")
+            plan.settle(placed)
+        if left:
+            logger.warning(
+                "%d text files that are there stay as they are, such as %s; existing=overwrite "
+                "replaces them",
+                *(len(left), ascii(left[0].file)),
+            )
 
     def past(self) -> ours.Past:
         """What this run has done before, its text files in place; nothing of another run."""
@@ -159,9 +183,13 @@ class CaptionRecipe:
 
     def show_plan(self) -> int:
         """Say what would be done with every image."""
+        moves = {record.name: record for record in ours.moved(self.plan, self.policy)[0]}
         for name in self.plan.items:
             record = self.plan.settled.get(name)
             file = self.plan.texts.get(name, self.output_dir)
+            if name in moves:
+                print(ours.printable(f"{name}: has a caption, to be written to {file}"))
+                continue
             word = f"{record.state}, {record.reason}" if record else f"to be captioned, {file}"
             print(ours.printable(f"{name}: {word}"))
         states = Counter(record.state for record in self.plan.settled.values())
@@ -176,8 +204,7 @@ class CaptionRecipe:
         self.stack.callback(journal.close)
         if ranks.is_first:
             journal.add(plan.news)
-            moved = self.write_down(journal, ours.moved(plan, self.policy))
-            plan.settled |= {record.name: record for record in moved}
+            journal.placed([record.name for record in plan.news])
         batches = self.batches[ranks.rank :: ranks.size]
         if not batches:
             return
@@ -266,7 +293,9 @@ def run(cfg: DictConfig) -> int:
             return recipe.finish()
         except (ValueError, OSError) as error:
             logger.error("%s", error)
-            logger.debug("it came from here:", exc_info=error)
+            return 2
+        except Exception:  # 1 would say that images failed
+            logger.exception("the run cannot go on; what is done stays done")
             return 2
 
 
@@ -275,10 +304,11 @@ def run_words(words: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request
     try:
-        return run(ours.read_words(words))
-    except ValueError as error:
+        cfg = ours.read_words(words)
+    except (ValueError, OmegaConfBaseException) as error:
         logger.error("%s", error)
         return 2
+    return run(cfg)
 
 
 if __name__ == "__main__":

@@ -106,6 +106,54 @@ def test_two_images_of_one_name_are_told_apart_on_retry(run, photos):
     assert {"picture 001.jpg.txt", "picture 001.png.txt"} <= set(texts(photos))
 
 
+def test_done_images_of_one_name_are_not_written_over_each_other(run, photos, caplog):
+    (photos / "picture 001.jpg").write_bytes((photos / "picture 002.png").read_bytes())
+    assert run(outputs=["jsonl"]) == 0
+    assert run() == 2
+    assert "picture 001.png has a caption, but its text file" in caplog.text
+    assert not texts(photos)
+    assert run(text_naming="full") == 0
+    captions_of = {Path(r["image"]).name: r["caption"] for r in captions.rows(photos / "_captions")}
+    assert texts(photos) == {f"{name}.txt": f"{text}\n" for name, text in captions_of.items()}
+
+
+def test_a_new_image_does_not_take_the_text_file_of_another(run, photos):
+    run()
+    before = texts(photos)
+    (photos / "picture 001.jpg").write_bytes((photos / "picture 002.png").read_bytes())
+    assert run() == 1
+    assert captions.states(photos / "_captions")["picture 001.jpg"] == "failed"
+    assert texts(photos) == before
+
+
+def test_what_is_done_survives_a_place_that_cannot_be(run, photos, tmp_path, caplog):
+    run(outputs=["jsonl"])
+    rows = captions.rows(photos / "_captions")
+    (tmp_path / "mirror").write_text("a file")
+    assert run(mirror_dir=str(tmp_path / "mirror" / "in it")) in (1, 2)
+    assert run(outputs=["jsonl"]) == 0
+    assert captions.rows(photos / "_captions") == rows
+
+
+def test_a_text_file_that_is_there_stays_and_is_counted(run, photos, caplog, capsys):
+    run(outputs=["jsonl"], existing="append")
+    (photos / "picture 001.txt").write_text("Mine.\n")
+    assert run(existing="append", dry_run=True) == 0
+    assert capsys.readouterr().out.count("has a caption, to be written to") == 3
+    assert run(existing="append") == 0
+    assert texts(photos)["picture 001.txt"] == "Mine.\n"
+    assert "1 text files that are there stay as they are" in caplog.text
+
+
+def test_a_crash_is_no_failed_image(run, photos, monkeypatch, caplog):
+    def crash(*_):
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr("torchtune_qwen25vl.device._loading.load", crash)
+    assert run() == 2
+    assert "the device is gone" in caplog.text
+
+
 def test_a_place_that_cannot_be_is_a_failure(run, photos, tmp_path):
     (tmp_path / "mirror").write_text("a file")
     assert run(mirror_dir=str(tmp_path / "mirror")) == 1
@@ -158,13 +206,14 @@ def test_text_files_among_the_inputs_are_no_lists(run, photos):
     assert len(captions.rows(photos / "_captions")) == 4
 
 
-def test_a_dry_run_fetches_nothing(run, photos, monkeypatch, capsys, caplog):
+@pytest.mark.parametrize(("away", "said"), [(16 * 10**9, "16.00 GB of"), (None, "an unknown part")])
+def test_a_dry_run_fetches_nothing(run, photos, monkeypatch, capsys, caplog, away, said):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(device, "bytes_to_fetch", lambda *_: 16 * 10**9)
+    monkeypatch.setattr(device, "bytes_to_fetch", lambda *_: away)
     monkeypatch.setattr(device, "fetch", lambda *_, **__: pytest.fail("fetched"))
     os.rename(photos / "picture 000.png", os.fsencode(photos) + b"/caf\xe9.png")
     assert run(dry_run=True) == 0
-    assert "16.00 GB of" in caplog.text
+    assert said in caplog.text
     out = capsys.readouterr().out
     assert "4 to be captioned in" in out
     out.encode("utf-8")

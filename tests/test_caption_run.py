@@ -10,11 +10,12 @@ from pathlib import Path
 import captions
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torchtune.data import Message
 
 from torchtune_qwen25vl import Qwen25VLTransform, _cli, generate, load_pretrained, padded_collate
 from torchtune_qwen25vl._tokenizer import Qwen25VLTokenizer
-from torchtune_qwen25vl.captioning import claimed, main
+from torchtune_qwen25vl.captioning import claimed, main, read_settings
 from torchtune_qwen25vl.captioning._main import read_words
 from torchtune_qwen25vl.data import load_image
 
@@ -275,6 +276,14 @@ def test_nothing_behind_a_key_is_an_empty_text():
     assert (cfg.system_prompt, cfg.prefix, cfg.language) == ("", "", None)
 
 
+def test_on_and_off_are_words(model, photos):
+    cfg = OmegaConf.merge(captions.config(model, photos), OmegaConf.create("four_bit: off"))
+    assert cfg.four_bit is False
+    assert read_settings(cfg).four_bit == "off"
+    with pytest.raises(ValueError, match=r"inputs are paths, got \[1\]"):
+        read_settings(OmegaConf.merge(cfg, {"inputs": [1]}))
+
+
 def test_texts_are_taken_as_typed():
     typed = {
         "prefix": "Photo: ",
@@ -287,6 +296,11 @@ def test_texts_are_taken_as_typed():
     assert (cfg.inputs, cfg.dry_run, cfg.top_p) == (["a b"], True, 0.5)
     with pytest.raises(ValueError, match=r"top_k=\[1 is no value"):
         read_words(["photos", "top_k=[1"])
+    assert read_words(["inputs=2024 #1"]).inputs == "2024 #1"
+    assert read_words(["inputs=[a,b]"]).inputs == ["a", "b"]
+    for word in ("--output-dir", "--trigger"):
+        with pytest.raises(ValueError, match=f"{word} needs a value: write {word}=VALUE"):
+            read_words(["photos", word, "out"])
     with pytest.raises(ValueError, match="--config needs a YAML"):
         read_words(["photos", "--config", "/nowhere.yaml"])
 
@@ -305,6 +319,7 @@ def test_texts_are_taken_as_typed():
         ({"device": "cuda"}, "cannot use cuda"),
         ({"device": "gpu"}, "device is auto, cpu"),
         ({"batch_size": 0}, "batch_size is at least 1"),
+        ({"seconds_per_image": 0}, "seconds_per_image is more than 0"),
         ({"workers": -1}, "workers is at least 0"),
         ({"max_new_tokens": "many"}, "max_new_tokens is int | None, got 'many'"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),

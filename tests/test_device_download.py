@@ -99,6 +99,34 @@ def test_what_was_not_compared_is_compared_the_next_time(hub, fetch, monkeypatch
         fetch()
 
 
+def test_a_cache_that_may_only_be_read_will_do(hub, fetch, monkeypatch):
+    def refuse_in(place, call):
+        def refusing(path, *args, **options):
+            if place in str(path):
+                raise PermissionError(13, "read-only")
+            return call(path, *args, **options)
+
+        return refusing
+
+    path = _download.Path
+    monkeypatch.setattr(path, "touch", refuse_in("verified-", path.touch))
+    (fetch() / "tokenizer.json").resolve().write_bytes(b"x")
+    monkeypatch.setattr(path, "unlink", refuse_in("blobs", path.unlink))
+    with pytest.raises(ValueError, match=r"tokenizer.json .*: delete them from .*read-only"):
+        fetch()
+
+
+def test_a_file_of_somebody_behind_a_link_is_not_deleted(hub, fetch, tmp_path):
+    mine, link = tmp_path / "mine.json", fetch() / "tokenizer.json"
+    mine.write_bytes(b"mine")
+    link.unlink()
+    link.symlink_to(mine)
+    next(link.parents[2].glob("verified-*")).unlink()
+    with pytest.raises(ValueError, match="differed"):
+        fetch()
+    assert mine.read_bytes() == b"mine"
+
+
 def test_a_hub_that_is_gone_leaves_the_cache(hub, fetch, monkeypatch):
     folder = fetch()
     hub.endpoint = "http://127.0.0.1:9"

@@ -34,8 +34,9 @@ def main() -> None:
     try:
         tune.run(args)
     except ChildFailedError as error:  # each process has said what it had to say
-        _, failure = error.get_first_failure()
-        raise SystemExit(max(failure.exitcode, 1)) from error
+        codes = [failure.exitcode for failure in error.failures.values()]
+        # that of a signal as a shell says it
+        raise SystemExit(max(code if code > 0 else 128 - code for code in codes)) from error
 
 
 def add_to_registry() -> None:

@@ -56,8 +56,11 @@ def read_words(words: Sequence[str]) -> DictConfig:
     inputs = []
     for word in words:
         if word.startswith("--"):
-            name, _, value = word.removeprefix("--").partition("=")
-            _set(cfg, name.replace("-", "_"), value or "True")
+            name, equals, value = word.removeprefix("--").partition("=")
+            name = name.replace("-", "_")
+            if not equals and get_type_hints(Settings).get(name, bool) is not bool:
+                raise ValueError(f"{word} needs a value: write {word}=VALUE")
+            _set(cfg, name, value if equals else "True")
         elif _KEY_VALUE.match(word):
             _set(cfg, *word.split("=", 1))
         else:
@@ -70,12 +73,13 @@ def read_words(words: Sequence[str]) -> DictConfig:
 def _set(cfg: DictConfig, key: str, typed: str) -> None:
     kind = get_type_hints(Settings).get(key)
     value: Any = _plain(typed)
-    if kind is not str and str not in get_args(kind):
+    is_text = kind is str or str in get_args(kind) or (key == "inputs" and typed[:1] != "[")
+    if not is_text:
         try:
             value = OmegaConf.select(OmegaConf.from_dotlist([f"{key}={typed}"]), key)
         except yaml.YAMLError as error:
             raise ValueError(f"{key}={typed} is no value: {error}") from error
-    elif typed == "null":
+    elif typed == "null" and kind is not str:
         value = None
     OmegaConf.update(cfg, key, value)
 

@@ -1,5 +1,6 @@
 """What is to be done with each item, from what is on disk already."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -104,18 +105,23 @@ def make_plan(
         retry_failed: caption again what failed
 
     Raises:
-        ValueError: if an image inside a table cannot have a text file.
+        ValueError: if an image inside a table cannot have a text file, or images that have captions
+            would have one text file.
     """
     plan = Plan({item.name: item for item in items})
-    owners: dict[Path, str] = {}
+    owners = {Path(r.file): name for name, r in past.records.items() if r.file}
     for name, item in plan.items.items():
         problem = item.problem
         if not problem and "txt" in policy.formats:
-            plan.texts[name] = path = policy.text_files.path(item)
-            if (owner := owners.setdefault(path, name)) != name:
+            path = policy.text_files.path(item)
+            if (owner := owners.setdefault(path, name)) == name:
+                plan.texts[name] = path
+            else:
                 problem = f"its text file {path.name} is that of {Path(owner).name} too: {_APART}"
         record = past.records.get(name)
         if record is not None and not (retry_failed and record.state == "failed"):
+            if problem and record.state in policy.write_states:
+                raise ValueError(f"{printable(name)} has a caption, but {problem}")
             plan.settled[name] = record
             continue
         try:
@@ -148,20 +154,20 @@ def _existing(item: Item, text_file: Path | None, table: Mapping[str, str]) -> t
         return "", str(error)
 
 
-def moved(plan: Plan, policy: Policy) -> list[Record]:
-    """Records of captions that are to have a text file where there is none yet.
+def moved(plan: Plan, policy: Policy) -> tuple[list[Record], list[Record]]:
+    """Captions that are known and are to have a text file in another place, or under another name.
 
-    Since they were made another place, name or kind of output was asked for. A text file that is
-    there already is somebody's, and stays unless the policy is to overwrite.
+    Returns:
+        Their records with the new file, and those of them whose new file is there already: it is
+        somebody's, and stays unless the policy is to overwrite.
     """
-    records = []
+    found: tuple[list[Record], list[Record]] = ([], [])
     for record in plan.settled.values():
         file = _text_file(record, plan, policy)
-        if record.state in ("failed", "skipped") or file in ("", record.file):
-            continue
-        if policy.existing == "overwrite" or not Path(file).exists():
-            records.append(replace(record, file=file))
-    return records
+        if record.state not in ("failed", "skipped") and file not in ("", record.file):
+            stays = policy.existing != "overwrite" and os.path.lexists(file)
+            found[stays].append(replace(record, file=file))
+    return found
 
 
 def with_file(record: Record, plan: Plan, policy: Policy) -> Record:

@@ -1,6 +1,7 @@
 """The keys of the caption recipe, and what they say about prompts, captions and places."""
 
 import glob
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -75,8 +76,12 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.inputs:
             raise ValueError("inputs are missing: name a folder of images")
+        if wrong := [one for one in self._inputs if not isinstance(one, (str, os.PathLike))]:
+            raise ValueError(f"inputs are paths, got {wrong}: quote what looks like a number")
         if self.prompt is not None and self.prompt_file is not None:
             raise ValueError("give prompt or prompt_file, one of the two")
+        if self.seconds_per_image <= 0:
+            raise ValueError(f"seconds_per_image is more than 0, got {self.seconds_per_image}")
         for name, least in (("batch_size", 1), ("batch_tokens", 1), ("workers", 0)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"{name} is at least {least}, got {value}")
@@ -93,7 +98,11 @@ class Settings:
     @property
     def sources(self) -> list[str]:
         """The inputs, one or many."""
-        return [self.inputs] if isinstance(self.inputs, str) else list(map(str, self.inputs))
+        return list(map(str, self._inputs))
+
+    @property
+    def _inputs(self) -> list[Any]:
+        return list(self.inputs) if isinstance(self.inputs, (list, ListConfig)) else [self.inputs]
 
     @property
     def folder(self) -> Path:
@@ -135,7 +144,7 @@ class Settings:
 
     def policy(self) -> Policy:
         """What becomes of captions, old and new."""
-        mirror = None if self.mirror_dir is None else Path(self.mirror_dir).expanduser()
+        mirror = None if self.mirror_dir is None else Path(self.mirror_dir).expanduser().absolute()
         return Policy(
             list(self.outputs),
             TextFiles(mirror, self.text_naming),
@@ -159,13 +168,15 @@ def read_settings(cfg: DictConfig) -> Settings:
     """
     if unknown := sorted(set(map(str, cfg)) - set(Settings.__dataclass_fields__)):
         raise ValueError(f"unknown keys {unknown}; `caption --help` lists those there are")
-    kinds = get_type_hints(Settings)
-    for key in map(str, cfg):
-        if not _is_a(value := cfg[key], kinds[key]):
+    kinds, values = get_type_hints(Settings), {str(key): cfg[key] for key in cfg}
+    if isinstance(four_bit := values.get("four_bit"), bool):  # what YAML makes of on and off
+        values["four_bit"] = "on" if four_bit else "off"
+    for key, value in values.items():
+        if not _is_a(value, kinds[key]):
             raise ValueError(f"{key} is {_words(kinds[key])}, got {value!r}")
     try:
-        columns = Columns(**cfg.get("columns", {}))
-        return Settings(**{**{str(key): cfg[key] for key in cfg}, "columns": columns})
+        columns = Columns(**values.get("columns", {}))
+        return Settings(**{**values, "columns": columns})
     except TypeError as error:
         raise ValueError(f"a key is missing, or columns has another: {error}") from error
 

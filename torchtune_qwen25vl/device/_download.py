@@ -4,6 +4,7 @@ What is complete stays: a file that is on disk is not fetched twice. What is in 
 huggingface_hub begins a file anew when the program was stopped in it.
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -69,6 +70,7 @@ def fetch(
     cache_dir: str | os.PathLike[str] | None = None,
     endpoint: str | None = None,
     waits: tuple[float, ...] = WAITS,
+    compare: bool = True,
 ) -> Path:
     """The path of a model: its own, or where it lies once it has been fetched from the hub.
 
@@ -80,6 +82,7 @@ def fetch(
         cache_dir: see `cache_folder`
         endpoint: of the hub; huggingface_hub's own by default
         waits: seconds before each further attempt
+        compare: with the hub's checksums, unless that has been done
 
     Raises:
         ValueError: if it cannot be had, the disk is too small for it, or a file is not what the hub
@@ -98,12 +101,15 @@ def fetch(
         )
     folder = _tried(source, waits, lambda: _snapshot(source, cache, endpoint))
     verified = folder.parents[1] / f"verified-{folder.name}"
+    if not compare:
+        return folder
     if missing is None:
         logger.warning("%s is taken from %s, not compared with the hub's checksums", source, folder)
     elif missing or not verified.exists():
         logger.info("comparing %s with the hub's checksums", source)
         _tried(source, waits, lambda: _verify(source, folder, cache, endpoint))
-        verified.touch()
+        with contextlib.suppress(OSError):  # a cache that may only be read is compared each time
+            verified.touch()
     return folder
 
 
@@ -155,11 +161,16 @@ def _verify(source: str, folder: Path, cache: Path, endpoint: str | None) -> Non
         source, cache_dir=cache, revision=folder.name
     )
     damaged = [mismatch["path"] for mismatch in verification.mismatches]
-    for path in (folder / name for name in damaged):
-        path.resolve().unlink(missing_ok=True)  # a link's target would be taken for the file again
-        path.unlink(missing_ok=True)
-    if damaged:
-        raise ValueError(
-            f"{', '.join(damaged)} of {source} differed from the hub's checksums and are deleted: "
-            "start again to fetch them"
-        )
+    if not damaged:
+        return
+    remedy = "they are deleted, start again to fetch them"
+    try:
+        for path in (folder / name for name in damaged):
+            if (blob := path.resolve()).is_relative_to(folder.parents[1].resolve() / "blobs"):
+                blob.unlink(missing_ok=True)  # it would be taken for the file again
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        remedy = f"delete them from {folder} ({error})"
+    raise ValueError(
+        f"{', '.join(damaged)} of {source} differed from the hub's checksums: {remedy}"
+    )
