@@ -8,6 +8,7 @@ from torchtune import modules, training
 from training_samples import Transform, sample
 
 from parity.faults import FAULTS
+from torchtune_qwen25vl import _loss
 from torchtune_qwen25vl._model import TiedEmbedding
 from torchtune_qwen25vl.training import StepCollate, mean_loss, summed_loss, train_step
 
@@ -46,7 +47,9 @@ def gradients_of(model, these, **options):
 def plain_loss(model, batch):
     """All logits, mean over labels: what a plain loop computes."""
     inputs = {key: value for key, value in batch.items() if key != "labels"}
-    logits, labels = model(**inputs)[:, :-1], batch["labels"][:, 1:]
+    logits, labels = model(**inputs), batch["labels"]
+    if _loss.RECIPES_SHIFT_LABELS:
+        logits, labels = logits[:, :-1], labels[:, 1:]
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
 
 

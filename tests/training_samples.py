@@ -3,9 +3,11 @@
 import random
 
 import tiny
+import torch.nn.functional as F
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
 from parity.inputs import make_inputs
+from torchtune_qwen25vl import _loss
 
 KINDS = {
     "text": [6, 9],
@@ -27,12 +29,19 @@ class OtherTransform(Transform):
     """Another name in a YAML."""
 
 
+def from_dataset(labels):
+    """Labels [..., s] as a dataset of the installed torchtune hands them on: later ones shift."""
+    if _loss.RECIPES_SHIFT_LABELS:
+        return labels
+    return F.pad(labels[..., 1:], (0, 1), value=CROSS_ENTROPY_IGNORE_IDX)
+
+
 def sample(kind, seed):
-    """One sample as Qwen25VLTransform makes it."""
+    """One sample as a dataset makes it."""
     inputs = make_inputs([KINDS[kind]], tiny.IDS, seed=seed)
     made = {
         "tokens": inputs.tokens[0],
-        "labels": inputs.labels[0],
+        "labels": from_dataset(inputs.labels[0]),
         "mask": inputs.labels[0] == CROSS_ENTROPY_IGNORE_IDX,
         "input_pos": inputs.positions[0],
     }
