@@ -135,6 +135,17 @@ def test_what_is_done_survives_a_place_that_cannot_be(run, photos, tmp_path, cap
     assert captions.rows(photos / "_captions") == rows
 
 
+def test_a_row_that_is_damaged_later_keeps_its_caption(run, photos, tmp_path):
+    table = tmp_path / "table.jsonl"
+    rows = [f'{{"image": "{path}"}}' for path in sorted(photos.glob("*.png"))]
+    table.write_text("\n".join(rows) + "\n")
+    changes = {"output_dir": str(tmp_path / "out"), "outputs": ["txt", "jsonl"]}
+    assert run(table, **changes) == 0
+    table.write_text("\n".join([*rows[:3], '{"image": 3}']) + "\n")
+    assert run(table, **changes) == 1
+    assert sorted(captions.states(tmp_path / "out").values()).count("failed") == 1
+
+
 def test_a_text_file_that_is_there_stays_and_is_counted(run, photos, caplog, capsys):
     run(outputs=["jsonl"], existing="append")
     (photos / "picture 001.txt").write_text("Mine.\n")

@@ -111,19 +111,20 @@ def make_plan(
     plan = Plan({item.name: item for item in items})
     owners = {Path(r.file): name for name, r in past.records.items() if r.file}
     for name, item in plan.items.items():
-        problem = item.problem
-        if not problem and "txt" in policy.formats:
+        shared = ""
+        if not item.problem and "txt" in policy.formats:
             path = policy.text_files.path(item)
             if (owner := owners.setdefault(path, name)) == name:
                 plan.texts[name] = path
             else:
-                problem = f"its text file {path.name} is that of {Path(owner).name} too: {_APART}"
+                shared = f"its text file {path.name} is that of {Path(owner).name} too: {_APART}"
         record = past.records.get(name)
         if record is not None and not (retry_failed and record.state == "failed"):
-            if problem and record.state in policy.write_states:
-                raise ValueError(f"{printable(name)} has a caption, but {problem}")
+            if shared and record.state in policy.write_states:
+                raise ValueError(f"{printable(name)} has a caption, but {shared}")
             plan.settled[name] = record
             continue
+        problem = item.problem or shared
         try:
             plan.existing[name], unreadable = _existing(item, plan.texts.get(name), table)
         except OSError as error:
