@@ -126,6 +126,16 @@ def test_a_new_image_does_not_take_the_text_file_of_another(run, photos):
     assert texts(photos) == before
 
 
+def test_an_image_that_is_gone_keeps_no_text_file(run, photos):
+    """Saved anew as another kind of file, an image has the caption that it had."""
+    run()
+    before = texts(photos)
+    (photos / "picture 001.png").rename(photos / "picture 001.jpg")
+    assert run() == 0
+    assert captions.states(photos / "_captions")["picture 001.jpg"] == "skipped"
+    assert texts(photos) == before
+
+
 def test_what_is_done_survives_a_place_that_cannot_be(run, photos, tmp_path, caplog):
     run(outputs=["jsonl"])
     rows = captions.rows(photos / "_captions")

@@ -109,7 +109,8 @@ def make_plan(
             would have one text file.
     """
     plan = Plan({item.name: item for item in items})
-    owners = {Path(r.file): name for name, r in past.records.items() if r.file}
+    records = (past.records[name] for name in plan.items if name in past.records)
+    owners = {Path(record.file): record.name for record in records if record.file}
     for name, item in plan.items.items():
         shared = ""
         if not item.problem and "txt" in policy.formats:
