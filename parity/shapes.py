@@ -1,6 +1,5 @@
 """What the model of shapes_tiny learned: in numbers, and against transformers token for token."""
 
-import io
 import json
 import re
 from pathlib import Path
@@ -12,6 +11,7 @@ from PIL import Image
 from parity import reference
 from torchtune_qwen25vl import load_pretrained, shapes
 from torchtune_qwen25vl._files import write_file
+from torchtune_qwen25vl.data._statistics import png
 
 
 def report(folder: Path, seconds: float, *, pictures: int = 500) -> dict[str, float | bool]:
@@ -69,7 +69,7 @@ def draw_losses(logs: Path) -> bytes:
     axes.set(yscale="log", xlabel="step", ylabel="loss of a labelled token, nats")
     axes.grid(alpha=0.3)
     axes.legend()
-    return _png(figure, dpi=100)
+    return png(figure, dpi=100)
 
 
 def draw_captions(images: list[Image.Image], said: list[str], scenes: list[shapes.Scene]) -> bytes:
@@ -85,13 +85,7 @@ def draw_captions(images: list[Image.Image], said: list[str], scenes: list[shape
             fontsize=9,
         )
         axes.axis("off")
-    return _png(figure, dpi=80)
-
-
-def _png(figure: Figure, dpi: int) -> bytes:
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=dpi, format="png")
-    return drawn.getvalue()
+    return png(figure, dpi=80)
 
 
 def _theirs(folder: Path, images: list[Image.Image]) -> list[list[int]]:

@@ -183,14 +183,16 @@ class CaptionRecipe:
 
     def show_plan(self) -> int:
         """Say what would be done with every image."""
-        moves = {record.name: record for record in ours.moved(self.plan, self.policy)[0]}
+        moves = {record.name for record in ours.moved(self.plan, self.policy)[0]}
         for name in self.plan.items:
             record = self.plan.settled.get(name)
             file = self.plan.texts.get(name, self.output_dir)
             if name in moves:
-                print(ours.printable(f"{name}: has a caption, to be written to {file}"))
-                continue
-            word = f"{record.state}, {record.reason}" if record else f"to be captioned, {file}"
+                word = f"has a caption, to be written to {file}"
+            elif record:
+                word = f"{record.state}, {record.reason}"
+            else:
+                word = f"to be captioned, {file}"
             print(ours.printable(f"{name}: {word}"))
         states = Counter(record.state for record in self.plan.settled.values())
         pending, failed = len(self.plan.pending), states["failed"]

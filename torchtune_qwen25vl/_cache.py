@@ -53,9 +53,8 @@ def _attend(
         shared = q.flatten(1, 2).unflatten(1, (k.shape[1], -1))  # [b, n_kv, n_h / n_kv, h_d]
         out = F.scaled_dot_product_attention(shared, k, v, attn_mask=mask, dropout_p=dropout_p)
         return out.flatten(1, 2).unsqueeze(2)  # [b, n_h, 1, h_d]
-    if not (
-        shares := q.device.type == "cpu"
-    ):  # fused GPU kernels: shared heads or a mask, not both
+    shares = q.device.type == "cpu"
+    if not shares:  # the fused kernels of a GPU take shared heads or a mask, but not both
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout_p, enable_gqa=shares

@@ -55,7 +55,7 @@ def padded_collate(
     _refuse_context_parallel(cp_degree)
     rows = [_row(sample) for sample in batch]
     lengths = torch.tensor([len(row["tokens"]) for row in rows])  # [b]
-    width = _round_up(int(lengths.max()), pad_to_multiple_of)
+    width = round_up(int(lengths.max()), pad_to_multiple_of)
     fills = {"tokens": padding_idx, "labels": ignore_idx, "input_pos": 0}
     collated: dict[str, Any] = {
         name: torch.stack([_pad(row[name], width, fill, padding_side) for row in rows])
@@ -98,7 +98,7 @@ def packed_collate(
         row["labels"] = row["labels"].clone()
         row["labels"][0] = ignore_idx
     lengths = [len(row["tokens"]) for row in rows]
-    width = _round_up(sum(lengths), pad_to_multiple_of)
+    width = round_up(sum(lengths), pad_to_multiple_of)
     fills = {"tokens": padding_idx, "labels": ignore_idx, "input_pos": 0}
     collated: dict[str, Any] = {
         name: _pad(torch.cat([row[name] for row in rows]), width, fill, "right").unsqueeze(0)
@@ -145,7 +145,7 @@ def _pad(values: Tensor, width: int, fill: int, side: str) -> Tensor:
     return padded
 
 
-def _round_up(length: int, multiple: int) -> int:
+def round_up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 

@@ -22,6 +22,7 @@ from parity.trace import (
 )
 from torchtune_qwen25vl import _loss
 from torchtune_qwen25vl._model import Qwen25VL
+from torchtune_qwen25vl.training._step import output_weight
 
 # Every layout on the small models; one layout tells enough about depth, width and heavy tails.
 CASES = [
@@ -116,13 +117,7 @@ def loss_ours(model: Qwen25VL, inputs: Inputs) -> Tensor:
     is_labelled = labels != CROSS_ENTROPY_IGNORE_IDX
     model.skip_output_layer = True
     hidden = model(**inputs.ours, output_mask=is_labelled)  # [n, d]
-    weight = model.tok_embeddings.weight if is_tied(model) else model.output.weight
-    return _loss.linear_cross_entropy(hidden, weight, labels[is_labelled])
-
-
-def is_tied(model: Qwen25VL) -> bool:
-    """Whether the embedding is also the output projection."""
-    return "output.weight" not in model.state_dict()
+    return _loss.linear_cross_entropy(hidden, output_weight(model), labels[is_labelled])
 
 
 def measure_loss(setting: Setting) -> Iterator[Measurement]:

@@ -19,6 +19,7 @@ Writes a caption for every image of the inputs: folders, images, patterns, lists
 
 """
 CONFIG = RECIPES / "configs" / "caption.yaml"
+_KINDS = get_type_hints(Settings)
 _KEY_VALUE = re.compile(r"[a-z_]+(\.[a-z_]+)*=", re.IGNORECASE)
 
 
@@ -58,7 +59,7 @@ def read_words(words: Sequence[str]) -> DictConfig:
         if word.startswith("--"):
             name, equals, value = word.removeprefix("--").partition("=")
             name = name.replace("-", "_")
-            if not equals and get_type_hints(Settings).get(name, bool) is not bool:
+            if not equals and _KINDS.get(name, bool) is not bool:
                 raise ValueError(f"{word} needs a value: write {word}=VALUE")
             _set(cfg, name, value if equals else "True")
         elif _KEY_VALUE.match(word):
@@ -71,7 +72,7 @@ def read_words(words: Sequence[str]) -> DictConfig:
 
 
 def _set(cfg: DictConfig, key: str, typed: str) -> None:
-    kind = get_type_hints(Settings).get(key)
+    kind = _KINDS.get(key)
     value: Any = _plain(typed)
     is_text = kind is str or str in get_args(kind) or (key == "inputs" and typed[:1] != "[")
     if not is_text:

@@ -42,9 +42,14 @@ def histogram(rows: list[Sound], title: str) -> bytes:
                 float(np.mean(values)), color="#c0392b", label=f"mean {np.mean(values):.0f}"
             )
             axes.legend()
-    png = io.BytesIO()
-    figure.savefig(png, dpi=100, format="png")
-    return png.getvalue()
+    return png(figure, dpi=100)
+
+
+def png(figure: Figure, *, dpi: int) -> bytes:
+    """A figure as the content of a PNG file."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=dpi, format="png")
+    return drawn.getvalue()
 
 
 def _spread(values: list[int]) -> dict[str, float]:

@@ -100,9 +100,9 @@ def fetch(
             f"at {cache}: make room, or set QWEN_HOME to a folder on a larger disk"
         )
     folder = _tried(source, waits, lambda: _snapshot(source, cache, endpoint))
-    verified = folder.parents[1] / f"verified-{folder.name}"
     if not compare:
         return folder
+    verified = folder.parents[1] / f"verified-{folder.name}"
     if missing is None:
         logger.warning("%s is taken from %s, not compared with the hub's checksums", source, folder)
     elif missing or not verified.exists():

@@ -11,7 +11,7 @@ from torchtune import utils
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 from torchtune.modules.attention_utils import packed_block_causal_mask
 
-from torchtune_qwen25vl._collate import packed_collate, padded_collate
+from torchtune_qwen25vl._collate import packed_collate, padded_collate, round_up
 from torchtune_qwen25vl.training._step import count_labels, targets
 
 Batch = dict[str, Any]
@@ -71,7 +71,7 @@ class StepCollate:
         # Flex rows are all of one width. torchtune compiles flex attention for fixed shapes: each
         # other width would be compiled anew, and beyond torch's limit of 8 run as it is written,
         # holding [s, s] scores of every head.
-        width = -(-self.pack_to // FLEX_BLOCK) * FLEX_BLOCK if self.mask == "flex" else 1
+        width = round_up(self.pack_to, FLEX_BLOCK) if self.mask == "flex" else 1
         batch = packed_collate(
             samples,
             self.padding_idx,
