@@ -1,6 +1,6 @@
 """The corpus of conversations for the token stage, in the form transformers takes them.
 
-A conversation is hostile when its text names tokens; see `torchtune_qwen25vl._tokenizer`.
+A conversation is hostile when its text names tokens; see `torchtune_qwen25vl.transform._tokenizer`.
 """
 
 import functools

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from torchtune_qwen25vl import qwen2_5_vl_from_config, shapes, tune_to_hf
-from torchtune_qwen25vl._weight_files import write_weights
+from torchtune_qwen25vl.weights._safetensors import write_weights
 
 FIRST_WORD, FIRST_NAMED = 256, 359  # ids of the tiny vocabulary: before words come single bytes
 

@@ -13,7 +13,7 @@ from parity import reference
 from parity.faults import EDITS
 from parity.inputs import LAYOUTS, Inputs, make_inputs
 from torchtune_qwen25vl import hf_to_tune, qwen2_5_vl_from_config
-from torchtune_qwen25vl._model import Qwen25VL
+from torchtune_qwen25vl.model._decoder import Qwen25VL
 
 
 @dataclass

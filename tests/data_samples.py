@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from parity import vocabulary
-from torchtune_qwen25vl._transform import Qwen25VLTransform
+from torchtune_qwen25vl.transform._transform import Qwen25VLTransform
 
 SAYINGS = (
     "You are a helpful assistant. What is this? A red apple. Who are they? Describe this image.",

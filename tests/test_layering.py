@@ -10,28 +10,19 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "torchtune_qwen25vl"
 
-LEVEL_0 = {
-    *("_position_ids", "_image_transform", "_tokenizer", "_positional_embeddings"),
-    *(
-        "_convert_weights",
-        "_loss",
-        "_sampling",
-        "_cache",
-        "_linear",
-        "_weight_files",
-        "_pixel_limits",
-        "_files",
-    ),
-}
-ALLOWED = {
-    "_video_transform": {"_image_transform"},
-    "_transform": {
-        *("_image_transform", "_video_transform", "_tokenizer", "_position_ids"),
-        "_pixel_limits",
-    },
-    "_collate": {"_loss"},
-    "_generation": {"_cache", "_sampling"},
-    "_encoder": {"_position_ids", "_positional_embeddings"},
+LEVELS = (  # a file imports what lies on levels below its own, and what lies in its own room
+    {"_files", "_torchtune", "_position_ids", "media"},
+    {"transform", "model"},
+    {"generation", "weights"},
+    {"data", "device"},
+    {"jobs", "training"},
+    {"captioning", "hidden_states", "conditioning", "shapes"},
+    {"comfyui", "_cli"},
+)
+LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
+KNOWN = {  # to be mended
+    ("media", "transform"),
+    ("captioning", "_cli"),
 }
 
 
@@ -52,25 +43,46 @@ def files(folder):
     return sorted((ROOT / folder).rglob("*.py"))
 
 
+def room_of(path):
+    """The room of a file of the package; of a file of its root, the file's own name."""
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
 def ours(path):
-    """Private modules of the package's top level that a file imports."""
-    prefix = "torchtune_qwen25vl._"
-    return {name.split(".")[1] for name in imports(path) if name.startswith(prefix)}
+    """Modules of the package that a file imports, each as the parts of its name after ours."""
+    for name in imports(path):
+        root, *parts = name.split(".")
+        if root == "torchtune_qwen25vl" and parts:
+            yield parts
+
+
+IN_ROOMS = [path for path in files("torchtune_qwen25vl") if room_of(path) != "__init__"]
+
+
+@pytest.mark.parametrize("path", IN_ROOMS, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down_and_to_faces(path):
+    room = room_of(path)
+    for other, *inside in ours(path):
+        if other == room:
+            continue
+        assert (room, other) in KNOWN or LEVEL_OF[other] < LEVEL_OF[room], (
+            f"{room} (level {LEVEL_OF[room]}) imports {other} (level {LEVEL_OF[other]})"
+        )
+        private = [part for part in inside if part.startswith("_")]
+        assert not private, f"{path.name} looks into {other}: {'.'.join(inside)}"
+
+
+def test_every_room_has_a_level():
+    rooms = {room_of(path) for path in IN_ROOMS}
+    assert rooms <= set(LEVEL_OF), f"without a level: {rooms - set(LEVEL_OF)}"
 
 
 @pytest.mark.parametrize("path", files("torchtune_qwen25vl"), ids=lambda p: p.name)
 def test_the_package_imports_neither_parity_nor_transformers(path):
     roots = {name.split(".")[0] for name in imports(path)}
-    assert not roots & {"parity", "recipes", "tests", "transformers"}
-    assert ("torchvision" in roots) <= (path.name == "_image_transform.py")
-
-
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("_*.py")), ids=lambda p: p.name)
-def test_levels(path):
-    if path.stem in LEVEL_0:
-        assert ours(path) == set()
-    if path.stem in ALLOWED:
-        assert ours(path) <= ALLOWED[path.stem]
+    assert not roots & {"parity", "recipes", "tests", "transformers", "diffusers", "peft", "trl"}
+    assert ("torchvision" in roots) <= (room_of(path) == "transform")
 
 
 @pytest.mark.parametrize(
@@ -82,9 +94,11 @@ def test_only_the_reference_imports_transformers(path):
 
 
 @pytest.mark.parametrize("path", files("recipes"), ids=lambda p: p.name)
-def test_recipes_import_the_package_only(path):
+def test_recipes_import_faces_only(path):
     roots = {name.split(".")[0] for name in imports(path)}
     assert not roots & {"parity", "recipes", "tests"}
+    for parts in ours(path):
+        assert not any(part.startswith("_") for part in parts), ".".join(parts)
 
 
 def test_files_stay_readable():

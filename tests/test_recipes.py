@@ -19,7 +19,7 @@ from torchtune import config
 
 from parity import reference
 from torchtune_qwen25vl import load_pretrained
-from torchtune_qwen25vl._loss import RECIPES_SHIFT_LABELS
+from torchtune_qwen25vl._torchtune import RECIPES_SHIFT_LABELS
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "recipes/configs/qwen2_5_vl").glob("*.yaml"))

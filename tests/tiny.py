@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from parity.inputs import LAYOUTS, Inputs, make_inputs
-from torchtune_qwen25vl._component_builders import qwen2_5_vl
-from torchtune_qwen25vl._model import Qwen25VL
+from torchtune_qwen25vl.model._component_builders import qwen2_5_vl
+from torchtune_qwen25vl.model._decoder import Qwen25VL
 
 IDS = {
     "image_token_id": 1001,

@@ -13,14 +13,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from parity import vocabulary
-from torchtune_qwen25vl import (
-    Qwen25VLTransform,
-    padded_collate,
-    qwen2_5_vl_from_config,
-    tune_to_hf,
-)
-from torchtune_qwen25vl._weight_files import write_weights
+from torchtune_qwen25vl import Qwen25VLTransform, padded_collate, qwen2_5_vl_from_config, tune_to_hf
 from torchtune_qwen25vl.data import llava_dataset
+from torchtune_qwen25vl.weights._safetensors import write_weights
 
 COLOURS = ("red", "green", "blue", "yellow")
 SIZES = ((84, 56), (56, 112), (70, 98), (140, 84))  # width, height in pixels

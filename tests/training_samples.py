@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
 from parity.inputs import make_inputs
-from torchtune_qwen25vl import _loss
+from torchtune_qwen25vl import _torchtune
 
 KINDS = {
     "text": [6, 9],
@@ -31,7 +31,7 @@ class OtherTransform(Transform):
 
 def from_dataset(labels):
     """Labels [..., s] as a dataset of the installed torchtune hands them on: later ones shift."""
-    if _loss.RECIPES_SHIFT_LABELS:
+    if _torchtune.RECIPES_SHIFT_LABELS:
         return labels
     return F.pad(labels[..., 1:], (0, 1), value=CROSS_ENTROPY_IGNORE_IDX)
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from parity.faults._fault import Fault, patched
-from torchtune_qwen25vl import _collate, _generation
+from torchtune_qwen25vl.generation import _generate
+from torchtune_qwen25vl.transform import _collate
 
 
 def _cache_index(right: Callable) -> Callable:
@@ -40,10 +41,10 @@ def _running_positions(right: Callable) -> Callable:
 
 FAULTS: dict[str, Fault] = {
     "decoding from the cache index": patched(
-        _generation, "decode_one_token", _cache_index, "greedy tokens"
+        _generate, "decode_one_token", _cache_index, "greedy tokens"
     ),
     "padding attended to while decoding": patched(
-        _generation, "decode_one_token", _attend_padding, "greedy tokens"
+        _generate, "decode_one_token", _attend_padding, "greedy tokens"
     ),
     "packed samples see each other": patched(_collate, "_block_causal_mask", _one_block, "packed"),
     "packed positions run on": patched(_collate, "packed_collate", _running_positions, "packed"),

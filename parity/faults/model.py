@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parity.faults._fault import Fault, edited, patched, swap
-from torchtune_qwen25vl import _encoder, _loss
-from torchtune_qwen25vl._encoder import PatchEmbed, PatchMerger, VisionEncoder
-from torchtune_qwen25vl._positional_embeddings import MultimodalRotaryEmbedding, _rotation
+from torchtune_qwen25vl.model import _encoder
+from torchtune_qwen25vl.model._encoder import PatchEmbed, PatchMerger, VisionEncoder
+from torchtune_qwen25vl.model._positional_embeddings import MultimodalRotaryEmbedding, _rotation
+from torchtune_qwen25vl.training import _step
 
 
 def _flip_positions(right: Callable) -> Callable:
@@ -210,5 +211,5 @@ FAULTS: dict[str, Fault] = {
     "attention not causal": edited(_not_causal, "decoder layers"),
     "untied head": edited(_untie, "logits"),
     "gradient of the encoder cut": patched(VisionEncoder, "forward", _cut_gradient, "gradients"),
-    "labels shifted twice": patched(_loss, "linear_cross_entropy", _shift_again, "loss"),
+    "labels shifted twice": patched(_step, "linear_cross_entropy", _shift_again, "loss"),
 }

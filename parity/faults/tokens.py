@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from parity.faults._fault import Fault, patched
-from torchtune_qwen25vl._tokenizer import Piece, Qwen25VLTokenizer
+from torchtune_qwen25vl.transform._tokenizer import Piece, Qwen25VLTokenizer
 
 
 def _names_become_tokens(right: Callable) -> Callable:

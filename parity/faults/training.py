@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from parity.faults._fault import Fault, patched
-from torchtune_qwen25vl import _component_builders
+from torchtune_qwen25vl.model import _component_builders
 from torchtune_qwen25vl.training import _batches
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from parity.faults._fault import Fault, patched
-from torchtune_qwen25vl import _convert_weights
+from torchtune_qwen25vl.weights import _names
 
 
 def _exchange_two(right: Callable) -> Callable:
@@ -11,5 +11,5 @@ def _exchange_two(right: Callable) -> Callable:
 
 
 FAULTS: dict[str, Fault] = {
-    "q and k exchanged on saving": patched(_convert_weights, "_join", _exchange_two, "weights"),
+    "q and k exchanged on saving": patched(_names, "_join", _exchange_two, "weights"),
 }

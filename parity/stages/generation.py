@@ -12,7 +12,8 @@ from parity.inputs import LAYOUTS, make_inputs
 from parity.stages._stage import Measurement, Setting, Stage, max_error
 from parity.stages.model import cases
 from parity.trace import inputs_for, ours_like, trace_theirs
-from torchtune_qwen25vl import _collate, _generation
+from torchtune_qwen25vl.generation import _generate
+from torchtune_qwen25vl.transform import _collate
 
 NEW_TOKENS = 64
 SEEDS = 20
@@ -28,10 +29,10 @@ def measure_greedy(setting: Setting) -> Iterator[Measurement]:
         for layout in ("mixed batch", "image and video"):
             inputs = make_inputs(LAYOUTS[layout], ids, seed=seed).to(setting.device).padded_left()
             their_tokens = reference.greedy(theirs, inputs, NEW_TOKENS)
-            batch = _generation.generate(model, inputs.ours, max_new_tokens=NEW_TOKENS).tokens
+            batch = _generate.generate(model, inputs.ours, max_new_tokens=NEW_TOKENS).tokens
             yield Measurement(f"{layout}, seed {seed}", float((batch != their_tokens).sum()))
             for index in range(len(batch)):
-                alone = _generation.generate(
+                alone = _generate.generate(
                     model, inputs.row(index).ours, max_new_tokens=NEW_TOKENS
                 ).tokens
                 wrong = float((alone != batch[index]).sum())

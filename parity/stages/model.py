@@ -20,8 +20,8 @@ from parity.trace import (
     trace_ours,
     trace_theirs,
 )
-from torchtune_qwen25vl import _loss
-from torchtune_qwen25vl._model import Qwen25VL
+from torchtune_qwen25vl.model._decoder import Qwen25VL
+from torchtune_qwen25vl.training import _step
 from torchtune_qwen25vl.training._step import output_weight
 
 # Every layout on the small models; one layout tells enough about depth, width and heavy tails.
@@ -117,7 +117,7 @@ def loss_ours(model: Qwen25VL, inputs: Inputs) -> Tensor:
     is_labelled = labels != CROSS_ENTROPY_IGNORE_IDX
     model.skip_output_layer = True
     hidden = model(**inputs.ours, output_mask=is_labelled)  # [n, d]
-    return _loss.linear_cross_entropy(hidden, output_weight(model), labels[is_labelled])
+    return _step.linear_cross_entropy(hidden, output_weight(model), labels[is_labelled])
 
 
 def measure_loss(setting: Setting) -> Iterator[Measurement]:

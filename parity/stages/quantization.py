@@ -14,8 +14,8 @@ from parity import photos
 from parity.random_folder import write_random
 from parity.stages._stage import Measurement, Setting, Stage
 from torchtune_qwen25vl import Qwen25VLTransform, device, padded_collate
-from torchtune_qwen25vl._model import Qwen25VL
-from torchtune_qwen25vl._weight_files import find_weights
+from torchtune_qwen25vl.model._decoder import Qwen25VL
+from torchtune_qwen25vl.weights._safetensors import find_weights
 
 MORE = 1.25  # measured on random weights: 0.99 to 1.00
 BLOCKS = {  # layers that are whole blocks of NF4, 64 * 256 weights

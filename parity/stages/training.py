@@ -13,8 +13,7 @@ from parity import reference
 from parity.inputs import Inputs, make_inputs
 from parity.stages._stage import Measurement, Setting, Stage, max_error, relative_frobenius
 from torchtune_qwen25vl import hf_to_tune, qwen2_5_vl_from_config
-from torchtune_qwen25vl._convert_weights import tune_to_peft
-from torchtune_qwen25vl._model import Qwen25VL
+from torchtune_qwen25vl.model._decoder import Qwen25VL
 from torchtune_qwen25vl.training import (
     GradientCheck,
     Part,
@@ -24,6 +23,7 @@ from torchtune_qwen25vl.training import (
     trained_names,
     tuning,
 )
+from torchtune_qwen25vl.weights._names import tune_to_peft
 
 MODEL = "tiny"
 STEPS = 20

@@ -8,12 +8,11 @@ from typing import Any, Literal
 
 import torch
 
-from torchtune_qwen25vl._collate import padded_collate
-from torchtune_qwen25vl._generation import generate
-from torchtune_qwen25vl._model import Qwen25VL
-from torchtune_qwen25vl._transform import Qwen25VLTransform
 from torchtune_qwen25vl.captioning._prompts import Preset
 from torchtune_qwen25vl.device import is_out_of_memory, release_cache
+from torchtune_qwen25vl.generation import generate
+from torchtune_qwen25vl.model import Qwen25VL
+from torchtune_qwen25vl.transform import Qwen25VLTransform, padded_collate
 
 logger = logging.getLogger(__name__)
 

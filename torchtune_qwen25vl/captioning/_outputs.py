@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from torchtune_qwen25vl._files import write_file
-from torchtune_qwen25vl.captioning._items import Item
-from torchtune_qwen25vl.captioning._journal import Record
 from torchtune_qwen25vl.captioning._prompts import printable
+from torchtune_qwen25vl.jobs import Item, Record
 
 Existing = Literal["skip", "overwrite", "append", "prepend"]
 EXISTING = ("skip", "overwrite", "append", "prepend")

@@ -5,8 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from torchtune_qwen25vl.captioning._items import Item
-from torchtune_qwen25vl.captioning._journal import Past, Record, State
 from torchtune_qwen25vl.captioning._outputs import (
     EXISTING,
     FORMATS,
@@ -17,6 +15,7 @@ from torchtune_qwen25vl.captioning._outputs import (
     write_text,
 )
 from torchtune_qwen25vl.captioning._prompts import printable
+from torchtune_qwen25vl.jobs import Item, Past, Record, State
 
 _APART = "set text_naming=full, or give them mirror folders of their own; then retry_failed=True"
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torchtune_qwen25vl.captioning._items import Item
+from torchtune_qwen25vl.jobs import Item
 
 VARIABLES = ("name", "directory", "tags", "caption")
 

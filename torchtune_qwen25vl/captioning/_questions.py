@@ -7,13 +7,19 @@ from typing import Any
 
 from torchtune.data import Message
 
-from torchtune_qwen25vl._image_transform import Qwen25VLImageTransform
-from torchtune_qwen25vl._transform import Qwen25VLTransform
 from torchtune_qwen25vl.captioning._answers import Question
-from torchtune_qwen25vl.captioning._images import count_tokens, read_pixels, read_task
-from torchtune_qwen25vl.captioning._items import Item
 from torchtune_qwen25vl.captioning._prompts import Wording, variables_of
-from torchtune_qwen25vl.captioning._workers import Outcome, Task, Workers, attempt
+from torchtune_qwen25vl.jobs import (
+    Item,
+    Outcome,
+    Task,
+    Workers,
+    attempt,
+    count_tokens,
+    read_pixels,
+    read_task,
+)
+from torchtune_qwen25vl.transform import Qwen25VLImageTransform, Qwen25VLTransform
 
 ANY_SIZE = 1 << 60  # pixels
 

@@ -10,11 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from torchtune_qwen25vl._files import write_file
-from torchtune_qwen25vl.captioning._images import read_task, read_thumbnail
-from torchtune_qwen25vl.captioning._items import Item
-from torchtune_qwen25vl.captioning._journal import Record
 from torchtune_qwen25vl.captioning._outputs import as_row
-from torchtune_qwen25vl.captioning._workers import Outcome, Workers
+from torchtune_qwen25vl.jobs import Item, Outcome, Record, Workers, read_task, read_thumbnail
 
 PAGE = Path(__file__).with_name("review.html")
 MARK = "<!-- rows -->"

@@ -8,11 +8,11 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from omegaconf import DictConfig, ListConfig
 
-from torchtune_qwen25vl._sampling import Sampling, check_options
-from torchtune_qwen25vl.captioning._items import Columns
 from torchtune_qwen25vl.captioning._outputs import Existing, TextFiles
 from torchtune_qwen25vl.captioning._plan import Policy
 from torchtune_qwen25vl.captioning._prompts import Preset, Wording, read_preset
+from torchtune_qwen25vl.generation import Sampling, check_options
+from torchtune_qwen25vl.jobs import Columns
 
 # Captions depend on these: a journal in which they differ belongs to another run
 DECISIVE = (

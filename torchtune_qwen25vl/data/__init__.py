@@ -25,9 +25,8 @@ from torchtune_qwen25vl.data._builders import (
     swift_dataset,
 )
 from torchtune_qwen25vl.data._dataset import SampleDataset
-from torchtune_qwen25vl.data._images import as_seen, load_image
 from torchtune_qwen25vl.data._options import Options
-from torchtune_qwen25vl.data._videos import load_video
+from torchtune_qwen25vl.media import as_seen, load_image, load_video
 
 __all__ = [
     "Options",

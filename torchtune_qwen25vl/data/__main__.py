@@ -15,12 +15,11 @@ from torchtune import config
 from torchtune.config._utils import _merge_yaml_and_cli_args
 
 from torchtune_qwen25vl._files import write_file
-from torchtune_qwen25vl._tokenizer import PLACEHOLDERS
-from torchtune_qwen25vl._transform import Qwen25VLTransform
 from torchtune_qwen25vl.data._check import Bad, Sound, check_rows
 from torchtune_qwen25vl.data._dataset import SampleDataset
 from torchtune_qwen25vl.data._preview import preview
 from torchtune_qwen25vl.data._statistics import histogram, summary
+from torchtune_qwen25vl.transform import PLACEHOLDERS, Qwen25VLTransform
 
 SHOWN = 20  # bad rows that are printed
 DESCRIPTION = """\

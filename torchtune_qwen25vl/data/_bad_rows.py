@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torchtune_qwen25vl.data._rows import Rows
+from torchtune_qwen25vl.media import Rows
 
 
 def read_bad_rows(report: str, source: str, rows: Rows) -> tuple[int, ...]:

@@ -9,7 +9,6 @@ The source says where rows are stored (see `open_rows`), the builder how one is 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torchtune_qwen25vl._transform import Qwen25VLTransform
 from torchtune_qwen25vl.data._captions import (
     PROMPT,
     CaptionParser,
@@ -22,8 +21,9 @@ from torchtune_qwen25vl.data._dataset import SampleDataset, sample_dataset
 from torchtune_qwen25vl.data._llava import parse_llava
 from torchtune_qwen25vl.data._options import OPTIONS
 from torchtune_qwen25vl.data._parts import parse_hf, parse_openai
-from torchtune_qwen25vl.data._rows import Rows, open_rows
 from torchtune_qwen25vl.data._sharegpt import sharegpt_parser, swift_parser
+from torchtune_qwen25vl.media import Rows, open_rows
+from torchtune_qwen25vl.transform import Qwen25VLTransform
 
 
 def llava_dataset(

@@ -13,10 +13,9 @@ import numpy as np
 
 from torchtune_qwen25vl.data._conversation import Conversation, Turn
 from torchtune_qwen25vl.data._parse import listed, required
-from torchtune_qwen25vl.data._rows import EXTRA_FIELDS, JsonRows, Rows, json_texts
+from torchtune_qwen25vl.media import EXTRA_FIELDS, SUFFIXES, JsonRows, Rows, json_texts
 
 PROMPT = "Describe this image."
-SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 from tqdm import tqdm
 
-from torchtune_qwen25vl._transform import SkipSample
 from torchtune_qwen25vl.data._dataset import SampleDataset
+from torchtune_qwen25vl.transform import SkipSample
 
 PATCH_PIXELS = 14 * 14
 PATCHES_PER_TOKEN = 4  # two by two patches become one placeholder

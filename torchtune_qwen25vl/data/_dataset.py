@@ -15,12 +15,12 @@ from torch.utils.data import Dataset
 from torchtune.datasets._sft import SFTTransform
 from torchtune.utils import get_logger, log_rank_zero
 
-from torchtune_qwen25vl._transform import Qwen25VLTransform, SkipSample
 from torchtune_qwen25vl.data._bad_rows import read_bad_rows
 from torchtune_qwen25vl.data._conversation import Conversation
 from torchtune_qwen25vl.data._options import Options
 from torchtune_qwen25vl.data._reader import Reader
-from torchtune_qwen25vl.data._rows import Rows
+from torchtune_qwen25vl.media import Rows
+from torchtune_qwen25vl.transform import Qwen25VLTransform, SkipSample
 
 
 class SampleDataset(Dataset):

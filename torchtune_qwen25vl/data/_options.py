@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from torchtune_qwen25vl.data._images import PIXEL_LIMIT
+from torchtune_qwen25vl.media import PIXEL_LIMIT
 
 
 @dataclass(frozen=True)

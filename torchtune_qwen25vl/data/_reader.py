@@ -5,13 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torchtune_qwen25vl._image_transform import resized, smart_resize
 from torchtune_qwen25vl.data._boxes import Size, move_boxes, name_objects
 from torchtune_qwen25vl.data._conversation import Conversation, Turn, to_messages
-from torchtune_qwen25vl.data._images import load_image
 from torchtune_qwen25vl.data._options import Options
 from torchtune_qwen25vl.data._places import fill_places
-from torchtune_qwen25vl.data._videos import SAMPLING, load_video, resampled_rate
+from torchtune_qwen25vl.media import SAMPLING, load_image, load_video, resampled_rate
+from torchtune_qwen25vl.transform import resized, smart_resize
 
 LIMITS = ("min_pixels", "max_pixels")
 

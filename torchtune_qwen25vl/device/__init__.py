@@ -1,7 +1,6 @@
 """Where and how a model runs: chosen by asking torch, checked before anything is loaded."""
 
 from torchtune_qwen25vl.device._choice import Choice, attention_kernels, choose
-from torchtune_qwen25vl.device._download import bytes_to_fetch, fetch
 from torchtune_qwen25vl.device._loading import LoadedModel, load, switch_model
 from torchtune_qwen25vl.device._machine import Machine, look
 from torchtune_qwen25vl.device._memory import (
@@ -13,12 +12,8 @@ from torchtune_qwen25vl.device._memory import (
     token_budget,
     weights_bytes,
 )
-from torchtune_qwen25vl.device._preflight import (
-    Check,
-    Load,
-    Preflight,
-    check_model,
-)
+from torchtune_qwen25vl.device._preflight import Check, Load, Preflight, check_model
+from torchtune_qwen25vl.weights import bytes_to_fetch, fetch
 
 __all__ = [
     "MOST_PIXELS",

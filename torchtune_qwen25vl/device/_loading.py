@@ -14,13 +14,11 @@ from torch import Tensor, nn
 from torchtune.modules.low_precision import FrozenNF4Linear
 from torchtune.modules.low_precision.nf4_linear import to_nf4  # torchao moved it
 
-from torchtune_qwen25vl._model import Qwen25VL
-from torchtune_qwen25vl._model_builders import qwen2_5_vl_from_config
-from torchtune_qwen25vl._pretrained import Checkpoint, load_pretrained
-from torchtune_qwen25vl._transform import Qwen25VLTransform
-from torchtune_qwen25vl._weight_files import find_weights
 from torchtune_qwen25vl.device._choice import Choice
 from torchtune_qwen25vl.device._memory import release_cache
+from torchtune_qwen25vl.model import Qwen25VL, qwen2_5_vl_from_config
+from torchtune_qwen25vl.transform import Qwen25VLTransform
+from torchtune_qwen25vl.weights import Checkpoint, find_weights, load_pretrained
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from torchtune_qwen25vl._model import Qwen25VL
+from torchtune_qwen25vl.model import Qwen25VL
 
 TOKEN_PIXELS = 28 * 28  # a token of an image stands for 784 pixels
 PATCHES = 4  # that become one token

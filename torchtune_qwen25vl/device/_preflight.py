@@ -7,9 +7,6 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torchtune_qwen25vl._pretrained import Checkpoint
-from torchtune_qwen25vl._transform import Qwen25VLTransform
-from torchtune_qwen25vl._weight_files import find_weights
 from torchtune_qwen25vl.device._choice import Choice, choose, downgrades
 from torchtune_qwen25vl.device._machine import Machine
 from torchtune_qwen25vl.device._memory import (
@@ -20,6 +17,8 @@ from torchtune_qwen25vl.device._memory import (
     token_budget,
     weights_bytes,
 )
+from torchtune_qwen25vl.transform import Qwen25VLTransform
+from torchtune_qwen25vl.weights import Checkpoint, find_weights
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ captions of held-out pictures get right, and whether transformers gives the same
 
 from pathlib import Path
 
-from torchtune_qwen25vl._transform import Qwen25VLTransform
 from torchtune_qwen25vl.shapes._captions import (
     blank,
     caption,
@@ -18,6 +17,7 @@ from torchtune_qwen25vl.shapes._captions import (
 )
 from torchtune_qwen25vl.shapes._dataset import QUESTION, ShapesDataset, caption_messages
 from torchtune_qwen25vl.shapes._scenes import Scene, draw, random_scene, score
+from torchtune_qwen25vl.transform import Qwen25VLTransform
 
 
 def tiny_folder() -> str:

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from torchtune_qwen25vl._collate import padded_collate
-from torchtune_qwen25vl._generation import generate
-from torchtune_qwen25vl._model import Qwen25VL
-from torchtune_qwen25vl._transform import Qwen25VLTransform
+from torchtune_qwen25vl.generation import generate
+from torchtune_qwen25vl.model import Qwen25VL
 from torchtune_qwen25vl.shapes._dataset import caption_messages
 from torchtune_qwen25vl.shapes._scenes import Scene, draw, random_scene, score
+from torchtune_qwen25vl.transform import Qwen25VLTransform, padded_collate
 
 HELD_OUT_SEED = 1_000_003
 MAX_NEW_TOKENS = 24

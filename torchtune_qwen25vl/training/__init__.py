@@ -1,12 +1,6 @@
 """What a training loop needs beside the model: batches, steps, parts, speed, checkpoints."""
 
-from torchtune_qwen25vl._weight_files import find_weights
-from torchtune_qwen25vl.training._batches import (
-    StepBatches,
-    StepCollate,
-    equal_numbers,
-    to_device,
-)
+from torchtune_qwen25vl.training._batches import StepBatches, StepCollate, equal_numbers, to_device
 from torchtune_qwen25vl.training._model import gather_weights, make_model, save_adapter, save_model
 from torchtune_qwen25vl.training._muon import MuonAdamW
 from torchtune_qwen25vl.training._packed_attention import attend_by_sample
@@ -29,6 +23,7 @@ from torchtune_qwen25vl.training._settings import check_component, check_setting
 from torchtune_qwen25vl.training._state import last_checkpoint, load_step, save_step, set_aside
 from torchtune_qwen25vl.training._step import StepResult, mean_loss, summed_loss, train_step
 from torchtune_qwen25vl.training._throughput import Throughput
+from torchtune_qwen25vl.weights import find_weights
 
 __all__ = [
     "GradientCheck",

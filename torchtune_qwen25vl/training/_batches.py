@@ -11,8 +11,9 @@ from torchtune import utils
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 from torchtune.modules.attention_utils import packed_block_causal_mask
 
-from torchtune_qwen25vl._collate import packed_collate, padded_collate, round_up
-from torchtune_qwen25vl.training._step import count_labels, targets
+from torchtune_qwen25vl._torchtune import targets
+from torchtune_qwen25vl.training._step import count_labels
+from torchtune_qwen25vl.transform import packed_collate, padded_collate, round_up
 
 Batch = dict[str, Any]
 Mask = Literal["dense", "lengths", "flex"]

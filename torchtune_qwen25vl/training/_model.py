@@ -12,13 +12,17 @@ from torch import Tensor, nn
 from torchtune import modules, training, utils
 from torchtune.modules.peft import get_merged_lora_ckpt
 
-from torchtune_qwen25vl._convert_weights import tune_to_hf, tune_to_peft
-from torchtune_qwen25vl._model import Qwen25VL
-from torchtune_qwen25vl._model_builders import qwen2_5_vl_from_config
-from torchtune_qwen25vl._pixel_limits import write_pixel_limits
-from torchtune_qwen25vl._pretrained import Checkpoint
-from torchtune_qwen25vl._weight_files import copy_settings, replacing_folder, write_weights
+from torchtune_qwen25vl.model import Qwen25VL, qwen2_5_vl_from_config
 from torchtune_qwen25vl.training._packed_attention import attend_by_sample
+from torchtune_qwen25vl.transform import write_pixel_limits
+from torchtune_qwen25vl.weights import (
+    Checkpoint,
+    copy_settings,
+    replacing_folder,
+    tune_to_hf,
+    tune_to_peft,
+    write_weights,
+)
 
 EMBEDDING, OUTPUT = "tok_embeddings.weight", "output.weight"
 INITIAL_STD = 0.02  # of a model trained from nothing whose config has no initializer_range

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchtune_qwen25vl._model import Qwen25VL
+from torchtune_qwen25vl.model import Qwen25VL
 
 
 def attend_by_sample(model: Qwen25VL) -> None:

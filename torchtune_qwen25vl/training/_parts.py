@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from torchtune_qwen25vl._component_builders import part_of
-from torchtune_qwen25vl._linear import Tuning
+from torchtune_qwen25vl.model import Tuning, part_of
 
 PARTS = ("vision", "merger", "decoder")
 Training = Literal["frozen", "full", "lora", "dora", "qlora"]

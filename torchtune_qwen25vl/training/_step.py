@@ -11,14 +11,13 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchtune import utils
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
-from torchtune_qwen25vl import _loss
-from torchtune_qwen25vl._model import Qwen25VL
+from torchtune_qwen25vl._torchtune import targets
+from torchtune_qwen25vl.model import Qwen25VL, linear_cross_entropy
 from torchtune_qwen25vl.training._parts import GradientCheck
 
 Kernel = Literal["torch", "liger"]
@@ -37,13 +36,6 @@ class StepResult:
     loss: float
     labels: int
     grad_norm: float
-
-
-def targets(labels: Tensor) -> Tensor:
-    """What each position is to predict, [b, s], from the labels that the collate gives."""
-    if not _loss.RECIPES_SHIFT_LABELS:
-        return labels
-    return F.pad(labels[:, 1:], (0, 1), value=CROSS_ENTROPY_IGNORE_IDX)
 
 
 def summed_loss(
@@ -66,7 +58,7 @@ def summed_loss(
     finally:
         model.skip_output_layer = model.tok_embeddings.adds_gradient = False
     labels = wanted[is_labelled]  # [n]
-    mean = _loss.linear_cross_entropy(
+    mean = linear_cross_entropy(
         hidden, output_weight(model), labels, chunk_rows=chunk_rows, kernel=kernel
     )
     return mean * len(labels)

@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torchtune import training, utils
 
-from torchtune_qwen25vl._component_builders import part_of
-from torchtune_qwen25vl._model import Qwen25VL
 from torchtune_qwen25vl._position_ids import frame_lengths, window_order
+from torchtune_qwen25vl.model import Qwen25VL, part_of
 from torchtune_qwen25vl.training._batches import StepBatches
 from torchtune_qwen25vl.training._parts import PARTS, parameters_of
 from torchtune_qwen25vl.training._step import output_weight, over_ranks

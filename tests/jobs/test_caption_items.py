@@ -1,0 +1,209 @@
+"""Inputs to items, and items to a plan."""
+
+import csv
+import json
+import os
+
+import captions
+import datasets
+import pytest
+from PIL import Image
+
+from torchtune_qwen25vl.captioning import (
+    Columns,
+    Past,
+    Policy,
+    Record,
+    TextFiles,
+    find_items,
+    make_plan,
+)
+from torchtune_qwen25vl.data import load_image
+from torchtune_qwen25vl.jobs._batches import plan_batches
+from torchtune_qwen25vl.jobs._images import count_tokens
+
+
+def find(*inputs, **options):
+    return find_items(list(map(str, inputs)), columns=Columns(), **options)
+
+
+def names(items, root):
+    return [os.path.relpath(item.name, root) for item in items]
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A folder of files that look like images, in folders, with other things between them."""
+    for name in ("b.JPG", "a.png", "a.txt", "notes.md", "z/c.webp", "m/n/d.avif", "m/e.tiff"):
+        path = tmp_path / "tree" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return tmp_path / "tree"
+
+
+def test_folders_in_order_of_names(tree):
+    expected = ["a.png", "b.JPG", "m/e.tiff", "m/n/d.avif", "z/c.webp"]
+    assert names(find(tree), tree) == expected
+    assert names(find(tree, recursive=False), tree) == expected[:2]
+
+
+def test_inputs_in_their_order_and_nothing_twice(tree):
+    found = find(tree / "z", tree / "b.JPG", tree)
+    assert names(found, tree) == ["z/c.webp", "b.JPG", "a.png", "m/e.tiff", "m/n/d.avif"]
+
+
+def test_patterns(tree):
+    assert names(find(tree / "*.png"), tree) == ["a.png"]
+    assert names(find(tree / "**" / "*"), tree) == names(find(tree / "**"), tree)
+    assert find(tree / "m" / "**")[0].root == tree / "m"
+    (tree / "odd [1].png").write_bytes(b"")
+    assert names(find(tree / "odd [1].png"), tree) == ["odd [1].png"]
+
+
+def test_links_to_folders_are_followed_and_circles_end(tree, tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "f.png").write_bytes(b"")
+    (tree / "link").symlink_to(tmp_path / "outside")
+    (tree / "circle").symlink_to(tree)
+    assert names(find(tree), tree).count("link/f.png") == 1
+    assert len(find(tree)) == 6
+
+
+def test_lists_are_relative_to_themselves_and_may_hold_any_bytes(tree):
+    path = tree / "list.txt"
+    path.write_bytes(b"\xef\xbb\xbfz/c.webp\r\n\n  a.png \n/abs/x.png\ncaf\xe9.png")
+    found = find(path)
+    assert names(found[:2], tree) == ["z/c.webp", "a.png"]
+    assert found[2].name == "/abs/x.png"
+    assert os.fsencode(found[3].name).endswith(b"/caf\xe9.png")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".json"])
+def test_tables(tree, suffix):
+    rows = [{"image": "a.png", "tags": "x, y", "caption": "Old."}, {"image": "z/c.webp"}]
+    path = tree / f"table{suffix}"
+    if suffix == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["image", "tags", "caption"])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        lines = map(json.dumps, rows)
+        path.write_text("\n".join(lines) if suffix == ".jsonl" else f"[{','.join(lines)}]")
+    found = find(path)
+    assert names(found, tree) == ["a.png", "z/c.webp"]
+    assert [(item.tags, item.caption) for item in found] == [("x, y", "Old."), ("", "")]
+
+
+def test_rows_that_name_no_image_are_items_with_a_problem(tree):
+    path = tree / "table.jsonl"
+    path.write_text('{"image": "a.png"}\nnot json\n{"tags": ["x"]}\n{"image": 3}\n')
+    found = find(path)
+    assert [bool(item.problem) for item in found] == [False, True, True, True]
+    assert found[1].name == f"{path}#1"
+
+
+def test_datasets_on_disk_hold_their_images(tmp_path):
+    pictures = captions.write_pictures(tmp_path / "pictures", 3)
+    files = sorted(pictures.iterdir())
+    features = datasets.Features(
+        {"image": datasets.Image(), "tags": datasets.List(datasets.Value("string"))}
+    )
+    rows = {"image": [str(f) for f in files], "tags": [["a", "b"], [], None]}
+    held = datasets.Dataset.from_dict(rows, features=features)
+    held = held.map(lambda row: row)  # bytes, not paths, once it is saved
+    held.save_to_disk(str(tmp_path / "saved"))
+    found = find(tmp_path / "saved")
+    assert [item.name for item in found] == [f"{tmp_path}/saved#{k}" for k in range(3)]
+    assert [item.tags for item in found] == ["a, b", "", ""]
+    for item, file in zip(found, files, strict=True):
+        assert load_image(item.read()).tobytes() == load_image(file).tobytes()
+        limits = {"min_pixels": 3136, "max_pixels": 12544}
+        assert count_tokens(item.read(), **limits) == count_tokens(file, **limits) > 0
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (["/nowhere"], "that exists; /nowhere does not"),
+        (["/nowhere/*.png"], "no images"),
+        ([], "no images"),
+    ],
+)
+def test_no_images_is_refused(inputs, message):
+    with pytest.raises(ValueError, match=message.replace("*", r"\*")):
+        find(*inputs)
+
+
+def policy(**changes):
+    values = {
+        "formats": ["txt"],
+        "text_files": TextFiles(),
+        "existing": "skip",
+        "uses_existing": False,
+    }
+    return Policy(**{**values, "write_states": ["done"], **changes})
+
+
+def plan(items, past=None, table=None, *, retry_failed=False, **changes):
+    past = past or Past()
+    return make_plan(items, policy(**changes), past, table or {}, retry_failed=retry_failed)
+
+
+def test_two_images_with_one_text_file(tree):
+    (tree / "a.jpg").write_bytes(b"")
+    found = plan(find(tree, recursive=False)).settled
+    failed = [r for r in found.values() if r.state == "failed"]
+    (reason,) = [r.reason for r in failed]
+    assert reason.startswith("its text file a.txt is that of a.jpg too: set text_naming=full")
+    assert not plan(find(tree, recursive=False), text_files=TextFiles(naming="full")).settled
+
+
+def test_images_in_tables_need_a_mirror(tmp_path):
+    held = datasets.Dataset.from_dict({"image": [Image.new("RGB", (30, 30))]})
+    held.save_to_disk(str(tmp_path / "saved"))
+    items = find(tmp_path / "saved")
+    with pytest.raises(ValueError, match="set mirror_dir"):
+        plan(items)
+    mirrored = plan(items, text_files=TextFiles(tmp_path / "mirror"))
+    assert list(mirrored.texts.values()) == [tmp_path / "mirror" / "saved" / "0.txt"]
+    assert plan(items, formats=["jsonl"]).pending == items
+
+
+def test_captions_that_cannot_be_read(tree):
+    (tree / "a.txt").write_bytes(b"quote \x92")
+    items = find(tree / "a.png")
+    (skipped,) = plan(items).settled.values()
+    assert (skipped.state, "cannot be read" in skipped.reason) == ("skipped", True)
+    (failed,) = plan(items, existing="append").settled.values()
+    assert failed.state == "failed"
+    assert not plan(items, existing="overwrite").settled
+    assert plan(items, existing="overwrite", uses_existing=True).settled
+
+
+def test_tables_of_an_earlier_run_count_as_captions(tree):
+    items = find(tree / "a.png", tree / "b.JPG")
+    found = plan(items, table={items[0].name: "Old."}, formats=["jsonl"])
+    assert [r.caption for r in found.settled.values()] == ["Old."]
+
+
+def test_what_was_done_stays_done(tree):
+    items = find(tree, recursive=False)
+    records = {
+        items[0].name: Record(items[0].name, "failed", reason="x"),
+        items[1].name: Record(items[1].name, "done", "Text."),
+    }
+    past = Past({}, records)
+    assert plan(items, past, existing="overwrite").settled == records
+    again = plan(items, past, existing="overwrite", retry_failed=True)
+    assert again.pending == items[:1]
+
+
+def test_batches_are_of_near_equal_images_the_smallest_then_the_largest():
+    tokens = {"a": 10, "b": 50, "c": 11, "d": 49, "e": 50}
+    batches = [["a"], ["b", "e"], ["d", "c"]]
+    assert plan_batches(tokens, batch_size=2, batch_tokens=10**6, text_tokens=5) == batches
+    assert plan_batches(tokens, batch_size=9, batch_tokens=110, text_tokens=5) == batches
+    alone = [[name] for name in "abedc"]
+    assert plan_batches(tokens, batch_size=9, batch_tokens=1, text_tokens=5) == alone
+    assert plan_batches({}, batch_size=9, batch_tokens=1, text_tokens=5) == []

@@ -1,0 +1,108 @@
+"""Stored rows: every kind of storage, damage, and what is dropped on the way."""
+
+import json
+import pickle
+
+import datasets
+import pytest
+
+from torchtune_qwen25vl.media._rows import ArrowRows, JsonRows, json_texts, open_rows
+
+
+def everything(rows):
+    return [rows[index] for index in range(len(rows))]
+
+
+def test_json_keeps_rows_of_any_shape(tmp_path):
+    rows = [
+        {"image": "a.jpg", "n": None},
+        {"image": ["a.jpg", "b.jpg"], "text": "line\u2028separator \u00e9 \ud800"},
+        {"content": [{"type": "text"}, "mixed", 3]},
+    ]
+    (tmp_path / "r.json").write_text(json.dumps(rows, indent=1))
+    (tmp_path / "r.jsonl").write_text("\n\n".join(map(json.dumps, rows)) + "\r\n")
+    (tmp_path / "bom.jsonl").write_text("\ufeff" + "\n".join(map(json.dumps, rows)), "utf-8")
+    for name in ("r.json", "r.jsonl", "bom.jsonl"):
+        opened = open_rows(str(tmp_path / name))
+        assert everything(opened) == rows
+        assert everything(pickle.loads(pickle.dumps(opened))) == rows
+        assert opened.column("image") == ["a.jpg", ["a.jpg", "b.jpg"], None]
+    assert len(JsonRows([])) == 0
+
+
+def test_a_damaged_line_spares_its_neighbours(tmp_path):
+    lines = [b'{"a": 1}', b'{"a": ', b'[{"a": 2}', b"3", b'{"a": "\xff"}', b'{"a": 4}']
+    (tmp_path / "r.jsonl").write_bytes(b"\n".join(lines))
+    rows = open_rows(str(tmp_path / "r.jsonl"))
+    assert (rows[0], rows[5]) == ({"a": 1}, {"a": 4})
+    for index, match in enumerate(["not JSON", "not JSON", "not a JSON object", "not JSON"], 1):
+        with pytest.raises(ValueError, match=match):
+            rows[index]
+    assert rows.column("a") == [1, None, None, None, None, 4]
+    assert len({rows.digest(index) for index in range(6)}) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "match"),
+    [
+        ("r.json", '{"a": 1}\n{"a": 2}', "jsonl for one row a line"),
+        ("r.json", '{"a": 1}', "holds one dict, not an array of rows"),
+    ],
+)
+def test_files_damaged_as_a_whole(tmp_path, name, text, match):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=match):
+        open_rows(str(tmp_path / name))
+
+
+def test_sources_that_cannot_be(tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        open_rows(str(tmp_path / "gone.jsonl"))
+    (tmp_path / "r.jsonl").write_text('{"a": 1}')
+    with pytest.raises(ValueError, match=r"\['meda_root'\] mean nothing for a file"):
+        open_rows(str(tmp_path / "r.jsonl"), meda_root="x")
+    rows = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"a": [1]})})
+    rows.save_to_disk(tmp_path / "saved")
+    assert everything(open_rows(str(tmp_path / "saved"))) == [{"a": 1}]
+    with pytest.raises(ValueError, match=r"no split 'test', it holds \['train'\]"):
+        open_rows(str(tmp_path / "saved"), split="test")
+
+
+def test_arrow_rows_lose_their_padding_and_keep_media_undecoded():
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "parts": datasets.List({"type": datasets.Value("string"), "more": datasets.Image()}),
+        }
+    )
+    parts = [
+        [{"type": "image", "more": {"bytes": b"x", "path": None}}, {"type": "t", "more": None}]
+    ]
+    table = datasets.Dataset.from_dict(
+        {"image": [{"bytes": b"not an image", "path": "a.png"}], "parts": parts}, features=features
+    )
+    rows = ArrowRows(table)
+    assert rows[0] == {
+        "image": {"bytes": b"not an image", "path": "a.png"},
+        "parts": [{"type": "image", "more": {"bytes": b"x"}}, {"type": "t"}],
+    }
+    assert everything(pickle.loads(pickle.dumps(rows))) == everything(rows)
+    assert rows.column("gone") == [None]
+    assert rows.digest(0) == ArrowRows(table).digest(0)
+
+
+def test_columns_of_json_are_read(tmp_path):
+    if not hasattr(datasets, "Json"):
+        pytest.skip("this version of datasets has no Json feature")
+    table = datasets.Dataset.from_dict(
+        {"a": ['{"b": [1, "c"]}']}, features=datasets.Features({"a": datasets.Json()})
+    )
+    assert ArrowRows(table)[0] == {"a": {"b": [1, "c"]}}
+
+
+def test_rows_made_in_python_are_flattened():
+    assert everything(JsonRows(json_texts([[{"a": 1}, {"a": 2}], {"a": 3}]))) == [
+        {"a": 1},
+        {"a": 2},
+        {"a": 3},
+    ]

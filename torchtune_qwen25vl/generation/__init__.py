@@ -1,0 +1,19 @@
+"""Tokens after a prompt.
+
+generate       continue every row of a batch
+Generation     what it returns
+PromptedModel  the model as torchtune's generation loop calls one
+Sampling       how a token is chosen
+check_options  refuse options out of range
+"""
+
+from torchtune_qwen25vl.generation._generate import Generation, PromptedModel, generate
+from torchtune_qwen25vl.generation._sampling import Sampling, check_options
+
+__all__ = [
+    "Generation",
+    "PromptedModel",
+    "Sampling",
+    "check_options",
+    "generate",
+]

@@ -1,0 +1,265 @@
+"""Generation: one prefill, then one token at a time against a static key-value cache.
+
+Nothing is remembered in the model. The position of a new token is the largest of its prompt's on
+any axis, plus one for every token since (Qwen's rule); it lives in a local variable.
+
+Shapes: b rows, s prompt tokens, n new tokens, v vocabulary, i images and videos.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torchtune.modules import TransformerDecoder
+
+from torchtune_qwen25vl.generation._cache import Cache, generating
+from torchtune_qwen25vl.generation._sampling import Sampling, check_finite, check_options, choose
+
+PREFILL_TOKENS = 2048  # that a CPU reads at once: few enough to stay in its caches
+
+
+class Generation(NamedTuple):
+    """What `generate` returns."""
+
+    tokens: Tensor  # int64 [b, n]; a row that has ended repeats its stop token
+    lengths: list[int]  # new tokens of each row, its stop token included
+    finish_reasons: list[Literal["stop", "length"]]
+
+
+def generate(
+    model: TransformerDecoder,
+    batch: Mapping[str, Any],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    stop_tokens: Sequence[int] = (),
+    generator: torch.Generator | None = None,
+    on_token: Callable[[Tensor], None] | None = None,
+) -> Generation:
+    """Continue every row of a batch, each with the tokens it would get alone.
+
+    Images are encoded once. The model is left as it was found, after an exception too.
+
+    Args:
+        model: Qwen25VL
+        batch: what `padded_collate(samples, padding_side="left")` gives, on the model's device;
+            without padding no mask is needed
+        max_new_tokens: length of the longest continuation
+        temperature: 0 is greedy
+        top_k: draw among this many likeliest tokens (and those as likely as the last of them)
+        top_p: draw among the likeliest tokens that together have this probability
+        repetition_penalty: divides (where negative, multiplies) the logits of the tokens that a
+            row already holds, prompt included
+        stop_tokens: a row ends with the first of these
+        generator: source of chance, on the model's device
+        on_token: called with the tokens of every step, int64 [b]
+
+    Raises:
+        ValueError: if an option is out of range, prompts are padded on the right or padded without
+            a mask, or logits are not finite.
+    """
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
+    check_options(max_new_tokens, sampling)
+    _check_prompt(batch)
+    prompt, mask = batch["tokens"], batch.get("mask")
+    b, s = prompt.shape
+    real = torch.ones_like(prompt, dtype=torch.bool) if mask is None else mask[:, -1]  # [b, s]
+    history = torch.where(real, prompt, prompt[:, -1:])  # padding must not count as repetition
+    history = torch.cat((history, prompt.new_empty(b, max_new_tokens)), dim=1)  # [b, s + n]
+    attended = torch.cat((real, real.new_ones(b, max_new_tokens)), dim=1)  # [b, s + n]
+    first = batch["input_pos"].amax((1, 2))[:, None] + 1  # [b, 1]
+    positions = first + torch.arange(max_new_tokens, device=prompt.device)  # [b, n]
+    stop = torch.tensor(stop_tokens, dtype=prompt.dtype, device=prompt.device)
+    done = torch.zeros(b, dtype=torch.bool, device=prompt.device)
+
+    with generating(model, b, s + max_new_tokens) as caches:
+        logits = _prefill_in_turn(model, batch, real, caches)
+        check_finite(logits)
+        peaks = torch.zeros(b, device=prompt.device)  # from a first nan or inf on, not finite
+        for end in range(s, s + max_new_tokens):
+            tokens, peak = choose(logits, history[:, :end], sampling, generator)
+            peaks += peak
+            if stop_tokens:
+                tokens = torch.where(done, history[:, end - 1], tokens)
+                done |= (tokens[:, None] == stop).any(-1)
+            history[:, end] = tokens
+            if on_token is not None:
+                on_token(tokens)
+            if end + 1 == s + max_new_tokens or (stop_tokens and bool(done.all())):
+                break
+            logits = decode_one_token(model, tokens, positions[:, end - s], attended[:, : end + 1])
+    check_finite(peaks[:, None])
+    return _generation(history[:, s : end + 1], stop)
+
+
+def prefill(model: TransformerDecoder, batch: Mapping[str, Any]) -> Tensor:
+    """Read the prompts into the caches; logits of the token after each, fp32 [b, v]."""
+    tokens, mask = batch["tokens"], batch.get("mask")
+    if mask is None:
+        s = tokens.shape[1]
+        mask = torch.ones(1, s, s, dtype=torch.bool, device=tokens.device).tril()
+    last = torch.zeros_like(tokens, dtype=torch.bool)
+    last[:, -1] = True
+    return model(
+        tokens,
+        input_pos=batch["input_pos"],
+        mask=mask,
+        encoder_input=batch.get("encoder_input"),
+        output_mask=last,
+    )
+
+
+def _prefill_in_turn(
+    model: TransformerDecoder, batch: Mapping[str, Any], real: Tensor, caches: Sequence[Cache]
+) -> Tensor:
+    """`prefill` of a few rows after another, without the padding that these have in common.
+
+    Args:
+        model: whose caches are empty
+        batch: the prompts
+        real: which of their tokens are no padding, bool [b, s]
+        caches: of the model
+    """
+    turns = _turns(model, real)
+    if len(turns) == 1:
+        return prefill(model, batch)
+    s, outputs = real.shape[1], []
+    for rows, width in turns:
+        for cache in caches:
+            cache.turn_to(rows, s - width)
+        outputs.append(prefill(model, _part(model, batch, rows, s - width)))
+    for cache in caches:
+        cache.turn_to(slice(None), 0, size=s)
+    return torch.cat(outputs)  # [b, v]
+
+
+def _turns(model: TransformerDecoder, real: Tensor) -> list[tuple[slice, int]]:
+    """Rows to read at once, and the tokens of the longest of them; all on a GPU, or sharded."""
+    b, s = real.shape
+    if real.device.type != "cpu" or isinstance(model, FSDPModule):
+        return [(slice(0, b), s)]
+    turns: list[tuple[slice, int]] = []
+    for row, length in enumerate(real.sum(1).tolist()):
+        start, width = (turns[-1][0].start, max(turns[-1][1], length)) if turns else (0, length)
+        if turns and (row + 1 - start) * width <= PREFILL_TOKENS:
+            turns[-1] = (slice(start, row + 1), width)
+        else:
+            turns.append((slice(row, row + 1), length))
+    return turns
+
+
+def _part(
+    model: TransformerDecoder, batch: Mapping[str, Any], rows: slice, first: int
+) -> dict[str, Any]:
+    """These rows of a batch from this column on, with the images and videos that are theirs."""
+    tokens, mask = batch["tokens"], batch.get("mask")
+    part = {"tokens": tokens[rows, first:], "input_pos": batch["input_pos"][rows, first:]}
+    if mask is not None:
+        part["mask"] = mask[rows, first:, first:]
+    if "encoder_input" not in batch:
+        return part
+    vision = batch["encoder_input"]["vision"]
+    patches = vision["grid_thw"].prod(-1).cumsum(0)  # [i]
+    units = patches // model.vision.spatial_merge_size**2
+    is_placeholder = (tokens == model.image_token_id) | (tokens == model.video_token_id)
+    before, behind = int(is_placeholder[: rows.start].sum()), int(is_placeholder[: rows.stop].sum())
+    start = int((units <= before).sum()) if before else 0
+    stop = int((units <= behind).sum()) if rows.stop < len(tokens) else len(units)
+    if stop > start:
+        first_patch = int(patches[start - 1]) if start else 0
+        pixel_values = vision["pixel_values"][first_patch : int(patches[stop - 1])]
+        own = {"pixel_values": pixel_values, "grid_thw": vision["grid_thw"][start:stop]}
+        part["encoder_input"] = {"vision": own}
+    return part
+
+
+def decode_one_token(
+    model: TransformerDecoder, tokens: Tensor, positions: Tensor, attended: Tensor
+) -> Tensor:
+    """Append one token per row to the caches; logits of the next one, fp32 [b, v].
+
+    Args:
+        model: with its caches filled by `prefill`
+        tokens: [b]
+        positions: of these tokens, [b]
+        attended: which of the cached tokens and this one are no padding, bool [b, cached + 1]
+    """
+    input_pos = positions.view(-1, 1, 1).expand(-1, 1, 3)
+    return model(tokens[:, None], input_pos=input_pos, mask=attended[:, None])[:, -1]
+
+
+class PromptedModel:
+    """A model and its prompt's images and positions, for torchtune's own `generate`.
+
+    torchtune's loop hands a model tokens, a mask and positions that it counts by itself:
+
+        generate(PromptedModel(model, batch), batch["tokens"], max_generated_tokens=100, ...)
+
+    Works with and without caches, and remembers nothing: which tokens are new shows in the call.
+
+    Args:
+        model: Qwen25VL
+        batch: as for `generate`; its padding must be the `pad_id` that the loop is given
+    """
+
+    def __init__(self, model: TransformerDecoder, batch: Mapping[str, Any]) -> None:
+        _check_prompt(batch)
+        self.model = model
+        self.batch = batch
+
+    def __getattr__(self, name: str) -> Any:
+        """Caches, their length and the embeddings are the model's."""
+        return getattr(self.model, name)
+
+    def __call__(self, tokens: Tensor, *, input_pos: Tensor, mask: Tensor) -> Tensor:
+        """Logits of the whole stream [b, s + any], or of one token [b, 1] against caches.
+
+        Args:
+            tokens: the prompt and what came after, or only the last token
+            input_pos: how many real tokens stand before the token, [b]; not read for a stream
+            mask: as the model takes it
+        """
+        prompt_pos = self.batch["input_pos"]
+        after = prompt_pos.amax((1, 2)) + 1  # [b]
+        new = tokens.shape[1] - prompt_pos.shape[1]
+        if new < 0:
+            mask_of_prompt = self.batch.get("mask")
+            real = prompt_pos.shape[1] if mask_of_prompt is None else mask_of_prompt[:, -1].sum(-1)
+            positions = (after + input_pos - real).view(-1, 1, 1).expand(-1, 1, 3)
+            return self.model(tokens, input_pos=positions, mask=mask)
+        steps = after[:, None] + torch.arange(new, device=tokens.device)  # [b, new]
+        positions = torch.cat((prompt_pos, steps[..., None].expand(-1, -1, 3)), dim=1)
+        encoder_input = self.batch.get("encoder_input")
+        return self.model(tokens, input_pos=positions, mask=mask, encoder_input=encoder_input)
+
+
+def _generation(tokens: Tensor, stop: Tensor) -> Generation:
+    is_stop = torch.isin(tokens, stop)
+    stopped = is_stop.any(-1)
+    lengths = torch.where(stopped, is_stop.int().argmax(-1) + 1, tokens.shape[1])
+    reasons: list[Literal["stop", "length"]] = ["stop" if s else "length" for s in stopped.tolist()]
+    return Generation(tokens, lengths.tolist(), reasons)
+
+
+def _check_prompt(batch: Mapping[str, Any]) -> None:
+    """Padding has position 0 on all axes, which one real token of a row has at most."""
+    positions = batch["input_pos"]
+    if positions.shape != (*batch["tokens"].shape, 3):
+        raise ValueError(
+            f"generation needs positions on three axes, input_pos [b, s, 3], got "
+            f"{list(positions.shape)} for tokens {list(batch['tokens'].shape)}"
+        )
+    zero = (positions == 0).all(-1)  # [b, s]
+    right = zero[:, -1] & (zero.sum(-1) > 1)
+    unmasked = (zero.sum(-1) > 1) & (batch.get("mask") is None)
+    if bool((right | unmasked).any()):
+        raise ValueError(
+            f"prompts must be padded on the left and come with a mask, but rows "
+            f"{(right | unmasked).nonzero().flatten().tolist()} are not; "
+            f'collate with padding_side="left"'
+        )

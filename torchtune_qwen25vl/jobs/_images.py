@@ -1,0 +1,67 @@
+"""Images as worker processes read them: their size, their resized pixels, their thumbnail.
+
+Shapes: h w height and width in pixels.
+"""
+
+import warnings
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from torchtune_qwen25vl.data import load_image
+from torchtune_qwen25vl.jobs._items import Item
+from torchtune_qwen25vl.jobs._workers import Task
+from torchtune_qwen25vl.media import locate
+from torchtune_qwen25vl.transform import resized, smart_resize
+
+TOKEN_PIXELS = 28 * 28  # that a placeholder stands for
+THUMBNAIL = (256, 256)
+
+
+def read_task(function: Callable[..., Any], item: Item, *arguments: Any) -> Task:
+    """A task of this module for an item's image; what a row of a table holds is read here."""
+    try:
+        return Task(function, (item.read(), *arguments))
+    except ValueError as error:
+        return Task(_refuse, (str(error),))
+
+
+def _refuse(problem: str) -> None:
+    raise ValueError(problem)
+
+
+def count_tokens(source: Any, min_pixels: int, max_pixels: int) -> int:
+    """Placeholders that an image becomes, from the header of its file alone."""
+    _, file = locate(source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the loader decides
+        with Image.open(BytesIO(file) if isinstance(file, bytes) else file) as image:
+            width, height = image.size
+    height, width = smart_resize(height, width, min_pixels=min_pixels, max_pixels=max_pixels)
+    return height * width // TOKEN_PIXELS
+
+
+def read_pixels(source: Any, min_pixels: int, max_pixels: int) -> np.ndarray:
+    """An image as the model will see it, uint8 [h, w, 3], both sides multiples of 28.
+
+    The image transform leaves it as it is: what `Qwen25VLTransform` would make of the file itself
+    is made in two steps, of which this is the slow one.
+    """
+    image = load_image(source)
+    height, width = smart_resize(
+        image.height, image.width, min_pixels=min_pixels, max_pixels=max_pixels
+    )
+    pixels = resized(image, height, width).permute(1, 2, 0)  # [h, w, 3]
+    return np.ascontiguousarray(pixels.numpy())
+
+
+def read_thumbnail(source: Any) -> bytes:
+    """A JPEG of at most 256 pixels a side."""
+    image = load_image(source)
+    image.thumbnail(THUMBNAIL)
+    file = BytesIO()
+    image.save(file, "JPEG", quality=80)
+    return file.getvalue()

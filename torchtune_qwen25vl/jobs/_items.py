@@ -1,0 +1,212 @@
+"""What is to be captioned: folders, patterns, lists, tables and data sets become a list of items.
+
+Nothing is decoded here. What cannot be listed (a damaged row, a folder that cannot be read) is an
+item too, with a `problem`, so that it ends in a named state like every other.
+"""
+
+import glob
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torchtune_qwen25vl.media import SUFFIXES, Rows, open_rows
+
+LISTS = (".txt", ".lst")
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+SAVED_DATASET = ("state.json", "dataset_dict.json")
+
+
+@dataclass(frozen=True)
+class RowImage:
+    """An image that lies inside a row of a table and is only read when its turn comes."""
+
+    rows: Rows
+    index: int
+    column: str
+
+    def read(self) -> Any:
+        """The image as it is stored, undecoded."""
+        row = self.rows[self.index]
+        if row.get(self.column) is None:
+            raise ValueError(f"the row has no {self.column!r}, it has {sorted(row)}")
+        return row[self.column]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image, and what is known of it beforehand.
+
+    Attributes:
+        name: what it is called in the journal and in tables: its path, or TABLE#ROW
+        path: its file; None for an image inside a row
+        root: folder that a mirror of the captions starts from
+        held: the image inside a row
+        tags: of its row, for prompts
+        caption: of its row
+        problem: why it cannot be captioned, found while listing
+    """
+
+    name: str
+    path: Path | None = None
+    root: Path = Path()
+    held: RowImage | None = None
+    tags: str = ""
+    caption: str = ""
+    problem: str = ""
+
+    def read(self) -> Any:
+        """A source of `torchtune_qwen25vl.data.load_image`."""
+        return self.path if self.held is None else self.held.read()
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a table has what."""
+
+    image: str = "image"
+    caption: str = "caption"
+    tags: str = "tags"
+
+
+def find_items(
+    inputs: Sequence[str],
+    *,
+    columns: Columns,
+    recursive: bool = True,
+) -> list[Item]:
+    """Lists the images of all inputs: inputs in their order, files of a folder by name.
+
+    Files that two inputs share are listed once.
+
+    Args:
+        inputs: each a folder, an image, a pattern (`photos/**/*.jpg`), a list of paths
+            (.txt, .lst), a table (.csv, .tsv, .json, .jsonl, .parquet), or a folder that
+            `datasets` saved. Paths in a list or table are relative to its folder.
+        columns: of tables
+        recursive: look into the folders of a folder
+
+    Raises:
+        ValueError: if an input is none of these, or there are no images at all.
+    """
+    items: dict[str, Item] = {}
+    for one in inputs:
+        for item in _listed(one, columns, recursive):
+            items.setdefault(item.name, item)
+    if not items:
+        raise ValueError(
+            f"there are no images in {', '.join(inputs) or 'no inputs'}; images end in "
+            f"{' '.join(SUFFIXES)}"
+        )
+    return list(items.values())
+
+
+def _listed(one: str, columns: Columns, recursive: bool) -> Iterable[Item]:
+    path = Path(one).expanduser()
+    if path.is_dir():
+        if any((path / name).is_file() for name in SAVED_DATASET):
+            return _of_rows(path, columns)
+        return _of_folder(path, recursive)
+    if path.is_file():
+        if path.suffix.lower() in LISTS:
+            return [] if _is_text_file(path) else _of_list(path)
+        return _of_rows(path, columns) if path.suffix.lower() in TABLES else [_file(path)]
+    if glob.has_magic(one):
+        return _of_pattern(str(path))
+    raise ValueError(f"an input is a folder, a file or a pattern that exists; {one} does not")
+
+
+def _file(path: Path, root: Path | None = None) -> Item:
+    path = Path(os.path.abspath(path))
+    root = path.parent if root is None else Path(os.path.abspath(root))
+    return Item(str(path), path, root)
+
+
+def _is_text_file(path: Path) -> bool:
+    """Whether this is the caption of an image beside it: a.txt or a.jpg.txt of a.jpg."""
+    suffixes = [*SUFFIXES, *map(str.upper, SUFFIXES)]
+    images = [path.with_suffix(suffix) for suffix in suffixes]
+    full = path.with_suffix("")
+    return any(image.is_file() for image in images) or (full.suffix in suffixes and full.is_file())
+
+
+def _of_folder(folder: Path, recursive: bool) -> Iterator[Item]:
+    """Links to folders are followed, each real folder is looked into once."""
+    seen: set[str] = set()
+    problems: list[Item] = []
+
+    def report(error: OSError) -> None:
+        name = os.path.abspath(error.filename)
+        problems.append(Item(name, problem=f"the folder cannot be read: {error.strerror}"))
+
+    for here, folders, files in os.walk(folder, followlinks=True, onerror=report):
+        real = os.path.realpath(here)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(folders) if recursive else []
+        images = (Path(here, file) for file in sorted(files))
+        yield from (_file(path, folder) for path in images if path.suffix.lower() in SUFFIXES)
+    yield from problems
+
+
+def _of_pattern(pattern: str) -> Iterator[Item]:
+    """The mirror of a pattern starts from its last folder without a wildcard."""
+    root = Path(pattern)
+    while glob.has_magic(str(root)):
+        root = root.parent
+    for path in map(Path, sorted(glob.glob(pattern, recursive=True))):
+        if path.suffix.lower() in SUFFIXES:
+            yield _file(path, root)
+
+
+def _of_list(path: Path) -> Iterator[Item]:
+    text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+    for line in filter(None, map(str.strip, text.split("\n"))):
+        yield _file(path.parent / Path(line).expanduser(), path.parent)
+
+
+def _of_rows(path: Path, columns: Columns) -> Iterator[Item]:
+    rows = open_rows(str(path))
+    captions, tags = (_texts(rows, name) for name in (columns.caption, columns.tags))
+    make = _named if _names_files(rows, columns.image) else _held
+    for index in range(len(rows)):
+        item = make(path, rows, index, columns)
+        yield replace(item, caption=captions(index), tags=tags(index))
+
+
+def _names_files(rows: Rows, column: str) -> bool:
+    """Whether the images are paths, by the first row that has one; no other is read."""
+    for index in range(len(rows)):
+        try:
+            return isinstance(RowImage(rows, index, column).read(), str)
+        except ValueError:
+            continue
+    return True
+
+
+def _texts(rows: Rows, column: str) -> Callable[[int], str]:
+    values = rows.column(column)
+
+    def text(index: int) -> str:
+        value = values[index]
+        return ", ".join(map(str, value)) if isinstance(value, list) else str(value or "")
+
+    return text
+
+
+def _held(path: Path, rows: Rows, index: int, columns: Columns) -> Item:
+    name = f"{os.path.abspath(path)}#{index}"
+    return Item(name, held=RowImage(rows, index, columns.image))
+
+
+def _named(path: Path, rows: Rows, index: int, columns: Columns) -> Item:
+    try:
+        source = RowImage(rows, index, columns.image).read()
+        if source.startswith(("data:", "file:")):
+            return _held(path, rows, index, columns)
+        return _file(path.parent / Path(source).expanduser(), path.parent)
+    except (ValueError, AttributeError) as error:
+        return Item(f"{os.path.abspath(path)}#{index}", problem=str(error))

@@ -1,0 +1,67 @@
+"""The model: vision encoder, decoder, builders, tuning, loss, parallelism.
+
+Qwen25VL                decoder in whose stream embeddings of images and videos stand
+qwen2_5_vl              build any size
+part_of                 which part a parameter belongs to: vision, merger or decoder
+qwen2_5_vl_3b           build 3B
+qwen2_5_vl_7b           build 7B
+qwen2_5_vl_32b          build 32B
+qwen2_5_vl_72b          build 72B
+lora_qwen2_5_vl_3b      build 3B with adapters
+lora_qwen2_5_vl_7b      build 7B with adapters
+lora_qwen2_5_vl_32b     build 32B with adapters
+lora_qwen2_5_vl_72b     build 72B with adapters
+qlora_qwen2_5_vl_3b     build 3B with adapters, the decoder in NF4
+qlora_qwen2_5_vl_7b     build 7B with adapters, the decoder in NF4
+qlora_qwen2_5_vl_32b    build 32B with adapters, the decoder in NF4
+qlora_qwen2_5_vl_72b    build 72B with adapters, the decoder in NF4
+qwen2_5_vl_from_config  build what a config.json describes
+Tuning                  which parts are trained, and how
+LabelledRowsLoss        torchtune loss of logits of labelled rows
+linear_cross_entropy    cross entropy that never holds all logits
+tensor_parallel_plan    which linear layers are split over devices
+"""
+
+from torchtune_qwen25vl.model._component_builders import part_of, qwen2_5_vl
+from torchtune_qwen25vl.model._decoder import Qwen25VL
+from torchtune_qwen25vl.model._loss import LabelledRowsLoss, linear_cross_entropy
+from torchtune_qwen25vl.model._model_builders import (
+    lora_qwen2_5_vl_3b,
+    lora_qwen2_5_vl_7b,
+    lora_qwen2_5_vl_32b,
+    lora_qwen2_5_vl_72b,
+    qlora_qwen2_5_vl_3b,
+    qlora_qwen2_5_vl_7b,
+    qlora_qwen2_5_vl_32b,
+    qlora_qwen2_5_vl_72b,
+    qwen2_5_vl_3b,
+    qwen2_5_vl_7b,
+    qwen2_5_vl_32b,
+    qwen2_5_vl_72b,
+    qwen2_5_vl_from_config,
+)
+from torchtune_qwen25vl.model._parallelism import tensor_parallel_plan
+from torchtune_qwen25vl.model._tuning import Tuning
+
+__all__ = [
+    "LabelledRowsLoss",
+    "Qwen25VL",
+    "Tuning",
+    "linear_cross_entropy",
+    "lora_qwen2_5_vl_3b",
+    "lora_qwen2_5_vl_7b",
+    "lora_qwen2_5_vl_32b",
+    "lora_qwen2_5_vl_72b",
+    "part_of",
+    "qlora_qwen2_5_vl_3b",
+    "qlora_qwen2_5_vl_7b",
+    "qlora_qwen2_5_vl_32b",
+    "qlora_qwen2_5_vl_72b",
+    "qwen2_5_vl",
+    "qwen2_5_vl_3b",
+    "qwen2_5_vl_7b",
+    "qwen2_5_vl_32b",
+    "qwen2_5_vl_72b",
+    "qwen2_5_vl_from_config",
+    "tensor_parallel_plan",
+]

@@ -1,0 +1,49 @@
+"""Conversations, images and videos to samples, samples to batches.
+
+Qwen25VLTransform        torchtune messages with images and videos to one sample
+SkipSample               a sample that is too long and left out
+Qwen25VLImageTransform   one image to patches
+smart_resize             the size an image is resized to
+resized                  an image as RGB of another size
+Qwen25VLVideoTransform   the frames of a video to patches
+sample_frames            which frames of a video are kept
+Qwen25VLTokenizer        messages to tokens by the chat template
+PLACEHOLDERS             names of the tokens that stand for images and videos
+packed_collate           samples to one row
+packed_collate_labelled  the same, with logits of labelled rows only
+padded_collate           samples to a row each, padded
+padded_collate_labelled  the same, with logits of labelled rows only
+round_up                 a length rounded up to a multiple
+write_pixel_limits       write the pixel limits of a run into a folder
+"""
+
+from torchtune_qwen25vl.transform._collate import (
+    packed_collate,
+    packed_collate_labelled,
+    padded_collate,
+    padded_collate_labelled,
+    round_up,
+)
+from torchtune_qwen25vl.transform._image import Qwen25VLImageTransform, resized, smart_resize
+from torchtune_qwen25vl.transform._pixel_limits import write_pixel_limits
+from torchtune_qwen25vl.transform._tokenizer import PLACEHOLDERS, Qwen25VLTokenizer
+from torchtune_qwen25vl.transform._transform import Qwen25VLTransform, SkipSample
+from torchtune_qwen25vl.transform._video import Qwen25VLVideoTransform, sample_frames
+
+__all__ = [
+    "PLACEHOLDERS",
+    "Qwen25VLImageTransform",
+    "Qwen25VLTokenizer",
+    "Qwen25VLTransform",
+    "Qwen25VLVideoTransform",
+    "SkipSample",
+    "packed_collate",
+    "packed_collate_labelled",
+    "padded_collate",
+    "padded_collate_labelled",
+    "resized",
+    "round_up",
+    "sample_frames",
+    "smart_resize",
+    "write_pixel_limits",
+]

@@ -1,0 +1,177 @@
+"""Samples to one batch: side by side with padding, or packed into a single row.
+
+Both return keyword arguments of the model, and the labels for the loss:
+
+    tokens     [b, s]
+    labels     [b, s]
+    input_pos  [b, s, 3]
+    mask       [b, s, s], True where a query (row) may attend to a key (column); left padded or
+               packed only: right padding needs none, as the causal order hides it
+    encoder_input {"vision": {"pixel_values": [p, patch], "grid_thw": [i, 3]}}, the images and
+               videos of all samples in order; absent where no sample has any
+
+Shapes: b batch, s sequence, n samples, p patches, i images and videos.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
+
+from torchtune_qwen25vl._torchtune import labelled_rows
+
+Sample = Mapping[str, Any]
+
+
+def padded_collate(
+    batch: Sequence[Sample],
+    padding_idx: int,
+    ignore_idx: int = CROSS_ENTROPY_IGNORE_IDX,
+    *,
+    padding_side: Literal["left", "right"] = "right",
+    pad_to_multiple_of: int = 1,
+    cp_degree: int = 1,
+) -> dict[str, Any]:
+    """A batch with one row for each sample, padded to the longest.
+
+    Labels are laid out as they come: torchtune 0.6.1 shifts them in its recipes, its development
+    version in its dataset.
+
+    Args:
+        batch: what `Qwen25VLTransform` returns, with the labels torchtune's dataset made or its own
+        padding_idx: token at padding, `tokenizer.pad_id`
+        ignore_idx: label at padding
+        padding_side: "right" to train, "left" to generate; "left" adds a mask, in which a padding
+            token attends to itself
+        pad_to_multiple_of: the length of the rows is a multiple of this
+        cp_degree: devices that share one row; only 1 is possible
+
+    Raises:
+        ValueError: where a sample lacks a field, or `cp_degree` is over 1.
+    """
+    _refuse_context_parallel(cp_degree)
+    rows = [_row(sample) for sample in batch]
+    lengths = torch.tensor([len(row["tokens"]) for row in rows])  # [b]
+    width = round_up(int(lengths.max()), pad_to_multiple_of)
+    fills = {"tokens": padding_idx, "labels": ignore_idx, "input_pos": 0}
+    collated: dict[str, Any] = {
+        name: torch.stack([_pad(row[name], width, fill, padding_side) for row in rows])
+        for name, fill in fills.items()
+    }
+    if padding_side == "left":
+        collated["mask"] = _left_padded_mask(lengths, width)
+    return collated | _encoder_input(batch)
+
+
+def packed_collate(
+    batch: Sequence[Sample],
+    padding_idx: int,
+    ignore_idx: int = CROSS_ENTROPY_IGNORE_IDX,
+    *,
+    pad_to_multiple_of: int = 1,
+    dense_mask: bool = True,
+    cp_degree: int = 1,
+) -> dict[str, Any]:
+    """A batch of one row that holds all samples, none of which sees another.
+
+    Every sample keeps its own positions. Its first label is dropped: torchtune 0.6.1 shifts labels
+    along the whole row, and would ask the last token of the sample before to predict it. In a
+    conversation nothing is lost, as its first tokens are a header.
+
+    Args:
+        batch: what `Qwen25VLTransform` returns, with the labels torchtune's dataset made or its own
+        padding_idx: token at padding, `tokenizer.pad_id`
+        ignore_idx: label at padding
+        pad_to_multiple_of: the length of the row is a multiple of this; padding sees itself only
+        dense_mask: make the mask [1, s, s]; without it the caller tells samples apart otherwise
+        cp_degree: devices that share one row; only 1 is possible
+
+    Raises:
+        ValueError: where a sample lacks a field, or `cp_degree` is over 1.
+    """
+    _refuse_context_parallel(cp_degree)
+    rows = [_row(sample) for sample in batch]
+    for row in rows:
+        row["labels"] = row["labels"].clone()
+        row["labels"][0] = ignore_idx
+    lengths = [len(row["tokens"]) for row in rows]
+    width = round_up(sum(lengths), pad_to_multiple_of)
+    fills = {"tokens": padding_idx, "labels": ignore_idx, "input_pos": 0}
+    collated: dict[str, Any] = {
+        name: _pad(torch.cat([row[name] for row in rows]), width, fill, "right").unsqueeze(0)
+        for name, fill in fills.items()
+    }
+    if dense_mask:
+        collated["mask"] = _block_causal_mask([*lengths, width - sum(lengths)])
+    return collated | _encoder_input(batch)
+
+
+def padded_collate_labelled(
+    batch: Sequence[Sample], padding_idx: int, ignore_idx: int = CROSS_ENTROPY_IGNORE_IDX, **kw: Any
+) -> dict[str, Any]:
+    """`padded_collate` that asks the model for labelled rows only; for `LabelledRowsLoss`."""
+    return _labelled(padded_collate(batch, padding_idx, ignore_idx, **kw), ignore_idx)
+
+
+def packed_collate_labelled(
+    batch: Sequence[Sample], padding_idx: int, ignore_idx: int = CROSS_ENTROPY_IGNORE_IDX, **kw: Any
+) -> dict[str, Any]:
+    """`packed_collate` that asks the model for labelled rows only; for `LabelledRowsLoss`."""
+    return _labelled(packed_collate(batch, padding_idx, ignore_idx, **kw), ignore_idx)
+
+
+def _labelled(batch: dict[str, Any], ignore_idx: int) -> dict[str, Any]:
+    return batch | {"output_mask": labelled_rows(batch["labels"], ignore_idx)}
+
+
+def _row(sample: Sample) -> dict[str, Tensor]:
+    fields = ("tokens", "labels", "input_pos")
+    if missing := [name for name in fields if name not in sample]:
+        raise ValueError(
+            f"a sample needs {', '.join(fields)}, this one lacks {', '.join(missing)}; it should "
+            "come from Qwen25VLTransform"
+        )
+    # torchtune's dataset makes a list of numpy integers of the labels
+    return {name: torch.as_tensor(np.asarray(sample[name])) for name in fields}
+
+
+def _pad(values: Tensor, width: int, fill: int, side: str) -> Tensor:
+    padded = values.new_full((width, *values.shape[1:]), fill)
+    start = width - len(values) if side == "left" else 0
+    padded[start : start + len(values)] = values
+    return padded
+
+
+def round_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
+
+
+def _left_padded_mask(lengths: Tensor, width: int) -> Tensor:
+    index = torch.arange(width)
+    is_token = index >= (width - lengths).unsqueeze(1)  # [b, s]
+    causal = index.unsqueeze(1) >= index  # [s, s]
+    return causal & is_token.unsqueeze(1) | torch.eye(width, dtype=torch.bool)  # [b, s, s]
+
+
+def _block_causal_mask(lengths: Sequence[int]) -> Tensor:
+    owner = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))  # [s]
+    return (owner.unsqueeze(1) == owner).tril_().unsqueeze(0)  # [1, s, s]
+
+
+def _encoder_input(batch: Sequence[Sample]) -> dict[str, Any]:
+    vision = [sample["encoder_input"]["vision"] for sample in batch if "encoder_input" in sample]
+    if not vision:
+        return {}
+    fields = ("pixel_values", "grid_thw")
+    return {"encoder_input": {"vision": {f: torch.cat([v[f] for v in vision]) for f in fields}}}
+
+
+def _refuse_context_parallel(cp_degree: int) -> None:
+    if cp_degree > 1:
+        raise ValueError(
+            f"a row with images cannot be split over devices, got cp_degree = {cp_degree}; set "
+            "context_parallel_dim to 1"
+        )

@@ -1,0 +1,205 @@
+"""Weights in and out of torchtune's recipes.
+
+What a run writes, beside a copy of what lies with the original weights (config, tokenizer, ...):
+
+    output_dir/epoch_0/model-00001-of-00002.safetensors   named as the original; adapters merged
+    output_dir/epoch_0/recipe_state.pt                    to resume; not in the last folder of a run
+    output_dir/epoch_0/adapter_model.pt                   to resume, where adapters were trained
+    output_dir/epoch_0/adapter/                           the same for PEFT; in a folder of its own,
+                                                          or transformers would apply it twice
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torchtune import training
+from torchtune.training import FormattedCheckpointFiles
+from torchtune.training.checkpointing._utils import safe_torch_load
+
+from torchtune_qwen25vl.transform import write_pixel_limits
+from torchtune_qwen25vl.weights._names import tune_to_hf, tune_to_peft
+from torchtune_qwen25vl.weights._pretrained import Checkpoint
+from torchtune_qwen25vl.weights._safetensors import (
+    copy_settings,
+    find_weights,
+    recover_folders,
+    replacing_folder,
+)
+
+RECIPE_STATE, ADAPTER_STATE = "recipe_state.pt", "adapter_model.pt"
+PARTS = (training.MODEL_KEY, training.ADAPTER_KEY, training.ADAPTER_CONFIG)
+
+
+class Qwen25VLCheckpointer:
+    """Reads and writes what a torchtune recipe trains, in the layout of the original checkpoint.
+
+    Every folder it writes takes its place in one rename, complete or not at all. Resuming needs no
+    change of `checkpoint_files`: the latest folder in `output_dir` is found, and its weights or,
+    where adapters were trained, the original weights and its adapters are read.
+
+    Args:
+        checkpoint_dir: folder or hub id of the original checkpoint
+        output_dir: where the folders `epoch_N` (or `step_N`) are written
+        checkpoint_files: names of the .safetensors files, or torchtune's `filename_format` and
+            `max_filename`; by default those of the folder's index, else all there are
+        model_type: not used; torchtune's recipes ask for it in the YAML
+        recipe_checkpoint: recipe state to resume from, relative to `output_dir`; by default that of
+            the latest folder
+        adapter_checkpoint: adapters to resume from, relative to `output_dir`; by default those
+            beside the recipe state
+        should_load_recipe_state: resume; set by the recipe
+        resume_from_checkpoint: torchtune's older name of the same
+        min_pixels: least pixels of an image in training, written to `preprocessor_config.json`; by
+            default the original file's value stays
+        max_pixels: most pixels of an image in training, likewise
+        keep_last_n_checkpoints: how many folders to keep; all by default
+
+    Raises:
+        ValueError: if the files are not safetensors, not whole, or not exactly the weights that
+            config.json asks for, or if there is nothing to resume from.
+    """
+
+    def __init__(
+        self,
+        checkpoint_dir: str,
+        output_dir: str,
+        *,
+        checkpoint_files: Sequence[str] | Mapping[str, str] | None = None,
+        model_type: str | None = None,
+        recipe_checkpoint: str | None = None,
+        adapter_checkpoint: str | None = None,
+        should_load_recipe_state: bool = False,
+        resume_from_checkpoint: bool = False,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        keep_last_n_checkpoints: int | None = None,
+    ) -> None:
+        self._output_dir = Path(output_dir)
+        self._base_model = str(checkpoint_dir)
+        self._checkpoint_dir, files = find_weights(checkpoint_dir)
+        if isinstance(checkpoint_files, Mapping):
+            names = FormattedCheckpointFiles.from_dict(dict(checkpoint_files))
+            checkpoint_files = names.build_checkpoint_filenames()
+        files = files if checkpoint_files is None else list(checkpoint_files)
+        self._limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        self._keep = keep_last_n_checkpoints
+        self._recipe_state: Path | None = None
+        self._adapter_state: Path | None = None
+        self._checkpoint = Checkpoint(self._checkpoint_dir, files, self._checkpoint_dir)
+        self._source = self._checkpoint
+        if should_load_recipe_state or resume_from_checkpoint:
+            self._find_state(recipe_checkpoint, adapter_checkpoint)
+
+    def load_checkpoint(self) -> dict[str, Any]:
+        """The model's state dict and, when resuming, the adapters and the recipe's state.
+
+        The weights are mapped from their files: they cost memory only as they are used.
+        """
+        state: dict[str, Any] = {training.MODEL_KEY: dict(self._source.read(lazily=True))}
+        if self._adapter_state is not None:
+            state[training.ADAPTER_KEY] = safe_torch_load(self._adapter_state)
+        if self._recipe_state is not None:
+            state |= safe_torch_load(self._recipe_state, mmap=False)
+        return state
+
+    def save_checkpoint(
+        self,
+        state_dict: Mapping[str, Any],
+        epoch: int,
+        intermediate_checkpoint: bool = False,
+        adapter_only: bool = False,
+        *,
+        step: int | None = None,
+        dir_prefix: Literal["epoch", "step"] = "epoch",
+    ) -> None:
+        """Write one folder: weights, adapters, and the recipe's state while training goes on.
+
+        Args:
+            state_dict: what to save, under torchtune's keys; adapters merged into the weights
+            epoch: number in the folder's name
+            intermediate_checkpoint: whether training goes on, and the recipe's state is saved
+            adapter_only: whether to leave the model's weights out
+            step: number in the folder's name where `dir_prefix` is "step"
+            dir_prefix: first half of the folder's name
+
+        Raises:
+            ValueError: if the weights are not exactly the original's by name and shape, or there is
+                no adapter to save.
+        """
+        adapter = state_dict.get(training.ADAPTER_KEY)
+        if adapter_only and adapter is None:
+            raise ValueError("adapter_only saves adapters, and state_dict has none under 'adapter'")
+        number = step if dir_prefix == "step" else epoch
+        if number is None:
+            raise ValueError("a folder step_N needs its number: pass step")
+        target = self._output_dir / f"{dir_prefix}_{number}"
+        with replacing_folder(target) as folder:
+            copy_settings(self._checkpoint_dir, folder)
+            write_pixel_limits(folder, **self._limits)
+            if not adapter_only:
+                self._checkpoint.write(folder, tune_to_hf(state_dict[training.MODEL_KEY]))
+            if adapter is not None:
+                torch.save(dict(adapter), folder / ADAPTER_STATE)
+            if intermediate_checkpoint:
+                recipe = {key: value for key, value in state_dict.items() if key not in PARTS}
+                torch.save(recipe, folder / RECIPE_STATE)
+        if adapter is not None:  # afterwards: what PEFT cannot hold must not cost the epoch
+            self._write_peft(target / "adapter", adapter, state_dict[training.ADAPTER_CONFIG])
+        if self._keep is not None:
+            earlier = {n: path for n, path in _numbered(target.parent, dir_prefix) if n < number}
+            for n in sorted(earlier)[: len(earlier) + 1 - self._keep]:
+                shutil.rmtree(earlier[n])
+
+    def _find_state(self, recipe: str | None, adapter: str | None) -> None:
+        folder = (self._output_dir / recipe).parent if recipe else _latest(self._output_dir)
+        self._recipe_state = self._output_dir / recipe if recipe else folder / RECIPE_STATE
+        adapter_state = self._output_dir / adapter if adapter else folder / ADAPTER_STATE
+        for path in (self._recipe_state, adapter_state):
+            if not path.is_file() and (path == self._recipe_state or adapter):
+                raise ValueError(
+                    f"{path} is missing; a run that ended leaves no state in its last folder. To "
+                    f"train on from its weights give it as checkpoint_dir; to repeat from an "
+                    f"earlier folder give recipe_checkpoint, such as epoch_0/{RECIPE_STATE}"
+                )
+        if adapter_state.is_file():
+            self._adapter_state = adapter_state
+        else:
+            self._source = Checkpoint(folder, None, self._checkpoint_dir)
+
+    def _write_peft(
+        self, target: Path, adapter: Mapping[str, Tensor], config: Mapping[str, Any]
+    ) -> None:
+        weights, peft = tune_to_peft(adapter, rank=config["r"], alpha=config["lora_alpha"])
+        peft["base_model_name_or_path"] = self._base_model
+        with replacing_folder(target) as folder:
+            weights = {name: weight.contiguous() for name, weight in weights.items()}
+            save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+            (folder / "adapter_config.json").write_text(json.dumps(peft, indent=2) + "\n")
+
+
+def _numbered(output_dir: Path, prefix: str) -> list[tuple[int, Path]]:
+    """Folders `<prefix>_N` with their numbers."""
+    matches = ((re.fullmatch(rf"{prefix}_(\d+)", path.name), path) for path in output_dir.iterdir())
+    return [(int(match[1]), path) for match, path in matches if match]
+
+
+def _latest(output_dir: Path) -> Path:
+    """The folder with the highest number."""
+    found = []
+    if output_dir.is_dir():
+        recover_folders(output_dir)
+        found = [folders for p in ("epoch", "step") if (folders := _numbered(output_dir, p))]
+    if len(found) != 1:
+        held = "both of" if found else "none of"
+        raise ValueError(
+            f"{output_dir} holds {held} epoch_N and step_N to resume from; name the one to use by "
+            f"recipe_checkpoint, or run without resume_from_checkpoint first"
+        )
+    return max(found[0])[1]
