@@ -19,7 +19,7 @@ from parity.bench import Row, compare
 from parity.bench.image import peak_memory
 from parity.inputs import Inputs, make_inputs
 from parity.trace import ours_like
-from torchtune_qwen25vl.training import StepCollate, attend_by_sample, train_step
+from torchtune_qwen25vl.training import StepCollate, train_step
 
 PICTURE = (1, 46, 68)  # 782 placeholders
 ANSWER = 122
@@ -72,7 +72,6 @@ def _ours(
     name: str, batches: list[Inputs], frozen: bool, pack_to: int | None = None
 ) -> Callable[[], Any]:
     model = ours_like(reference.random_model(name)).train()
-    attend_by_sample(model)
     data = [{**inputs.ours, "labels": inputs.labels} for inputs in batches]
     if pack_to is not None:
         samples = [{k: v[0] for k, v in batch.items()} for batch in data]

@@ -12,15 +12,16 @@ from torchtune_qwen25vl.transform import _collate
 
 
 def _cache_index(right: Callable) -> Callable:
-    def wrong(model: Any, tokens: Tensor, positions: Tensor, attended: Tensor) -> Tensor:
-        return right(model, tokens, torch.full_like(positions, attended.shape[1] - 1), attended)
+    def wrong(model: Any, tokens: Tensor, positions: Tensor, attended: Any, caches: Any) -> Tensor:
+        index = torch.full_like(positions, caches[0].size)
+        return right(model, tokens, index, attended, caches)
 
     return wrong
 
 
 def _attend_padding(right: Callable) -> Callable:
-    def wrong(model: Any, tokens: Tensor, positions: Tensor, attended: Tensor) -> Tensor:
-        return right(model, tokens, positions, torch.ones_like(attended))
+    def wrong(model: Any, tokens: Tensor, positions: Tensor, attended: Any, caches: Any) -> Tensor:
+        return right(model, tokens, positions, None, caches)
 
     return wrong
 

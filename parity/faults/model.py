@@ -192,15 +192,15 @@ FAULTS: dict[str, Fault] = {
         VisionEncoder, "forward", _reverse_embeddings, "encoder"
     ),
     "one-axis positions": patched(
-        MultimodalRotaryEmbedding, "rotation", _one_axis, "decoder layers"
+        MultimodalRotaryEmbedding, "forward", _one_axis, "decoder layers"
     ),
     "M-RoPE axes interleaved": patched(
-        MultimodalRotaryEmbedding, "rotation", _interleaved_axes, "decoder layers"
+        MultimodalRotaryEmbedding, "forward", _interleaved_axes, "decoder layers"
     ),
     "mrope_section permuted": edited(_permute_sections, "decoder layers"),
     "rope_base 10,000": edited(_rope_base, "decoder layers"),
     "bf16 rotary tables": patched(
-        MultimodalRotaryEmbedding, "rotation", _bf16_tables, "decoder layers"
+        MultimodalRotaryEmbedding, "forward", _bf16_tables, "decoder layers"
     ),
     "text eps 1e-5": edited(_text_eps, "logits"),
     "k bias dropped": edited(_drop_k_bias, "decoder layers"),

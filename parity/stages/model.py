@@ -115,8 +115,7 @@ def loss_ours(model: Qwen25VL, inputs: Inputs) -> Tensor:
     """The loss of labelled rows only, as the flagship recipe computes it."""
     labels = F.pad(inputs.labels[:, 1:], (0, 1), value=CROSS_ENTROPY_IGNORE_IDX)
     is_labelled = labels != CROSS_ENTROPY_IGNORE_IDX
-    model.skip_output_layer = True
-    hidden = model(**inputs.ours, output_mask=is_labelled)  # [n, d]
+    hidden = model(**inputs.ours, output_mask=is_labelled, output="hidden")  # [n, d]
     return _step.linear_cross_entropy(hidden, output_weight(model), labels[is_labelled])
 
 

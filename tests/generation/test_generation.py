@@ -11,7 +11,8 @@ from torch.distributed.fsdp import fully_shard
 from parity import reference, trace
 from parity.inputs import LAYOUTS, make_inputs
 from torchtune_qwen25vl._position_ids import mrope_position_ids
-from torchtune_qwen25vl.generation import _cache, _generate
+from torchtune_qwen25vl.generation import _generate
+from torchtune_qwen25vl.generation._cache import make_caches
 from torchtune_qwen25vl.generation._generate import (
     PromptedModel,
     decode_one_token,
@@ -89,11 +90,14 @@ def cached_logits(model, inputs, tokens, first_position):
     b, s = inputs.tokens.shape
     n = tokens.shape[1]
     attended = torch.cat((inputs.attention_mask.bool(), torch.ones(b, n, dtype=torch.bool)), dim=1)
-    with _cache.generating(model, b, s + n):
-        steps = [prefill(model, inputs.ours)]
+    with _generate._inference(model):
+        caches = make_caches(model, b, s + n)
+        steps = [prefill(model, inputs.ours, caches)]
         for k in range(n):
             position = first_position + k
-            logits = decode_one_token(model, tokens[:, k], position, attended[:, : s + k + 1])
+            logits = decode_one_token(
+                model, tokens[:, k], position, attended[:, : s + k + 1], caches
+            )
             steps.append(logits)
     return torch.stack(steps, dim=1)  # [b, 1 + n, v]
 
@@ -153,7 +157,7 @@ def test_callback_sees_every_step():
 
 
 def state(model):
-    names = ("skip_output_layer", "num_output_chunks", "output_hidden_states")
+    names = ("num_output_chunks", "output_hidden_states")
     caches = [(layer.attn.kv_cache, layer.attn.cache_enabled) for layer in model.layers]
     sizes = [cache.size for cache, _ in caches if cache is not None]
     training = [module.training for module in model.modules()]
@@ -251,8 +255,8 @@ def test_prompts_read_in_turn_are_those_read_at_once(layout, limit, turns, monke
     inputs = prompts(layout)
     reads = []
 
-    def counted(model, batch):
-        logits = prefill(model, batch)
+    def counted(model, batch, caches):
+        logits = prefill(model, batch, caches)
         reads.append((*batch["tokens"].shape, logits))
         return logits
 

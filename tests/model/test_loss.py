@@ -210,9 +210,7 @@ def stock_way(model, batch, labels):
 
 
 def linear_way(model, batch, labels):
-    model.skip_output_layer = True
-    hidden = model(**batch)
-    model.skip_output_layer = False
+    hidden = model(**batch, output="hidden")
     weight = getattr(model.output, "tied_module", model.output).weight
     return linear_cross_entropy(hidden, weight, as_recipes_shift(labels), chunk_rows=5)
 

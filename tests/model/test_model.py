@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from torch.distributed.fsdp import fully_shard
 from torchtune.generation import generate
 from torchtune.modules import TransformerSelfAttentionLayer
 from torchtune.modules.common_utils import disable_kv_cache, local_kv_cache
@@ -123,21 +124,32 @@ def test_too_long_is_refused(model):
         model(tiny.text(1, 4097))
 
 
-def test_a_batch_without_media_still_touches_the_encoder():
-    model, tokens = tiny.model(), tiny.text(2, 6)
-    with torch.no_grad():
-        expected = model(tokens)
-    model.train()
-    logits = model(tokens)
+def test_a_batch_without_media_goes_through_the_encoder_where_ranks_share_it():
+    model, tokens = tiny.model().train(), tiny.text(2, 6)
+    expected = model(tokens)
+    expected.sum().backward()
+    assert all(parameter.grad is None for parameter in model.vision.parameters())
+    model.zero_grad()
+    logits = model(tokens, encode_absent=True)
     assert torch.equal(logits, expected)
     logits.sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.any() != name.startswith("vision."), name
-    model.eval()
-    model.zero_grad()
-    model(tokens).sum().backward()
-    assert all(parameter.grad is None for parameter in model.vision.parameters())
+
+
+@pytest.mark.parametrize("said", [None, True, False])
+def test_a_sharded_model_encodes_absent_media_unless_told_not_to(said, monkeypatch, tmp_path):
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model, encoded = tiny.model(), []
+        fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
+        model.vision.register_forward_hook(lambda *_: encoded.append(1))
+        model(tiny.text(2, 6), encode_absent=said)
+        assert len(encoded) == (said is not False)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_every_parameter_gets_a_gradient(model):
@@ -181,15 +193,16 @@ def test_every_way_to_the_loss(tied):
         model.output_hidden_states = []
         assert torch.equal(model.unembed(last), logits)
         assert (some - logits[wanted]).abs().max() < 1e-5
-        model.skip_output_layer = True
-        hidden = model(**inputs.ours)
+        hidden = model(**inputs.ours, output="hidden")
         assert hidden.shape == (*inputs.tokens.shape, 64)
         assert torch.equal(model.output(hidden).float(), logits)
-        model.skip_output_layer = False
         chunked = CEWithChunkedOutputLoss(num_output_chunks=4)
         model.set_num_output_chunks(4)
         chunks = model(**inputs.ours)
         assert isinstance(chunks, list)
+        model.output_hidden_states = [1]
+        assert torch.equal(model(**inputs.ours, output="logits"), logits)
+        assert torch.equal(model(**inputs.ours, output="hidden"), hidden)
         assert abs(chunked(chunks, labels) - expected) < 1e-5
     assert ("output.weight" in model.state_dict()) == (not tied)
 
@@ -223,11 +236,11 @@ def test_activation_checkpointing_keeps_gradients(tied):
 
 def test_a_decoder_layer_compiles_without_graph_break(model):
     inputs, layer = tiny.inputs("image"), copy.deepcopy(model.layers[0])
-    rotation = model.pos_embeddings.rotation(inputs.positions, inputs.tokens.shape)
+    rotation = model.pos_embeddings(inputs.positions, inputs.tokens.shape)
     h = torch.randn(1, inputs.tokens.shape[1], 64, generator=torch.Generator().manual_seed(0))
-    expected = layer(h, input_pos=rotation)
+    expected = layer(h, rotation=rotation)
     layer.compile(backend="aot_eager", fullgraph=True)
-    assert (layer(h, input_pos=rotation) - expected).abs().max() < 1e-5
+    assert (layer(h, rotation=rotation) - expected).abs().max() < 1e-5
 
 
 def left_padded(inputs):

@@ -11,7 +11,6 @@ from training_samples import Transform, sample
 from parity.faults import FAULTS
 from torchtune_qwen25vl.training import (
     StepCollate,
-    attend_by_sample,
     equal_numbers,
     summed_loss,
     to_device,
@@ -57,7 +56,6 @@ def test_padded_batches_follow_the_order_of_the_samples():
 def test_packed_equals_padded(pack_to, mask):
     """In loss and every gradient; fp64, because in fp32 both differ by more from the truth."""
     model = tiny.model().double().train()
-    attend_by_sample(model)
     found = []
     for how in (None, pack_to):
         data = collate(MIXED, how, mask=mask)
@@ -104,7 +102,6 @@ def test_the_comparison_sees_samples_that_see_each_other():
 def test_packed_samples_do_not_leak(changed, mask):
     """Another sample's tokens and pixels leave the logits of the rest as they are, bit for bit."""
     model = tiny.model()
-    attend_by_sample(model)
     kinds = MIXED[:4]
     samples = [sample(kind, seed) for seed, kind in enumerate(kinds)]
     owner = torch.arange(4).repeat_interleave(torch.tensor([len(s["tokens"]) for s in samples]))

@@ -66,6 +66,10 @@ def test_equals_the_plain_loss_in_value_and_every_gradient(tied):
     assert max((wrong[name] - gradients[name]).abs().max() for name in gradients) > 1e-3
 
 
+def without_option(forward):
+    return lambda self, tokens, add_to_grad: forward(self, tokens)
+
+
 # to the last bit; three numbers are added in another order where batches accumulate
 @pytest.mark.parametrize(("batch_size", "tolerance"), [(5, 0.0), (2, 1e-6)])
 def test_a_tied_weight_has_the_gradient_of_autograd(batch_size, tolerance, monkeypatch):
@@ -75,11 +79,12 @@ def test_a_tied_weight_has_the_gradient_of_autograd(batch_size, tolerance, monke
     _, gradients = gradients_of(model, batches(batch_size))
     handle.remove()
     assert made == [weight.shape] * len(batches(batch_size))
-    monkeypatch.setattr(TiedEmbedding, "forward", torch.nn.Embedding.forward)
+    monkeypatch.setattr(TiedEmbedding, "forward", without_option(torch.nn.Embedding.forward))
     _, expected = gradients_of(model, batches(batch_size))
     for name, gradient in expected.items():
         assert (gradients[name] - gradient).abs().max() <= tolerance, name
-    monkeypatch.setattr(TiedEmbedding, "forward", lambda self, tokens: self.weight.detach()[tokens])
+    cut = without_option(lambda self, tokens: self.weight.detach()[tokens])
+    monkeypatch.setattr(TiedEmbedding, "forward", cut)
     _, wrong = gradients_of(model, batches(batch_size))
     name = "tok_embeddings.weight"
     assert (wrong[name] - expected[name]).abs().max() > 1e-3
@@ -91,7 +96,6 @@ def test_chunks_of_rows_change_nothing():
     with torch.no_grad():
         whole, chunked = (float(summed_loss(model, batch, chunk_rows=rows)) for rows in (1024, 3))
     assert abs(chunked - whole) <= 1e-6 * whole
-    assert not model.skip_output_layer
 
 
 def test_every_label_weighs_the_same_however_batches_are_cut():

@@ -6,7 +6,8 @@ any axis, plus one for every token since (Qwen's rule); it lives in a local vari
 Shapes: b rows, s prompt tokens, n new tokens, v vocabulary, i images and videos.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torchtune.modules import TransformerDecoder
 
-from torchtune_qwen25vl.generation._cache import Cache, generating
+from torchtune_qwen25vl.generation._cache import Cache, make_caches
 from torchtune_qwen25vl.generation._sampling import Sampling, check_finite, check_options, choose
 
 PREFILL_TOKENS = 2048  # that a CPU reads at once: few enough to stay in its caches
@@ -77,7 +78,9 @@ def generate(
     stop = torch.tensor(stop_tokens, dtype=prompt.dtype, device=prompt.device)
     done = torch.zeros(b, dtype=torch.bool, device=prompt.device)
 
-    with generating(model, b, s + max_new_tokens) as caches:
+    padded = not bool(real.all())
+    with _inference(model):
+        caches = make_caches(model, b, s + max_new_tokens)
         logits = _prefill_in_turn(model, batch, real, caches)
         check_finite(logits)
         peaks = torch.zeros(b, device=prompt.device)  # from a first nan or inf on, not finite
@@ -92,25 +95,38 @@ def generate(
                 on_token(tokens)
             if end + 1 == s + max_new_tokens or (stop_tokens and bool(done.all())):
                 break
-            logits = decode_one_token(model, tokens, positions[:, end - s], attended[:, : end + 1])
+            seen = attended[:, : end + 1] if padded else None
+            logits = decode_one_token(model, tokens, positions[:, end - s], seen, caches)
     check_finite(peaks[:, None])
     return _generation(history[:, s : end + 1], stop)
 
 
-def prefill(model: TransformerDecoder, batch: Mapping[str, Any]) -> Tensor:
-    """Read the prompts into the caches; logits of the token after each, fp32 [b, v]."""
-    tokens, mask = batch["tokens"], batch.get("mask")
-    if mask is None:
-        s = tokens.shape[1]
-        mask = torch.ones(1, s, s, dtype=torch.bool, device=tokens.device).tril()
-    last = torch.zeros_like(tokens, dtype=torch.bool)
+@contextmanager
+def _inference(model: TransformerDecoder) -> Iterator[None]:
+    """Put the model into evaluation mode, without gradients; leave it as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        # inference mode is faster, but what a sharded model gathers in it could not train again
+        with torch.no_grad() if isinstance(model, FSDPModule) else torch.inference_mode():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def prefill(model: TransformerDecoder, batch: Mapping[str, Any], caches: Sequence[Cache]) -> Tensor:
+    """Read the prompts into the caches; return logits of the token after each, fp32 [b, v]."""
+    last = torch.zeros_like(batch["tokens"], dtype=torch.bool)
     last[:, -1] = True
     return model(
-        tokens,
+        batch["tokens"],
         input_pos=batch["input_pos"],
-        mask=mask,
+        mask=batch.get("mask"),
         encoder_input=batch.get("encoder_input"),
         output_mask=last,
+        caches=caches,
+        output="logits",
     )
 
 
@@ -125,14 +141,11 @@ def _prefill_in_turn(
         real: which of their tokens are no padding, bool [b, s]
         caches: of the model
     """
-    turns = _turns(model, real)
-    if len(turns) == 1:
-        return prefill(model, batch)
     s, outputs = real.shape[1], []
-    for rows, width in turns:
+    for rows, width in _turns(model, real):
         for cache in caches:
             cache.turn_to(rows, s - width)
-        outputs.append(prefill(model, _part(model, batch, rows, s - width)))
+        outputs.append(prefill(model, _part(model, batch, rows, s - width), caches))
     for cache in caches:
         cache.turn_to(slice(None), 0, size=s)
     return torch.cat(outputs)  # [b, v]
@@ -159,7 +172,7 @@ def _part(
     """These rows of a batch from this column on, with the images and videos that are theirs."""
     tokens, mask = batch["tokens"], batch.get("mask")
     part = {"tokens": tokens[rows, first:], "input_pos": batch["input_pos"][rows, first:]}
-    if mask is not None:
+    if mask is not None and not bool(mask[rows, -1, first:].all()):  # else nothing is padded
         part["mask"] = mask[rows, first:, first:]
     if "encoder_input" not in batch:
         return part
@@ -179,18 +192,30 @@ def _part(
 
 
 def decode_one_token(
-    model: TransformerDecoder, tokens: Tensor, positions: Tensor, attended: Tensor
+    model: TransformerDecoder,
+    tokens: Tensor,
+    positions: Tensor,
+    attended: Tensor | None,
+    caches: Sequence[Cache],
 ) -> Tensor:
-    """Append one token per row to the caches; logits of the next one, fp32 [b, v].
+    """Append one token per row to the caches; return logits of the next one, fp32 [b, v].
 
     Args:
-        model: with its caches filled by `prefill`
-        tokens: [b]
-        positions: of these tokens, [b]
-        attended: which of the cached tokens and this one are no padding, bool [b, cached + 1]
+        model: Qwen25VL
+        tokens: the last token of each row, [b]
+        positions: positions of these tokens, [b]
+        attended: which of the cached tokens and this one are no padding, bool [b, cached + 1]; None
+            where nothing is padded
+        caches: filled by `prefill`
     """
-    input_pos = positions.view(-1, 1, 1).expand(-1, 1, 3)
-    return model(tokens[:, None], input_pos=input_pos, mask=attended[:, None])[:, -1]
+    logits = model(
+        tokens[:, None],
+        input_pos=positions.view(-1, 1, 1).expand(-1, 1, 3),
+        mask=None if attended is None else attended[:, None],
+        caches=caches,
+        output="logits",
+    )  # [b, 1, v]
+    return logits[:, -1]
 
 
 class PromptedModel:

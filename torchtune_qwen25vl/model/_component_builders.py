@@ -6,12 +6,12 @@ from typing import Any, Literal
 from torch import nn
 from torchtune.modules import (
     FeedForward,
-    MultiHeadAttention,
     TiedLinear,
 )
 from torchtune.modules.common_utils import _register_reparametrize_state_dict_hooks
 from torchtune.modules.peft import get_adapter_params
 
+from torchtune_qwen25vl.model._attention import DecoderAttention
 from torchtune_qwen25vl.model._decoder import DecoderLayer, Qwen25VL, RMSNorm, TiedEmbedding
 from torchtune_qwen25vl.model._encoder import (
     PatchEmbed,
@@ -111,7 +111,7 @@ def qwen2_5_vl(
     rope = MultimodalRotaryEmbedding(head_dim, rope_base, mrope_section)
 
     def decoder_layer() -> DecoderLayer:
-        attn = MultiHeadAttention(
+        attn = DecoderAttention(
             embed_dim=embed_dim,
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
@@ -120,7 +120,6 @@ def qwen2_5_vl(
             k_proj=linear("k_proj", embed_dim, num_kv_heads * head_dim, bias=True),
             v_proj=linear("v_proj", embed_dim, num_kv_heads * head_dim, bias=True),
             output_proj=linear("output_proj", num_heads * head_dim, embed_dim, bias=False),
-            pos_embeddings=rope,
             max_seq_len=max_seq_len,
             attn_dropout=attn_dropout,
         )

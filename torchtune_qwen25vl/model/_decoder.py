@@ -5,7 +5,7 @@ Shapes: b batch, s sequence, d width, v vocabulary, p patches, i images and vide
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,12 @@ from torch.distributed.fsdp import FSDPModule
 from torchtune import modules
 from torchtune.modules import TransformerDecoder, TransformerSelfAttentionLayer
 
+from torchtune_qwen25vl.model._attention import KeyValues
 from torchtune_qwen25vl.model._encoder import VisionEncoder
 from torchtune_qwen25vl.model._positional_embeddings import MultimodalRotaryEmbedding
 
 EncoderInput = Mapping[str, Mapping[str, Tensor]]
+Output = Literal["recipe", "logits", "hidden"]
 
 
 class RMSNorm(modules.RMSNorm):
@@ -35,20 +37,20 @@ class RMSNorm(modules.RMSNorm):
 
 
 class TiedEmbedding(nn.Embedding):
-    """Embedding whose weight, [v, d], is the output projection too.
+    """Embedding whose weight, [v, d], is the output projection too."""
 
-    Autograd would hold a gradient of that size for each of the two and then add them. The rows that
-    were looked up can be added to `weight.grad` instead, where the output's gradient is by then.
+    def forward(self, tokens: Tensor, *, add_to_grad: bool = False) -> Tensor:
+        """Look up int [b, s], to [b, s, d].
 
-    Attributes:
-        adds_gradient: do that; needs a loss that gives the output a gradient, and `backward()`
-    """
+        Autograd would hold a gradient as large as the weight for each of its two uses, and then
+        add them. With `add_to_grad` the backward of the lookup adds its few rows to `weight.grad`.
 
-    adds_gradient = False
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Look up int [b, s], to [b, s, d]."""
-        if not (self.adds_gradient and self.weight.requires_grad and torch.is_grad_enabled()):
+        Args:
+            tokens: rows to look up
+            add_to_grad: add to `weight.grad`; the caller calls `backward()`, by which the output's
+                gradient is there first
+        """
+        if not (add_to_grad and self.weight.requires_grad and torch.is_grad_enabled()):
             return super().forward(tokens)
         rows, inverse = tokens.unique(return_inverse=True)
         leaf = self.weight.detach()[rows].requires_grad_()  # [rows, d]
@@ -70,13 +72,16 @@ class DecoderLayer(TransformerSelfAttentionLayer):
         self,
         x: Tensor,
         *,
-        mask: Tensor | None = None,
-        input_pos: Tensor | None = None,
+        rotation: Tensor,
+        mask: Any = None,
+        cache: KeyValues | None = None,
         output_mask: Tensor | None = None,
     ) -> Tensor:
-        """Transform [b, s, d]; with an output mask, bool [b, s], to the n wanted, [n, d]."""
-        h = self.sa_norm(x)
-        x = x + self.attn(h, h, mask=mask, input_pos=input_pos)
+        """Transform [b, s, d]; with an output mask, bool [b, s], to the n wanted, [n, d].
+
+        The other arguments are those of `DecoderAttention`.
+        """
+        x = x + self.attn(self.sa_norm(x), rotation=rotation, mask=mask, cache=cache)
         x = x if output_mask is None else x[output_mask]
         return x + self.mlp(self.mlp_norm(x))
 
@@ -86,13 +91,13 @@ class Qwen25VL(TransformerDecoder):
 
     Everything torchtune expects of a `TransformerDecoder` is where it expects it; the encoder is
     the submodule `vision`. The model computes no positions and remembers nothing between calls
-    but torchtune's key-value caches.
+    but the key-value caches of torchtune's `setup_caches`.
 
     Args:
         vision: encoder of images and videos
         tok_embeddings: v tokens to width d
-        layers: decoder layers whose attention uses `pos_embeddings`
-        pos_embeddings: multimodal rotary embedding, shared by all layers
+        layers: decoder layers
+        pos_embeddings: multimodal rotary embedding, computed once for all layers
         norm: final norm
         output: projection to the vocabulary, or `TiedLinear`
         image_token_id: placeholder of images
@@ -109,7 +114,7 @@ class Qwen25VL(TransformerDecoder):
         *,
         vision: VisionEncoder,
         tok_embeddings: nn.Embedding,
-        layers: Sequence[TransformerSelfAttentionLayer],
+        layers: Sequence[DecoderLayer],
         pos_embeddings: MultimodalRotaryEmbedding,
         norm: nn.Module,
         output: Any,
@@ -134,66 +139,88 @@ class Qwen25VL(TransformerDecoder):
         self.pos_embeddings = pos_embeddings
         self.image_token_id = image_token_id
         self.video_token_id = video_token_id
-        self.skip_output_layer = False  # torchtune 0.6.1 has no such switch yet
 
     def forward(
         self,
         tokens: Tensor,
         *,
-        mask: Tensor | None = None,
+        mask: Any = None,
         encoder_input: EncoderInput | None = None,
         input_pos: Tensor | None = None,
         output_mask: Tensor | None = None,
-    ) -> Tensor | list[Any]:
+        caches: Sequence[KeyValues] | None = None,
+        output: Output = "recipe",
+        add_to_grad: bool = False,
+        encode_absent: bool | None = None,
+    ) -> Any:
         """Compute logits.
 
         Args:
             tokens: int [b, s]
-            mask: True where a token (row) may attend, bool [b, s, s], or [b, s, cache length] with
-                caches; None is causal
+            mask: as in `DecoderAttention`; bool [b, s, s], or [b, s, cache length] with caches
             encoder_input: `{"vision": {"pixel_values": [p, patch_dim], "grid_thw": int [i, 3]}}`,
                 the images and videos of all rows in the order of their placeholders
-            input_pos: int [b, s, 3], axes t, h, w; for text also as in
-                `MultimodalRotaryEmbedding.rotation`
+            input_pos: int [b, s, 3], axes t, h, w; for text also as in `MultimodalRotaryEmbedding`
             output_mask: the tokens whose logits are wanted, bool [b, s]; None is all
+            caches: keys and values of each layer, appended to; by default those of `setup_caches`
+            output: "recipe" is what torchtune's recipes ask for by attributes, see below; "logits"
+                and "hidden" are these alone
+            add_to_grad: see `TiedEmbedding`; without effect where the embedding is not tied
+            encode_absent: send a grey unit through the encoder where a batch has no media. Ranks
+                that share the encoder's collectives must all take part in them. By default a
+                sharded model does so in every batch without media.
 
         Returns:
-            fp32 [b, s, v], or [n, v] of the n tokens wanted; a list of chunks of it after
-            `set_num_output_chunks`; normed hidden states [..., d] with `skip_output_layer`. With
-            `output_hidden_states`, the list of those states followed by this.
+            fp32 logits [b, s, v], or [n, v] of the n tokens wanted; for "hidden" normed hidden
+            states [b, s, d] or [n, d]. For "recipe" a list of chunks of the logits after
+            `set_num_output_chunks`; and with `output_hidden_states` the list of those states
+            followed by this.
 
         Raises:
             ValueError: if placeholders and embeddings do not match in number, media come without
-                positions on three axes, or caches without mask or positions.
+                positions on three axes, or caches of `setup_caches` without mask or positions.
         """
-        self._check(tokens, mask, encoder_input, input_pos)
-        h = self._embed(tokens, encoder_input)  # [b, s, d]
-        rotation = self.pos_embeddings.rotation(input_pos, tokens.shape)  # [b or 1, s, 2, h_d]
-        hidden = []
-        wants_last = len(self.layers) in self.output_hidden_states
+        self._check(tokens, mask, encoder_input, input_pos, has_caches=caches is not None)
+        h = self._embed(tokens, encoder_input, add_to_grad, encode_absent)  # [b, s, d]
+        rotation = self.pos_embeddings(input_pos, tokens.shape)  # [b or 1, s, 2, h_d]
+        kept = self.output_hidden_states if output == "recipe" else []
+        last, hidden = len(self.layers), []
         for index, layer in enumerate(self.layers):
-            if index in self.output_hidden_states:
+            if index in kept:
                 hidden.append(h)
-            is_trimmed = index == len(self.layers) - 1 and not wants_last
-            wanted = output_mask if is_trimmed else None
-            h = layer(h, mask=mask, input_pos=rotation, output_mask=wanted)
-        if wants_last:
+            trims = index == last - 1 and last not in kept
+            h = layer(
+                h,
+                rotation=rotation,
+                mask=mask,
+                cache=None if caches is None else caches[index],
+                output_mask=output_mask if trims else None,
+            )
+        if last in kept:
             hidden.append(h)
             h = h if output_mask is None else h[output_mask]
-        output = self.unembed(h)
-        return [*hidden, output] if hidden else output
+        if output == "hidden":
+            return self.norm(h)
+        projected = self.unembed(h) if output == "recipe" else self.output(self.norm(h)).float()
+        return [*hidden, projected] if hidden else projected
 
-    def unembed(self, h: Tensor) -> Tensor | list[Tensor]:
-        """Norm and project hidden states [..., d]; see `forward` for what may be returned."""
-        return self.norm(h) if self.skip_output_layer else super().unembed(h)
-
-    def _embed(self, tokens: Tensor, encoder_input: EncoderInput | None) -> Tensor:
-        h = self.tok_embeddings(tokens)  # [b, s, d]
+    def _embed(
+        self,
+        tokens: Tensor,
+        encoder_input: EncoderInput | None,
+        add_to_grad: bool,
+        encode_absent: bool | None,
+    ) -> Tensor:
+        """Look up the tokens and put the embeddings of media in place of their placeholders."""
+        is_tied = isinstance(self.tok_embeddings, TiedEmbedding)
+        options = {"add_to_grad": add_to_grad} if is_tied else {}
+        h = self.tok_embeddings(tokens, **options)  # [b, s, d]
         if encoder_input is None:
             # A token just generated may be anything, and asking the device would stall decoding.
             if tokens.shape[1] > 1:
                 self._check_count(int(self._placeholders(tokens).sum()), 0)
-            return h + self._absent_media(h.device) if self._is_collective() else h
+            encodes = isinstance(self, FSDPModule) if encode_absent is None else encode_absent
+            return h + self._absent_media(h.device) if encodes else h
         placeholders = self._placeholders(tokens)
         count = int(placeholders.sum())  # asked here: later the host would wait for the encoder
         vision_embeds = self.vision(**encoder_input["vision"])  # [m, d]
@@ -203,15 +230,8 @@ class Qwen25VL(TransformerDecoder):
     def _placeholders(self, tokens: Tensor) -> Tensor:
         return (tokens == self.image_token_id) | (tokens == self.video_token_id)  # [b, s]
 
-    def _is_collective(self) -> bool:
-        """Whether other ranks may be encoding images while this one has none."""
-        return self.training or isinstance(self, FSDPModule)
-
     def _absent_media(self, device: torch.device) -> Tensor:
-        """Zero that has been through the encoder: one unit of grey patches.
-
-        A rank that skipped the encoder would leave the others waiting in its collectives.
-        """
+        """Return a zero that has been through the encoder as one unit of grey patches."""
         merge = self.vision.spatial_merge_size
         patch_dim = self.vision.patch_embed.proj.in_features
         pixel_values = torch.zeros(merge**2, patch_dim, device=device)
@@ -228,9 +248,11 @@ class Qwen25VL(TransformerDecoder):
     def _check(
         self,
         tokens: Tensor,
-        mask: Tensor | None,
+        mask: Any,
         encoder_input: EncoderInput | None,
         input_pos: Tensor | None,
+        *,
+        has_caches: bool,
     ) -> None:
         if tokens.shape[1] > self.max_seq_len:
             raise ValueError(
@@ -242,7 +264,7 @@ class Qwen25VL(TransformerDecoder):
                 "images and videos need positions on three axes, input_pos [b, s, 3], got "
                 f"{None if input_pos is None else list(input_pos.shape)}; see mrope_position_ids"
             )
-        if self.caches_are_setup() and (mask is None or input_pos is None):
+        if not has_caches and self.caches_are_setup() and (mask is None or input_pos is None):
             raise ValueError(
                 "with caches set up, attention is no longer causal by itself and a position can no "
                 "longer be told from the index; pass mask and input_pos"

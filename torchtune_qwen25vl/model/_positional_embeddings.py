@@ -75,10 +75,6 @@ class VisionRotaryEmbedding(_InverseFrequencies):
 class MultimodalRotaryEmbedding(_InverseFrequencies):
     """M-RoPE: each frequency follows one of the axes t, h, w; text has the same position on all.
 
-    torchtune's attention hands its `input_pos` to this module once for q and once for k in every
-    layer. A model computes `rotation(input_pos, ...)` once and passes that in its place, so that
-    neither trigonometry is repeated nor state kept.
-
     Args:
         head_dim: h_d
         base: `rope_theta` of the checkpoint's config
@@ -99,8 +95,8 @@ class MultimodalRotaryEmbedding(_InverseFrequencies):
         super().__init__(head_dim, base)
         self.mrope_section = list(mrope_section)
 
-    def rotation(self, input_pos: Tensor | None, tokens_shape: Sequence[int]) -> Tensor:
-        """Rotation of every token, fp32 [b or 1, s, 2, h_d].
+    def forward(self, input_pos: Tensor | None, tokens_shape: Sequence[int]) -> Tensor:
+        """Return the rotation of every token, fp32 [b or 1, s, 2, h_d].
 
         Args:
             input_pos: [b, s, 3]; for text also [b, s], [s], [b] when s is 1, or None for 0..s-1
@@ -126,14 +122,3 @@ class MultimodalRotaryEmbedding(_InverseFrequencies):
             f"input_pos must be [b, s, 3], or [b, s], [s] or (one token) [b] for text, got "
             f"{list(shape)} for tokens [{b}, {s}]; see mrope_position_ids"
         )
-
-    def forward(self, x: Tensor, *, input_pos: Tensor | None = None) -> Tensor:
-        """Turn queries or keys.
-
-        Args:
-            x: [b, s, n_h, h_d]
-            input_pos: positions as in `rotation`, or the rotation itself
-        """
-        if input_pos is None or input_pos.ndim < 4:
-            input_pos = self.rotation(input_pos, x.shape[:2])
-        return rotate(x, input_pos)

@@ -3,7 +3,6 @@
 from torchtune_qwen25vl.training._batches import StepBatches, StepCollate, equal_numbers, to_device
 from torchtune_qwen25vl.training._model import gather_weights, make_model, save_adapter, save_model
 from torchtune_qwen25vl.training._muon import MuonAdamW
-from torchtune_qwen25vl.training._packed_attention import attend_by_sample
 from torchtune_qwen25vl.training._parts import (
     GradientCheck,
     Part,
@@ -36,7 +35,6 @@ __all__ = [
     "Throughput",
     "TrainSampler",
     "ValidationSampler",
-    "attend_by_sample",
     "check_component",
     "check_settings",
     "equal_numbers",

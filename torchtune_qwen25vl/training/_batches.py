@@ -36,9 +36,9 @@ class StepCollate:
         padding_idx: token at padding
         batch_size: samples padded to one batch
         pack_to: most tokens of a packed row; None pads
-        mask: of packed rows: "dense" [1, s, s], as any model takes it; "lengths" of the samples,
-            for one that went through `attend_by_sample`; "flex" leaves it to `to_device`, for CUDA,
-            and pads every row to `pack_to` rounded up to whole blocks
+        mask: what packed rows are masked by: "dense" [1, s, s]; "lengths" of the samples [n];
+            "flex" leaves it to `to_device`, for CUDA, and pads every row to `pack_to` rounded up to
+            whole blocks
     """
 
     def __init__(

@@ -13,7 +13,6 @@ from torchtune import modules, training, utils
 from torchtune.modules.peft import get_merged_lora_ckpt
 
 from torchtune_qwen25vl.model import Qwen25VL, qwen2_5_vl_from_config
-from torchtune_qwen25vl.training._packed_attention import attend_by_sample
 from torchtune_qwen25vl.transform import write_pixel_limits
 from torchtune_qwen25vl.weights import (
     Checkpoint,
@@ -61,7 +60,6 @@ def make_model(
     sharded = utils.get_world_size_and_rank()[0] > 1
     with training.set_default_dtype(dtype), torch.device("meta" if sharded else device):
         model = qwen2_5_vl_from_config(source, **tuning)
-    attend_by_sample(model)
     state = {} if from_scratch else dict(Checkpoint(source, None, source).read(lazily=True))
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     missing = {name: shape for name, shape in shapes.items() if name not in state}

@@ -52,11 +52,7 @@ def summed_loss(
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     wanted = targets(batch["labels"])  # [b, s]
     is_labelled = wanted != CROSS_ENTROPY_IGNORE_IDX
-    model.skip_output_layer = model.tok_embeddings.adds_gradient = True
-    try:
-        hidden = model(**inputs, output_mask=is_labelled)  # [n, d]
-    finally:
-        model.skip_output_layer = model.tok_embeddings.adds_gradient = False
+    hidden = model(**inputs, output_mask=is_labelled, output="hidden", add_to_grad=True)  # [n, d]
     labels = wanted[is_labelled]  # [n]
     mean = linear_cross_entropy(
         hidden, output_weight(model), labels, chunk_rows=chunk_rows, kernel=kernel
@@ -109,9 +105,11 @@ def train_step(
     media = sum("encoder_input" in batch for batch in batches)
     all_labels, all_media = (int(n) for n in over_ranks([labels, media], device))
 
+    # ranks share the encoder's collectives: where one has media, those without take part as well
+    shared = {"encode_absent": dist.is_initialized() and all_media > 0}
     total = torch.zeros((), device=device)
     for batch in batches:
-        summed = loss(model, batch)
+        summed = loss(model, {**batch, **shared})
         # sharded gradients are averaged over ranks, so each rank scales its own up
         (summed * (world_size / max(all_labels, 1))).backward()
         total += summed.detach()
