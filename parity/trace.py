@@ -13,6 +13,7 @@ from parity import reference
 from parity.faults import EDITS
 from parity.inputs import LAYOUTS, Inputs, make_inputs
 from torchtune_qwen25vl import hf_to_tune, qwen2_5_vl_from_config
+from torchtune_qwen25vl._position_ids import window_order
 from torchtune_qwen25vl.model._decoder import Qwen25VL
 
 
@@ -100,9 +101,20 @@ def trace_ours(model: Qwen25VL, inputs: Inputs) -> Trace:
     with torch.no_grad():
         with _recording(model.vision.layers, trace.vision_layers):
             trace.encoder = model.vision(inputs.pixel_values, inputs.grid_thw).cpu()
+        trace.vision_layers = _in_window_order(model.vision, inputs, trace.vision_layers)
         with _recording(model.layers, trace.decoder_layers):
             trace.logits = model(**inputs.ours).cpu()
     return trace
+
+
+def _in_window_order(vision: Any, inputs: Inputs, states: list[Tensor]) -> list[Tensor]:
+    """Our states [p, d_vision] in the order of theirs; ours has sorted the windows of a frame."""
+    grids = inputs.grid_thw.tolist()
+    sizes = {name: getattr(vision, name) for name in ("spatial_merge_size", "patch_size")}
+    window_size, unit = vision.window_size, vision.spatial_merge_size**2
+    theirs, _ = window_order(grids, window_size=window_size, **sizes)
+    moved = vision.arrange(grids).order.argsort()[theirs]  # [m]
+    return [state.unflatten(0, (-1, unit))[moved].flatten(0, 1) for state in states]
 
 
 def _their_loss(model: str, layout: str, device: str) -> Tensor:

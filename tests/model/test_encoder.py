@@ -1,7 +1,6 @@
 """The vision encoder: theirs, and who may see whom."""
 
 import itertools
-import math
 
 import pytest
 import tiny
@@ -12,7 +11,7 @@ from parity import reference
 from parity.inputs import LAYOUTS
 from parity.trace import inputs_for, ours_like, trace_ours, trace_theirs
 from torchtune_qwen25vl.model import _encoder
-from torchtune_qwen25vl.model._encoder import make_segments
+from torchtune_qwen25vl.model._encoder import VisionEncoder, arrange
 
 GRID = torch.tensor([[1, 10, 14]])  # windows of 64 + 48, 16 + 12 patches
 
@@ -76,16 +75,12 @@ def test_images_in_a_batch_are_encoded_as_alone():
     assert (together[:35] - together[-40:-5]).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_grouping_by_length_changes_nothing(layout, monkeypatch):
-    inputs, vision = tiny.inputs(layout), encoder(full_attn_indices=(0,))
-    run = []
-    attend = _encoder._attend
+SIZES = {"spatial_merge_size": 2, "window_size": 112, "patch_size": 14}
 
-    def counted(q, k, v, segments):
-        run.append(len(segments.runs))
-        assert sum(count * length for count, length in segments.runs) == len(q)
-        return attend(q, k, v, segments)
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sorting_windows_changes_nothing(layout, monkeypatch):
+    inputs, vision = tiny.inputs(layout), encoder(full_attn_indices=(0,))
 
     def gradients_and_output():
         vision.zero_grad()
@@ -93,39 +88,37 @@ def test_grouping_by_length_changes_nothing(layout, monkeypatch):
         out.square().mean().backward()
         return [out, *(p.grad.clone() for p in vision.parameters())]
 
-    monkeypatch.setattr(_encoder, "MOVED", 0)
-    in_order = gradients_and_output()
-    monkeypatch.setattr(_encoder, "_attend", counted)
-    monkeypatch.setattr(_encoder, "MOVED", math.inf)
-    by_length = gradients_and_output()
-    for one, other in zip(in_order, by_length, strict=True):
-        assert torch.equal(one, other)
-    lengths = {h * w for _, h, w in inputs.grid_thw.tolist()}
-    assert run[0] == len(lengths)  # full attention: one call for each size of frame
-    assert run[1] <= 9
+    output, *gradients = gradients_and_output()
+    in_order = arrange_unsorted(inputs.grid_thw.tolist())
+    monkeypatch.setattr(VisionEncoder, "arrange", lambda self, grids: in_order)
+    expected, *right = gradients_and_output()
+    assert torch.equal(output, expected)
+    for one, other in zip(gradients, right, strict=True):  # sums over patches in another order
+        assert (one - other).abs().max() <= 1e-5 * other.abs().max()
 
 
-def test_windows_have_at_most_nine_lengths(monkeypatch):
-    monkeypatch.setattr(_encoder, "MOVED", math.inf)
-    grids = [[1, 2 * h, 2 * w] for h, w in itertools.product(range(1, 14), repeat=2)]
-    order, lengths = _encoder.window_order(
-        grids, spatial_merge_size=2, window_size=112, patch_size=14
-    )
-    segments = make_segments(lengths, torch.zeros(4 * len(order), 1), embed_dim=1)
-    assert len(segments.runs) == 9
-    assert torch.equal(segments.order[segments.inverse_order], torch.arange(4 * len(order)))
+def arrange_unsorted(grids):
+    order, lengths = _encoder.window_order(grids, **SIZES)
+    return _encoder.Arrangement(order, _encoder._runs(lengths), arrange(grids, **SIZES).frames)
 
 
-def test_patches_are_moved_where_that_is_cheap():
-    rotation = torch.arange(22.0).view(-1, 1)
-    in_order = make_segments([4, 4, 2, 4, 8], rotation, embed_dim=1 + _encoder.MOVED // 22)
-    assert in_order.order is None
-    assert in_order.runs == [(2, 4), (1, 2), (1, 4), (1, 8)]
-    assert make_segments([12, 4, 4, 2], rotation, embed_dim=1).order is None  # nothing to save
-    moved = make_segments([4, 12, 4, 2], rotation, embed_dim=_encoder.MOVED // 22)
-    assert moved.runs == [(1, 2), (2, 4), (1, 12)]
-    assert moved.order.tolist() == [20, 21, *range(4), *range(16, 20), *range(4, 16)]
-    assert torch.equal(moved.rotation, rotation)
+def test_a_frame_has_at_most_four_runs_of_windows():
+    for h, w in itertools.product(range(1, 14), repeat=2):
+        grids = [[2, 2 * h, 2 * w], [1, 4, 4]]
+        order, windows, frames = arrange(grids, **SIZES)
+        assert torch.equal(order.sort().values, torch.arange(2 * h * w + 4))
+        assert sum(count * length for count, length in windows) == 8 * h * w + 16
+        assert len(windows) <= 4 + 4 + 1
+        assert frames == ([(2, 4 * h * w), (1, 16)] if h * w != 4 else [(3, 16)])
+
+
+def test_a_frames_windows_stay_in_it():
+    grids = [[1, 10, 14], [2, 4, 20]]
+    order, windows, _ = arrange(grids, **SIZES)
+    assert windows == [(1, 64), (1, 48), (1, 16), (1, 12), *[(2, 32), (1, 16)] * 2]
+    frames = order.split([35, 20, 20])
+    for first, frame in zip((0, 35, 55), frames, strict=True):
+        assert torch.equal(frame.sort().values, first + torch.arange(len(frame)))
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,9 @@ are split into segments.
 Source: arXiv 2502.13923, section 2.1.1; models/qwen2_5_vl/modeling_qwen2_5_vl.py in transformers.
 """
 
-import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,53 +22,66 @@ from torchtune.modules import TransformerSelfAttentionLayer
 from torchtune_qwen25vl._position_ids import frame_lengths, patch_positions, window_order
 from torchtune_qwen25vl.model._positional_embeddings import VisionRotaryEmbedding, rotate
 
-MOVED = 1 << 14  # values of q, k and v each that a CPU moves in the time of one call of attention
+Segments = Sequence[tuple[int, int]]  # segments of equal length in a row: how many, patches in each
 
 
-@dataclass(frozen=True)
-class Segments:
-    """Who sees whom: patches of one segment see each other and nobody else.
+class Arrangement(NamedTuple):
+    """How units stand inside the encoder, and who sees whom there.
 
     Attributes:
-        runs: segments of equal length that follow each other, as (how many, patches in each)
-        rotation: where the patches are, [p, 2, h_d], in the order of the input
-        order: which patch stands where in the runs, [p]; None if they stand as the input does
-        inverse_order: where in the runs each patch went, [p]
+        order: which unit, counted in reading order, stands where, int64 [m]
+        windows: segments of the layers in which a patch sees its window
+        frames: segments of the layers in which a patch sees its frame
     """
 
-    runs: list[tuple[int, int]]
-    rotation: Tensor
-    order: Tensor | None = None
-    inverse_order: Tensor | None = None
+    order: Tensor
+    windows: Segments
+    frames: Segments
 
 
-def make_segments(lengths: Sequence[int], rotation: Tensor, *, embed_dim: int) -> Segments:
-    """Split p patches into segments of these lengths.
+def arrange(
+    grids: list[list[int]], *, spatial_merge_size: int, window_size: int, patch_size: int
+) -> Arrangement:
+    """Put units window by window, in each frame windows of equal length side by side.
 
-    Attention is one call for each run. Segments of equal length that do not follow each other are
-    brought together where the calls that this saves cost more than moving patches there and back:
-    on a GPU always, on a CPU where pictures or heads are small. The result is the same, bit for
-    bit.
+    Attention is one call for each run of equal segments. A frame has at most four lengths of
+    windows (inner ones, right edge, bottom edge, corner), which window order would alternate.
 
     Args:
-        lengths: patches in each segment, in order; they add up to p
-        rotation: [p, 2, h_d]
-        embed_dim: d_v
+        grids: t, h, w of each image and video, in patches
+        spatial_merge_size: patches of a unit along h and along w
+        window_size: pixels along the side of a window
+        patch_size: pixels along the side of a patch
     """
-    saved = len(_runs(lengths)) - len(set(lengths))
-    is_dear = rotation.device.type == "cpu" and sum(lengths) * embed_dim > MOVED * saved
-    if not saved or is_dear:
-        return Segments(_runs(lengths), rotation)
-    by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
-    pieces = torch.arange(sum(lengths)).split(list(lengths))
-    order = torch.cat([pieces[k] for k in by_length])
-    inverse_order = order.argsort().to(rotation.device)
-    order = order.to(rotation.device)
-    return Segments(_runs(sorted(lengths)), rotation, order, inverse_order)
+    order, lengths = window_order(
+        grids,
+        spatial_merge_size=spatial_merge_size,
+        window_size=window_size,
+        patch_size=patch_size,
+    )
+    frames = frame_lengths(grids)
+    windows = order.split([length // spatial_merge_size**2 for length in lengths])
+    frame_of = list(_owners(lengths, frames))
+    by_length = sorted(range(len(windows)), key=lambda k: (frame_of[k], -lengths[k]))
+    return Arrangement(
+        torch.cat([windows[k] for k in by_length]),
+        _runs(lengths[k] for k in by_length),
+        _runs(frames),
+    )
 
 
-def _runs(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    return [(len(list(run)), length) for length, run in itertools.groupby(lengths)]
+def _owners(lengths: Sequence[int], wholes: Sequence[int]) -> Iterator[int]:
+    """The whole in which each part lies, parts and wholes given by their lengths in order."""
+    whole, left = 0, wholes[0]
+    for length in lengths:
+        if left == 0:
+            whole, left = whole + 1, wholes[whole + 1]
+        yield whole
+        left -= length
+
+
+def _runs(lengths: Iterable[int]) -> Segments:
+    return [(len(list(run)), length) for length, run in groupby(lengths)]
 
 
 class PatchEmbed(nn.Module):
@@ -111,10 +123,10 @@ class VisionAttention(nn.Module):
         self.v_proj = v_proj
         self.output_proj = output_proj
 
-    def forward(self, x: Tensor, *, segments: Segments) -> Tensor:
-        """Attend, [p, d_v] -> [p, d_v]."""
-        q = rotate(self._heads(self.q_proj(x)), segments.rotation)  # [p, n_h, h_d]
-        k = rotate(self._heads(self.k_proj(x)), segments.rotation)
+    def forward(self, x: Tensor, *, rotation: Tensor, segments: Segments) -> Tensor:
+        """Attend, [p, d_v] -> [p, d_v]; `rotation` is [p, 2, h_d]."""
+        q = rotate(self._heads(self.q_proj(x)), rotation)  # [p, n_h, h_d]
+        k = rotate(self._heads(self.k_proj(x)), rotation)
         v = self._heads(self.v_proj(x))
         return self.output_proj(_attend(q, k, v, segments))  # [p, d_v]
 
@@ -123,26 +135,23 @@ class VisionAttention(nn.Module):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
-    """Attention of [p, n_h, h_d] within the segments of each run, [p, n_h * h_d]."""
-    if segments.order is not None:
-        q, k, v = (x.index_select(0, segments.order) for x in (q, k, v))
-    sizes = [count * length for count, length in segments.runs]
-    pieces = zip(segments.runs, *(x.split(sizes) for x in (q, k, v)), strict=True)
+    """Attend from [p, n_h, h_d] within each segment, [p, n_h * h_d]."""
+    sizes = [count * length for count, length in segments]
+    pieces = zip(segments, *(x.split(sizes) for x in (q, k, v)), strict=True)
     outputs = []
     for run, *qkv in pieces:
         batched = [x.unflatten(0, run).transpose(1, 2) for x in qkv]  # [count, n_h, length, h_d]
         attended = F.scaled_dot_product_attention(*batched)
         outputs.append(attended.transpose(1, 2).flatten(0, 1))  # [count * length, n_h, h_d]
-    x = torch.cat(outputs).flatten(1)
-    return x if segments.inverse_order is None else x.index_select(0, segments.inverse_order)
+    return torch.cat(outputs).flatten(1)
 
 
 class VisionLayer(TransformerSelfAttentionLayer):
     """Pre-norm layer; torchtune's, so that its checkpointing and sharding policies find it."""
 
-    def forward(self, x: Tensor, *, segments: Segments) -> Tensor:
-        """Transform [p, d_v]."""
-        x = x + self.attn(self.sa_norm(x), segments=segments)
+    def forward(self, x: Tensor, *, rotation: Tensor, segments: Segments) -> Tensor:
+        """Transform [p, d_v]; `rotation` is [p, 2, h_d]."""
+        x = x + self.attn(self.sa_norm(x), rotation=rotation, segments=segments)
         return x + self.mlp(self.mlp_norm(x))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -225,12 +234,7 @@ class VisionEncoder(nn.Module):
         """
         grids = grid_thw.tolist()  # the only host sync
         self._check(grids, pixel_values)
-        order, window_lengths = window_order(
-            grids,
-            spatial_merge_size=self.spatial_merge_size,
-            window_size=self.window_size,
-            patch_size=self.patch_size,
-        )
+        order, windows, frames = self.arrange(grids)
         positions = self._by_unit(patch_positions(grids, self.spatial_merge_size))[order]
         inverse_order = order.argsort().to(pixel_values.device)
         order = order.to(pixel_values.device)
@@ -238,13 +242,19 @@ class VisionEncoder(nn.Module):
         rotation = self.rotary(positions.flatten(0, 1).to(pixel_values.device))
         x = self._by_unit(pixel_values)[order].flatten(0, 1)  # [p, patch_dim], window by window
         x = self.patch_embed(x)  # [p, d_v]
-        windows, frames = (
-            make_segments(lengths, rotation, embed_dim=x.shape[1])
-            for lengths in (window_lengths, frame_lengths(grids))
-        )
         for index, layer in enumerate(self.layers):
-            x = layer(x, segments=frames if index in self.full_attn_indices else windows)
+            segments = frames if index in self.full_attn_indices else windows
+            x = layer(x, rotation=rotation, segments=segments)
         return self.merger(x).index_select(0, inverse_order)  # [m, d]
+
+    def arrange(self, grids: list[list[int]]) -> Arrangement:
+        """Return how the units of these images and videos stand while the layers run."""
+        return arrange(
+            grids,
+            spatial_merge_size=self.spatial_merge_size,
+            window_size=self.window_size,
+            patch_size=self.patch_size,
+        )
 
     def _by_unit(self, x: Tensor) -> Tensor:
         return x.unflatten(0, (-1, self.spatial_merge_size**2))  # [m, 4, ...]
