@@ -1,12 +1,15 @@
 """Tokens after a prompt.
 
-generate       continue every row of a batch
-Generation     what it returns
-PromptedModel  the model as torchtune's generation loop calls one
-Sampling       how a token is chosen
-check_options  refuse options out of range
+inference_batch  conversations to the left-padded batch that is continued
+prompt_batch     samples to that batch
+generate         continue every row of a batch
+Generation       what it returns
+PromptedModel    the model as torchtune's generation loop calls one
+Sampling         how a token is chosen
+check_options    refuse options out of range
 """
 
+from torchtune_qwen25vl.generation._batch import inference_batch, prompt_batch
 from torchtune_qwen25vl.generation._generate import Generation, PromptedModel, generate
 from torchtune_qwen25vl.generation._sampling import Sampling, check_options
 
@@ -16,4 +19,6 @@ __all__ = [
     "Sampling",
     "check_options",
     "generate",
+    "inference_batch",
+    "prompt_batch",
 ]

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from torchtune_qwen25vl.generation import generate
+from torchtune_qwen25vl.generation import generate, inference_batch
 from torchtune_qwen25vl.model import Qwen25VL
 from torchtune_qwen25vl.shapes._dataset import caption_messages
 from torchtune_qwen25vl.shapes._scenes import Scene, draw, random_scene, score
-from torchtune_qwen25vl.transform import Qwen25VLTransform, padded_collate
+from torchtune_qwen25vl.transform import Qwen25VLTransform
 
 HELD_OUT_SEED = 1_000_003
 MAX_NEW_TOKENS = 24
@@ -26,11 +26,8 @@ def caption(
     """Greedy captions as tokens, their end included."""
     captions: list[list[int]] = []
     for start in range(0, len(images), BATCH):
-        samples = [
-            transform({"messages": caption_messages(image)}, inference=True)
-            for image in images[start : start + BATCH]
-        ]
-        batch = padded_collate(samples, transform.pad_id, padding_side="left")
+        questions = [caption_messages(image) for image in images[start : start + BATCH]]
+        batch = inference_batch(questions, transform)
         answers = generate(
             model, batch, max_new_tokens=MAX_NEW_TOKENS, stop_tokens=transform.stop_tokens
         )
