@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torchtune import modules, training, utils
 from torchtune.modules.peft import get_merged_lora_ckpt
 
+from torchtune_qwen25vl._files import replacing_folder
 from torchtune_qwen25vl.model import Qwen25VL, qwen2_5_vl_from_config
 from torchtune_qwen25vl.training._packed_attention import attend_by_sample
 from torchtune_qwen25vl.transform import write_pixel_limits
 from torchtune_qwen25vl.weights import (
     Checkpoint,
     copy_settings,
-    replacing_folder,
     tune_to_hf,
     tune_to_peft,
     write_weights,

@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchtune import utils
 
-from torchtune_qwen25vl.weights import recover_folders, replacing_folder
+from torchtune_qwen25vl._files import recover_folders, replacing_folder
 
 RUN = "run.pt"
 TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)

@@ -9,8 +9,6 @@ Qwen25VLCheckpointer  what torchtune's recipes read and write weights with
 find_weights          the folder and files of a checkpoint given in any way
 copy_settings         copy what lies beside the weights
 write_weights         write weights to the files named for them
-replacing_folder      a folder that appears whole or not at all
-recover_folders       put back folders that were moved aside
 fetch                 fetch a model from the hub
 bytes_to_fetch        how much of it is not here
 """
@@ -22,8 +20,6 @@ from torchtune_qwen25vl.weights._pretrained import Checkpoint, load_pretrained
 from torchtune_qwen25vl.weights._safetensors import (
     copy_settings,
     find_weights,
-    recover_folders,
-    replacing_folder,
     write_weights,
 )
 
@@ -36,8 +32,6 @@ __all__ = [
     "find_weights",
     "hf_to_tune",
     "load_pretrained",
-    "recover_folders",
-    "replacing_folder",
     "tune_to_hf",
     "tune_to_peft",
     "write_weights",

@@ -23,14 +23,13 @@ from torchtune import training
 from torchtune.training import FormattedCheckpointFiles
 from torchtune.training.checkpointing._utils import safe_torch_load
 
+from torchtune_qwen25vl._files import recover_folders, replacing_folder
 from torchtune_qwen25vl.transform import write_pixel_limits
 from torchtune_qwen25vl.weights._names import tune_to_hf, tune_to_peft
 from torchtune_qwen25vl.weights._pretrained import Checkpoint
 from torchtune_qwen25vl.weights._safetensors import (
     copy_settings,
     find_weights,
-    recover_folders,
-    replacing_folder,
 )
 
 RECIPE_STATE, ADAPTER_STATE = "recipe_state.pt", "adapter_model.pt"

@@ -1,10 +1,8 @@
-"""Folders of .safetensors files: found, described by their headers, read one tensor at a time,
-and written whole or not at all.
+"""Folders of .safetensors files: described by their headers, read one tensor at a time, written.
 
 Pickled weights (.bin, .pt, .pth, .ckpt) are never opened: reading them can run code.
 """
 
-import contextlib
 import json
 import os
 import re
@@ -145,54 +143,6 @@ def copy_settings(source: Path, target: Path, *, but: Sequence[str] = ()) -> Non
         left_out = path.name in ("adapter_config.json", *but)
         if path.is_file() and not (weights or left_out or path.name.startswith(".")):
             shutil.copyfile(path, target / path.name)
-
-
-@contextlib.contextmanager
-def replacing_folder(target: Path) -> Iterator[Path]:
-    """A new folder to fill, which takes the place of `target` when all went well.
-
-    Until then it lies beside it under a hidden name; an earlier `target` stays whole until the
-    new one is on disk, and comes back if the exchange fails.
-    """
-    recover_folders(target.parent)
-    building, replaced = _hidden(target, "building"), _hidden(target, "replaced")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    try:
-        yield building
-        _flush(building)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
-    if target.exists():
-        os.replace(target, replaced)
-    try:
-        os.replace(building, target)
-    finally:
-        recover_folders(target.parent)
-
-
-def recover_folders(parent: Path) -> None:
-    """Put back every folder that was moved aside for a new one which never took its place."""
-    for replaced in parent.glob(".*.replaced"):
-        target = parent / replaced.name.removeprefix(".").removesuffix(".replaced")
-        if target.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-        else:
-            with contextlib.suppress(FileNotFoundError):  # another rank was first
-                os.replace(replaced, target)
-
-
-def _hidden(target: Path, what: str) -> Path:
-    return target.with_name(f".{target.name}.{what}")
-
-
-def _flush(folder: Path) -> None:
-    """Wait until the files are on disk, so that the rename cannot overtake them."""
-    for path in folder.rglob("*"):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
 
 
 def _read_index(folder: Path) -> dict[str, str] | None:
