@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from torchtune_qwen25vl.weights import _safetensors
+from torchtune_qwen25vl.weights import _hub
 from torchtune_qwen25vl.weights._safetensors import (
     INDEX,
     copy_settings,
@@ -139,21 +139,17 @@ def test_an_empty_folder_is_refused(tmp_path):
 
 def test_sources(sharded, monkeypatch):
     asked = []
-
-    def snapshot_download(repo_id, *, allow_patterns):
-        asked.append((repo_id, allow_patterns))
-        return str(sharded)
-
-    monkeypatch.setattr(_safetensors, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(_hub, "missing_bytes", lambda *_: None)
+    monkeypatch.setattr(_hub, "_snapshot", lambda source, *_: asked.append(source) or sharded)
     assert find_weights(str(sharded)) == (sharded, None)
     single = sharded / "model-1.safetensors"
     assert find_weights(single) == (sharded, ["model-1.safetensors"])
     assert asked == []
     assert find_weights("Qwen/Qwen2.5-VL-3B-Instruct") == (sharded, None)
-    ((repo_id, patterns),) = asked
-    assert repo_id == "Qwen/Qwen2.5-VL-3B-Instruct"
-    assert not any("bin" in pattern or pattern == "*" for pattern in patterns)
-    for wrong in (sharded / "absent", "./Qwen/model", "Qwen", "a/b/c"):
+    assert asked == ["Qwen/Qwen2.5-VL-3B-Instruct"]
+    no_ids = ("./Qwen/model", "Qwen", "a/b/c", "models/", "models/a b", "models/a..b")
+    files = ("models/qwen.safetensors", "models/qwen.gguf")
+    for wrong in (sharded / "absent", *no_ids, *files):
         with pytest.raises(ValueError, match=r"a folder, a \.safetensors file or a hub id"):
             find_weights(wrong)
     assert len(asked) == 1

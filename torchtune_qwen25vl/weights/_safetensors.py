@@ -5,17 +5,17 @@ Pickled weights (.bin, .pt, .pth, .ckpt) are never opened: reading them can run 
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from torchtune_qwen25vl.weights._hub import fetch
 
 INDEX = "model.safetensors.index.json"
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
@@ -51,23 +51,20 @@ class WeightFiles:
 
 
 def find_weights(source: str | os.PathLike[str]) -> tuple[Path, list[str] | None]:
-    """The folder and, for a single file, the file names of a checkpoint given in any way.
+    """Return the folder of a checkpoint and, if it is a single file, the name of that file.
 
     Args:
-        source: A folder, a .safetensors file, or the id of a hub repository (`owner/name`),
-            which is downloaded where no such path exists.
+        source: folder, .safetensors file, or hub id (`owner/name`), which `fetch` downloads if
+            there is no such path
 
     Raises:
-        ValueError: if `source` is none of the three.
+        ValueError: if `source` is none of the three, or cannot be downloaded.
     """
-    path = Path(source)
+    path = fetch(source)
     if path.is_dir():
         return path, None
     if path.is_file():
         return path.parent, [path.name]
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
-        wanted = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
-        return Path(snapshot_download(str(source), allow_patterns=wanted)), None
     raise ValueError(
         f"weights are a folder, a .safetensors file or a hub id (owner/name); "
         f"{source} is neither here nor such an id"
