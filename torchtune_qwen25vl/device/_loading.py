@@ -6,19 +6,15 @@ torchtune's NF4 layers compute in bf16 or fp32 from weights that are held in 4 b
 import gc
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torchtune.modules.low_precision import FrozenNF4Linear
-from torchtune.modules.low_precision.nf4_linear import to_nf4  # torchao moved it
 
 from torchtune_qwen25vl.device._choice import Choice
 from torchtune_qwen25vl.device._memory import release_cache
 from torchtune_qwen25vl.model import Qwen25VL, qwen2_5_vl_from_config
 from torchtune_qwen25vl.transform import Qwen25VLTransform
-from torchtune_qwen25vl.weights import Checkpoint, find_weights, load_pretrained
+from torchtune_qwen25vl.weights import Checkpoint, find_weights, load_pretrained, materialize
 
 logger = logging.getLogger(__name__)
 
@@ -123,27 +119,6 @@ def _load_four_bit(
         raise ValueError(
             f"the decoder's layers are not whole blocks of NF4 ({error}); set four_bit=off"
         ) from error
-    quantised = {
-        f"{name}.weight" for name, m in model.named_modules() if isinstance(m, FrozenNF4Linear)
-    }
-    state = {}
-    for name, weight in _placed(checkpoint, choice):
-        state[name] = to_nf4(weight) if name in quantised else weight
-    for name, weight in state.items():
-        _set(model, name, weight)
-    with torch.device(choice.device):
-        for module in model.modules():
-            if hasattr(module, "rope_init"):
-                module.rope_init()
+    weights = checkpoint.read(lazily=False)
+    materialize(model, weights, device=choice.device, dtype=choice.dtype)
     return model.eval()
-
-
-def _placed(checkpoint: Checkpoint, choice: Choice) -> Iterator[tuple[str, Tensor]]:
-    for name, weight in checkpoint.read(lazily=True):
-        yield name, weight.to(device=choice.device, dtype=choice.dtype, copy=True)
-
-
-def _set(model: nn.Module, name: str, weight: Tensor) -> None:
-    """Exchange a parameter; `load_state_dict` cannot assign NF4 to what is on the meta device."""
-    path, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(path), attribute, nn.Parameter(weight, requires_grad=False))

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchtune import modules, training, utils
-from torchtune.modules.peft import get_merged_lora_ckpt
+from torchtune.modules.peft import DoRALinear, get_merged_lora_ckpt
 
 from torchtune_qwen25vl._files import replacing_folder
 from torchtune_qwen25vl.model import Qwen25VL, qwen2_5_vl_from_config
@@ -18,7 +18,9 @@ from torchtune_qwen25vl.training._packed_attention import attend_by_sample
 from torchtune_qwen25vl.transform import write_pixel_limits
 from torchtune_qwen25vl.weights import (
     Checkpoint,
+    compute_frequencies,
     copy_settings,
+    materialize,
     tune_to_hf,
     tune_to_peft,
     write_weights,
@@ -59,14 +61,12 @@ def make_model(
         ValueError: if the weights are not exactly those of config.json.
     """
     sharded = utils.get_world_size_and_rank()[0] > 1
-    with training.set_default_dtype(dtype), torch.device("meta" if sharded else device):
+    with training.set_default_dtype(dtype), torch.device("meta"):
         model = qwen2_5_vl_from_config(source, **tuning)
     attend_by_sample(model)
-    state = {} if from_scratch else dict(Checkpoint(source, None, source).read(lazily=True))
-    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-    missing = {name: shape for name, shape in shapes.items() if name not in state}
-    settings = json.loads((source / "config.json").read_text())
-    state |= _new_weights(missing, seed, settings.get("initializer_range", INITIAL_STD))
+    weights = _first_weights(source, model, seed, from_scratch=from_scratch, lazily=sharded)
+    if not sharded:
+        materialize(model, weights, device=device, dtype=dtype)
     if compile_layers:
         training.compile_model(model, verbose=False)
     if checkpoint_activations:
@@ -75,16 +75,27 @@ def make_model(
         training.shard_model(model, [training.get_shard_conditions], cpu_offload=False)
         # the loss projects with the output weight after the forward
         model.set_reshard_after_forward(False, recurse=False)
-        training.load_from_full_model_state_dict(model, state, device, strict=True)
-    else:
-        model.load_state_dict(state)
+        training.load_from_full_model_state_dict(model, dict(weights), device, strict=True)
+        compute_frequencies(model, device)
     with device:
         for module in model.modules():
-            if sharded and hasattr(module, "rope_init"):
-                module.rope_init()
-            if hasattr(module, "initialize_dora_magnitude"):
+            if isinstance(module, DoRALinear):
                 module.initialize_dora_magnitude()
     return model
+
+
+def _first_weights(
+    source: Path, model: Qwen25VL, seed: int, *, from_scratch: bool, lazily: bool
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield every weight the model starts with: those of the files, then those that are new."""
+    missing = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    if not from_scratch:
+        for name, weight in Checkpoint(source, None, source).read(lazily=lazily):
+            del missing[name]
+            yield name, weight
+    settings = json.loads((source / "config.json").read_text())
+    std = settings.get("initializer_range", INITIAL_STD)
+    yield from _new_weights(missing, seed, std).items()
 
 
 def _new_weights(shapes: Mapping[str, tuple[int, ...]], seed: int, std: float) -> dict[str, Tensor]:

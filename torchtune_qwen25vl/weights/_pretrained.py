@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchtune_qwen25vl.model import Qwen25VL, qwen2_5_vl_from_config
 from torchtune_qwen25vl.transform import Qwen25VLTransform
+from torchtune_qwen25vl.weights._materialize import materialize
 from torchtune_qwen25vl.weights._names import (
     EMBEDDING,
     HEAD,
@@ -50,10 +51,16 @@ class Checkpoint:
         refuse_mismatch(self._shapes, found)
 
     def read(self, *, lazily: bool) -> Iterator[tuple[str, Tensor]]:
-        """Every weight in tune layout; `lazily` as in `WeightFiles.read`."""
+        """Yield every weight in tune layout, one at a time, on the CPU.
+
+        Args:
+            lazily: map the files into memory, as in `WeightFiles.read`; if not, every weight has
+                memory of its own
+        """
         for key, weight in self.files.read(lazily=lazily):
             if self._names[key] in self._shapes:
-                yield from hf_weight_to_tune(self._names[key], weight).items()
+                for name, part in hf_weight_to_tune(self._names[key], weight).items():
+                    yield name, part if lazily else _own(part)
 
     def write(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         """Write weights of the same names and shapes to files named as these."""
@@ -102,17 +109,8 @@ def load_pretrained(
         if len(formats := sorted(map(str, checkpoint.files.dtypes))) > 1:
             raise ValueError(f"{folder} holds weights in {', '.join(formats)}: choose with dtype")
         (dtype,) = checkpoint.files.dtypes
-    state = {
-        name: _own(weight).to(device=device, dtype=dtype)
-        for name, weight in checkpoint.read(lazily=False)
-    }
-    model = checkpoint.model
-    model.load_state_dict(state, assign=True)
-    with torch.device(device):
-        for module in model.modules():
-            if hasattr(module, "rope_init"):
-                module.rope_init()
-    return model.eval(), transform
+    materialize(checkpoint.model, checkpoint.read(lazily=False), device=device, dtype=dtype)
+    return checkpoint.model.eval(), transform
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -124,5 +122,5 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def _own(weight: Tensor) -> Tensor:
-    """The weight in memory of its own, not a part of a fused one's."""
+    """Return the weight in memory of its own, not a part of a fused weight's."""
     return weight if weight.nbytes == weight.untyped_storage().nbytes() else weight.clone()
