@@ -23,8 +23,8 @@ from torchtune_qwen25vl.weights._names import (
     hf_weight_to_tune,
     on_disk_names,
     tune_to_hf,
-    tune_to_peft,
 )
+from torchtune_qwen25vl.weights._peft import tune_to_peft
 
 SIZES = {  # layers, heads, kv heads, width, intermediate, vocabulary, tied, vision intermediate
     "3b": (36, 16, 2, 2048, 11008, 151936, True, 3420),

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchtune import modules, training, utils
 from torchtune.modules.peft import DoRALinear, get_merged_lora_ckpt
@@ -22,7 +21,7 @@ from torchtune_qwen25vl.weights import (
     copy_settings,
     materialize,
     tune_to_hf,
-    tune_to_peft,
+    write_peft,
     write_weights,
 )
 
@@ -148,11 +147,11 @@ def save_model(
     with replacing_folder(target) as folder:
         copy_settings(source, folder)
         write_pixel_limits(folder, **limits)
-        hf_weights = tune_to_hf(weights)
         if from_scratch:
+            hf_weights = tune_to_hf(weights)
             write_weights(folder, hf_weights, dict.fromkeys(hf_weights, "model.safetensors"))
         else:
-            Checkpoint(source, None, source).write(folder, hf_weights)
+            Checkpoint(source, None, source).write(folder, weights)
 
 
 def save_adapter(
@@ -178,12 +177,8 @@ def save_adapter(
     if EMBEDDING in chosen and OUTPUT not in weights:
         # PEFT replaces the embedding alone, to whose old weight a tied output would stay tied
         chosen[OUTPUT] = chosen[EMBEDDING].clone()
-    rank, alpha = tuning["lora_rank"], tuning["lora_alpha"]
-    tensors, config = tune_to_peft(chosen, rank=rank, alpha=alpha)
-    config["base_model_name_or_path"] = str(source)
+    scale = {"rank": tuning["lora_rank"], "alpha": tuning["lora_alpha"]}
     with replacing_folder(target) as folder:
         copy_settings(source, folder, but=["config.json"])  # with one it would pass for a model
         write_pixel_limits(folder, **limits)
-        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        write_peft(folder, chosen, **scale, base_model=str(source))

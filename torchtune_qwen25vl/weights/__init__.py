@@ -18,7 +18,8 @@ bytes_to_fetch        how much of it is not here
 from torchtune_qwen25vl.weights._checkpointer import Qwen25VLCheckpointer
 from torchtune_qwen25vl.weights._hub import bytes_to_fetch, fetch
 from torchtune_qwen25vl.weights._materialize import compute_frequencies, materialize
-from torchtune_qwen25vl.weights._names import hf_to_tune, tune_to_hf, tune_to_peft
+from torchtune_qwen25vl.weights._names import hf_to_tune, tune_to_hf
+from torchtune_qwen25vl.weights._peft import tune_to_peft, write_peft
 from torchtune_qwen25vl.weights._pretrained import Checkpoint, load_pretrained
 from torchtune_qwen25vl.weights._safetensors import (
     copy_settings,
@@ -39,5 +40,6 @@ __all__ = [
     "materialize",
     "tune_to_hf",
     "tune_to_peft",
+    "write_peft",
     "write_weights",
 ]

@@ -9,7 +9,6 @@ What a run writes, beside a copy of what lies with the original weights (config,
                                                           or transformers would apply it twice
 """
 
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,15 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 from torchtune import training
 from torchtune.training import FormattedCheckpointFiles
 from torchtune.training.checkpointing._utils import safe_torch_load
 
 from torchtune_qwen25vl._files import recover_folders, replacing_folder
 from torchtune_qwen25vl.transform import write_pixel_limits
-from torchtune_qwen25vl.weights._names import tune_to_hf, tune_to_peft
+from torchtune_qwen25vl.weights._peft import write_peft
 from torchtune_qwen25vl.weights._pretrained import Checkpoint
 from torchtune_qwen25vl.weights._safetensors import (
     copy_settings,
@@ -143,14 +140,17 @@ class Qwen25VLCheckpointer:
             copy_settings(self._checkpoint_dir, folder)
             write_pixel_limits(folder, **self._limits)
             if not adapter_only:
-                self._checkpoint.write(folder, tune_to_hf(state_dict[training.MODEL_KEY]))
+                self._checkpoint.write(folder, state_dict[training.MODEL_KEY])
             if adapter is not None:
                 torch.save(dict(adapter), folder / ADAPTER_STATE)
             if intermediate_checkpoint:
                 recipe = {key: value for key, value in state_dict.items() if key not in PARTS}
                 torch.save(recipe, folder / RECIPE_STATE)
         if adapter is not None:  # afterwards: what PEFT cannot hold must not cost the epoch
-            self._write_peft(target / "adapter", adapter, state_dict[training.ADAPTER_CONFIG])
+            config = state_dict[training.ADAPTER_CONFIG]
+            scale = {"rank": config["r"], "alpha": config["lora_alpha"]}
+            with replacing_folder(target / "adapter") as folder:
+                write_peft(folder, adapter, **scale, base_model=self._base_model)
         if self._keep is not None:
             earlier = {n: path for n, path in _numbered(target.parent, dir_prefix) if n < number}
             for n in sorted(earlier)[: len(earlier) + 1 - self._keep]:
@@ -171,16 +171,6 @@ class Qwen25VLCheckpointer:
             self._adapter_state = adapter_state
         else:
             self._source = Checkpoint(folder, None, self._checkpoint_dir)
-
-    def _write_peft(
-        self, target: Path, adapter: Mapping[str, Tensor], config: Mapping[str, Any]
-    ) -> None:
-        weights, peft = tune_to_peft(adapter, rank=config["r"], alpha=config["lora_alpha"])
-        peft["base_model_name_or_path"] = self._base_model
-        with replacing_folder(target) as folder:
-            weights = {name: weight.contiguous() for name, weight in weights.items()}
-            save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-            (folder / "adapter_config.json").write_text(json.dumps(peft, indent=2) + "\n")
 
 
 def _numbered(output_dir: Path, prefix: str) -> list[tuple[int, Path]]:

@@ -1,6 +1,7 @@
 """Weights onto a device: a model on the meta device gets them one at a time."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,5 +40,6 @@ def compute_frequencies(model: nn.Module, device: torch.device | str) -> None:
     """Compute on a device what no file holds: the frequencies of the rotations."""
     with torch.device(device):
         for module in model.modules():
-            if hasattr(module, "rope_init"):
-                module.rope_init()
+            rope_init: Any = getattr(module, "rope_init", None)
+            if rope_init is not None:
+                rope_init()

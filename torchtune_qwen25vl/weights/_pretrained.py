@@ -63,10 +63,11 @@ class Checkpoint:
                     yield name, part if lazily else _own(part)
 
     def write(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        """Write weights of the same names and shapes to files named as these."""
-        refuse_mismatch(self._shapes, _shapes(weights))
+        """Write weights in tune layout, of the same names and shapes, to files named as these."""
+        hf_weights = tune_to_hf(weights)
+        refuse_mismatch(self._shapes, _shapes(hf_weights))
         files = {self._names[key]: file for key, file in self.files.file_of.items()}
-        write_weights(folder, weights, {name: files[name] for name in weights})
+        write_weights(folder, hf_weights, {name: files[name] for name in hf_weights})
 
     def _refuse_untied_head(self) -> None:
         """Some tools save a tied head as well; it may not differ from the embedding."""
