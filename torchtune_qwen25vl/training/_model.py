@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchtune import modules, training, utils
 from torchtune.modules.peft import DoRALinear, get_merged_lora_ckpt
 
+from torchtune_qwen25vl import _ranks
 from torchtune_qwen25vl._files import replacing_folder
 from torchtune_qwen25vl.model import Qwen25VL, qwen2_5_vl_from_config
 from torchtune_qwen25vl.training._packed_attention import attend_by_sample
@@ -117,10 +118,9 @@ def _new_weights(shapes: Mapping[str, tuple[int, ...]], seed: int, std: float) -
 
 
 def gather_weights(model: Qwen25VL, device: torch.device) -> dict[str, Tensor]:
-    """A copy of all weights on the CPU of the first rank; nothing on the others."""
-    world_size, rank = utils.get_world_size_and_rank()
-    if world_size > 1:
-        return training.gather_cpu_state_dict(model, rank == 0, device=device)
+    """Copy all weights to the CPU of the first rank; the others get nothing."""
+    if utils.get_world_size_and_rank()[0] > 1:
+        return training.gather_cpu_state_dict(model, _ranks.is_first(), device=device)
     return {name: weight.to("cpu", copy=True) for name, weight in model.state_dict().items()}
 
 

@@ -1,5 +1,6 @@
 """Vision encoder, merger and decoder, trained each in its own way."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from torchtune_qwen25vl import _ranks
 from torchtune_qwen25vl.model import Tuning, part_of
 
 PARTS = ("vision", "merger", "decoder")
@@ -158,12 +160,10 @@ class GradientCheck:
 
 
 def _norm(parameters: list[nn.Parameter]) -> float:
-    """Norm of all gradients, over all ranks."""
+    """Compute the norm of all gradients, over all ranks."""
     squares = sum((g.float().square().sum() for g in _gradients(parameters)), torch.zeros(()))
-    if torch.distributed.is_initialized():
-        squares = squares.to(parameters[0].device)
-        torch.distributed.all_reduce(squares)
-    return float(squares.sqrt())
+    (total,) = _ranks.sums([float(squares)], parameters[0].device)
+    return math.sqrt(total)
 
 
 def _gradients(parameters: list[nn.Parameter]) -> Iterator[Tensor]:

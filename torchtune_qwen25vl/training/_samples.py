@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torchtune import utils
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
 from torchtune_qwen25vl.training._batches import StepCollate
@@ -161,10 +162,11 @@ def make_loader(
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Seed what the model draws (dropout) in a step of this rank: by its number, so that a run that
-    was interrupted draws the same.
+    """Seed what the model draws in a step of this rank (dropout).
+
+    The seed follows from the number of the step, so that a run that was interrupted draws the same.
     """
-    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    _, rank = utils.get_world_size_and_rank()
     torch.manual_seed(_seed_of(seed, step, rank))
 
 

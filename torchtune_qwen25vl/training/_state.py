@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -24,8 +23,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchtune import utils
 
+from torchtune_qwen25vl import _ranks
 from torchtune_qwen25vl._files import recover_folders, replacing_folder
 
 RUN = "run.pt"
@@ -58,10 +57,10 @@ def save_step(
     with _shared(target) as building:
         with _quietly():
             dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=building)
-        if _is_first():
+        if _ranks.is_first():
             run = {"step": step, "schedule": scheduler.state_dict(), "identity": dict(identity)}
             torch.save(run, building / RUN)
-    if _is_first():
+    if _ranks.is_first():
         for old in checkpoints(folder)[:-keep_last]:
             shutil.rmtree(old)
     return target
@@ -75,10 +74,9 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The checkpoint to go on from, None if there is none."""
-    if _is_first():
+    if _ranks.is_first():
         recover_folders(folder)
-    if dist.is_initialized():
-        dist.barrier()
+    _ranks.wait()
     return next(reversed(checkpoints(folder)), None)
 
 
@@ -88,14 +86,13 @@ def set_aside(folder: Path) -> None:
     Else it would remove its own, whose numbers are lower, and the next one go on from the old.
     Nothing is deleted; the number is that of no earlier call.
     """
-    if _is_first():
+    if _ranks.is_first():
         recover_folders(folder)
         unused = (n for n in itertools.count(1) if not any(folder.glob(f"earlier-{n}-step_*")))
         number = next(unused)
         for path in checkpoints(folder):
             path.rename(folder / f"earlier-{number}-{path.name}")
-    if dist.is_initialized():
-        dist.barrier()
+    _ranks.wait()
 
 
 def load_step(
@@ -154,15 +151,12 @@ def load_step(
 
 @contextlib.contextmanager
 def _shared(target: Path) -> Iterator[Path]:
-    """`replacing_folder` for all ranks: the first one makes the folder, all write into it."""
-    with replacing_folder(target) if _is_first() else contextlib.nullcontext() as building:
-        shared = [building]
-        if dist.is_initialized():
-            dist.broadcast_object_list(shared)
-        assert shared[0] is not None
-        yield shared[0]
-        if dist.is_initialized():
-            dist.barrier()
+    """Let the first rank make the folder by `replacing_folder`, and all ranks write into it."""
+    with replacing_folder(target) if _ranks.is_first() else contextlib.nullcontext() as building:
+        folder = _ranks.from_first(building)
+        assert folder is not None
+        yield folder
+        _ranks.wait()
 
 
 @contextlib.contextmanager
@@ -172,7 +166,3 @@ def _quietly() -> Iterator[None]:
         for message in ("torch.distributed is disabled", "TypedStorage is deprecated"):
             warnings.filterwarnings("ignore", message)
         yield
-
-
-def _is_first() -> bool:
-    return utils.get_world_size_and_rank()[1] == 0

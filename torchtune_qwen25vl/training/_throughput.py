@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torchtune import training, utils
 
+from torchtune_qwen25vl import _ranks
 from torchtune_qwen25vl._position_ids import frame_lengths, window_order
 from torchtune_qwen25vl.model import Qwen25VL, part_of
 from torchtune_qwen25vl.training._batches import StepBatches
 from torchtune_qwen25vl.training._parts import PARTS, parameters_of
-from torchtune_qwen25vl.training._step import output_weight, over_ranks
+from torchtune_qwen25vl.training._step import output_weight
 
 LABELLED = "labelled"  # what only labelled tokens go through: the last MLP and the output
 # dense bf16, without sparsity, in TFLOP/s; from the makers' data sheets
@@ -151,7 +152,7 @@ class Throughput:
         world_size, _ = utils.get_world_size_and_rank()
         seconds = time.perf_counter() - self.start
         counts = [self.tokens, self.visual_tokens, self.images, self.operations, self.waited]
-        tokens, visual, images, operations, waited = over_ranks(counts, self.device)
+        tokens, visual, images, operations, waited = _ranks.sums(counts, self.device)
         report = {
             "tokens_per_second": tokens / seconds,
             "visual_tokens_per_second": visual / seconds,
