@@ -15,7 +15,7 @@ in as few rows of at most so many tokens as they fit into. The result is the sam
 
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -27,70 +27,7 @@ from torchtune import config, training, utils
 from tqdm import tqdm
 
 from torchtune_qwen25vl import training as ours
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Every key of the YAML; a key that is not here is refused."""
-
-    # where from, where to
-    model_dir: str | DictConfig  # folder of the model to train, or a component that makes one
-    output_dir: str  # OUTPUT/model or OUTPUT/adapter, OUTPUT/step_N
-    from_scratch: bool = False  # random weights in place of those in model_dir
-    resume: bool = True  # go on from the last checkpoint in output_dir; False renames all there are
-    # what is trained, and how
-    parts: DictConfig  # of vision, merger, decoder: train, lr, weight_decay
-    adapters: DictConfig | None = None  # lora_attn_modules, apply_lora_to_mlp, lora_rank, ...
-    optimizer: DictConfig  # a component, without lr; called with one group for each trained part
-    lr_scheduler: DictConfig  # a component; called with the optimizer and num_training_steps
-    clip_grad_norm: float | None = None
-    loss_chunk_rows: int = 1024  # labelled rows whose logits the kernel torch holds at a time
-    loss_kernel: Literal["torch", "liger"] = "torch"
-    # data
-    tokenizer: DictConfig  # a component: messages to samples, Qwen25VLTransform
-    dataset: DictConfig  # a component; called with the tokenizer
-    val_dataset: DictConfig | None = None  # likewise
-    dataloader: DictConfig = field(default_factory=lambda: DictConfig({}))  # num_workers, ...
-    shuffle: bool = True
-    # how much of it
-    epochs: float | None = None  # passes over the data; or
-    max_steps: int | None = None
-    batch_size: int = 1
-    gradient_accumulation_steps: int = 1
-    pack_to: int | None = None  # tokens of a packed row; null pads
-    # on what
-    device: str  # cuda, cpu, ...
-    dtype: Literal["bf16", "fp32"] = "bf16"
-    compile: bool = False
-    enable_activation_checkpointing: bool = False
-    seed: int = 0
-    # what is written, and when
-    metric_logger: DictConfig  # a component
-    log_every_n_steps: int = 1
-    peak_tflops: float | None = None  # of the device in bf16, for MFU; known for some GPUs
-    eval_every_n_steps: int | None = None
-    save_every_n_steps: int | None = None
-    keep_last_n_checkpoints: int = 2
-    save: Literal["model", "adapter"] = "model"  # adapters merged, or in PEFT's form
-    after_training: DictConfig | None = None  # a component; called with that folder and seconds
-
-    def __post_init__(self) -> None:
-        ours.check_settings(self)
-
-
-def read_settings(cfg: DictConfig) -> Settings:
-    """Settings of a YAML.
-
-    Raises:
-        ValueError: if it has a key that means nothing, lacks one, or two contradict each other.
-    """
-    known = Settings.__dataclass_fields__
-    if unknown := sorted(set(map(str, cfg)) - set(known)):
-        raise ValueError(f"unknown keys {unknown}; the recipe reads {sorted(known)}")
-    try:
-        return Settings(**{str(key): cfg[key] for key in cfg})
-    except TypeError as error:
-        raise ValueError(f"the YAML is not complete: {error}") from error
+from torchtune_qwen25vl.weights import find_weights
 
 
 class FinetuneRecipe:
@@ -105,13 +42,13 @@ class FinetuneRecipe:
 
     def __init__(self, cfg: DictConfig) -> None:
         self.start = time.perf_counter()
-        self.cfg, self.settings = cfg, read_settings(cfg)
+        self.cfg, self.settings = cfg, ours.read_settings(cfg)
         settings = self.settings
         self.world_size, self.rank = utils.get_world_size_and_rank()
         self.device = utils.get_device(settings.device)
         named = isinstance(settings.model_dir, str)
         model_dir = settings.model_dir if named else config.instantiate(settings.model_dir)
-        self.source, _ = ours.find_weights(model_dir)
+        self.source, _ = find_weights(model_dir)
         self.output_dir = Path(settings.output_dir)
         self.parts = ours.read_parts(settings.parts)
         adapters = OmegaConf.to_container(settings.adapters or DictConfig({}), resolve=True)
@@ -119,9 +56,9 @@ class FinetuneRecipe:
         self.share = ours.Share(
             settings.batch_size * settings.gradient_accumulation_steps, self.rank, self.world_size
         )
-        packed_mask = "flex" if self.device.type == "cuda" else "lengths"
-        self.mask = "dense" if settings.pack_to is None else packed_mask
-        ours.check_component("after_training", settings.after_training)
+        self.mask: Literal["dense", "lengths", "flex"] = "dense"
+        if settings.pack_to is not None:
+            self.mask = "flex" if self.device.type == "cuda" else "lengths"
 
     def setup(self) -> None:
         """Data, model, optimiser and schedule; where a checkpoint left them, if there is one."""
@@ -275,7 +212,7 @@ class FinetuneRecipe:
         target = self.output_dir / self.settings.save
         weights = ours.gather_weights(self.model, self.device)
         limits = {name: getattr(self.tokenizer, name) for name in ("min_pixels", "max_pixels")}
-        run = {"source": self.source, "tuning": self.tuning, "limits": limits}
+        run: dict[str, Any] = {"source": self.source, "tuning": self.tuning, "limits": limits}
         if self.rank == 0 and self.settings.save == "adapter":
             ours.save_adapter(target, weights, ours.trained_names(self.model), **run)
         elif self.rank == 0:
@@ -293,7 +230,7 @@ class FinetuneRecipe:
 @config.parse
 def recipe_main(cfg: DictConfig) -> None:
     """Entry point: the YAML, with `key=value` from the command line over it."""
-    device, distributed = read_settings(cfg).device, training.is_distributed()
+    device, distributed = ours.read_settings(cfg).device, training.is_distributed()
     if distributed:
         torch.distributed.init_process_group(training.get_distributed_backend(device))
     recipe = FinetuneRecipe(cfg)

@@ -22,6 +22,7 @@ from training_on_ranks import MIXTURES, RECIPE, TUNINGS, recipe, run
 
 from parity import reference
 from parity.faults import FAULTS
+from torchtune_qwen25vl.training import Settings, _settings, read_parts, read_settings, tuning
 
 CONFIGS = sorted((RECIPE.parent / "configs").glob("finetune_*.yaml"))
 SECONDS = 240  # until processes that wait for each other are ended
@@ -143,14 +144,13 @@ def test_what_means_nothing_is_refused_before_anything_is_loaded(cfg, changes, s
 
 @pytest.mark.parametrize("installed", [None, "a spec"])
 def test_liger_is_looked_for_before_training(cfg, installed, monkeypatch):
-    flagship = recipe()
     cfg.loss_kernel = "liger"
-    monkeypatch.setattr(flagship.ours._settings, "find_spec", lambda name: installed)
+    monkeypatch.setattr(_settings, "find_spec", lambda name: installed)
     if installed:
-        assert flagship.read_settings(cfg).loss_kernel == "liger"
+        assert read_settings(cfg).loss_kernel == "liger"
     else:
         with pytest.raises(ValueError, match=r"needs the package liger-kernel, .*\[cuda\]"):
-            flagship.read_settings(cfg)
+            read_settings(cfg)
 
 
 def test_what_is_called_at_the_end_is_imported_at_the_start(cfg, tmp_path, monkeypatch):
@@ -172,24 +172,19 @@ def test_interpolations_among_the_adapters_are_resolved(cfg):
 def test_what_is_missing_is_named(cfg):
     del cfg["parts"]
     with pytest.raises(ValueError, match=r"not complete: .*parts"):
-        recipe().read_settings(cfg)
+        read_settings(cfg)
 
 
 def test_every_setting_is_used():
     tree = ast.parse(RECIPE.read_text())
-    (settings,) = (node for node in tree.body if getattr(node, "name", "") == "Settings")
-    keys = {node.target.id for node in settings.body if isinstance(node, ast.AnnAssign)}
-    rest = [node for node in tree.body if node is not settings]
-    used = {n.attr for part in rest for n in ast.walk(part) if isinstance(n, ast.Attribute)}
-    assert keys - used == set()
+    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert Settings.__dataclass_fields__.keys() - used == set()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_configs_are_complete(path):
-    flagship, written = recipe(), OmegaConf.load(path)
-    settings = flagship.read_settings(written)
-    parts = flagship.ours.read_parts(settings.parts)
-    options = flagship.ours.tuning(parts, settings.adapters or {})
+    settings = read_settings(OmegaConf.load(path))
+    options = tuning(read_parts(settings.parts), settings.adapters or {})
     with torch.device("meta"):
         tiny.qwen2_5_vl(**tiny.SIZES, **options)
 
