@@ -3,14 +3,14 @@
     tune-qwen25vl run finetune --config finetune_3b_lora
     tune-qwen25vl run --nproc_per_node 8 finetune --config finetune_7b_full output_dir=/data/run1
 
-What the stock recipes cannot do: vision encoder, merger and decoder frozen, trained in full or
-through adapters, each with its own learning rate; rows packed with samples that do not see each
-other; a loss that projects labelled rows only; any mix of text, images and videos on any rank;
-checkpoints every so many steps from which a run goes on bit for bit.
+It does what the stock recipes cannot. Vision encoder, merger and decoder are frozen, trained in
+full or through adapters, each with its own learning rate. Rows are packed with samples that do not
+see each other, the loss projects labelled rows only, and any rank may have any mix of text, images
+and videos. From a checkpoint, written every so many steps, a run goes on bit for bit.
 
-A step trains on `batch_size * gradient_accumulation_steps` samples of every rank, its loss the mean
-over all their labels. They go through the model `batch_size` at a time, padded; or, with `pack_to`,
-in as few rows of at most so many tokens as they fit into. The result is the same.
+A step trains on `batch_size * gradient_accumulation_steps` samples of every rank, and its loss is
+the mean over all their labels. The samples go through the model `batch_size` at a time, padded; or,
+with `pack_to`, in as few rows of at most so many tokens as they fit into. The result is the same.
 """
 
 import sys
@@ -31,13 +31,13 @@ from torchtune_qwen25vl.weights import find_weights
 
 
 class FinetuneRecipe:
-    """Sets everything up, trains, saves.
+    """Sets everything up, trains, and saves the result.
 
     Args:
-        cfg: what the YAML says
+        cfg: settings of the YAML
 
     Raises:
-        ValueError: if that is wrong, before anything is loaded.
+        ValueError: if a setting is wrong, before anything is loaded.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
@@ -61,7 +61,7 @@ class FinetuneRecipe:
             self.mask = "flex" if self.device.type == "cuda" else "lengths"
 
     def setup(self) -> None:
-        """Data, model, optimiser and schedule; where a checkpoint left them, if there is one."""
+        """Make data, model, optimiser and schedule, as the last checkpoint left them, if any."""
         settings = self.settings
         self.tokenizer = config.instantiate(settings.tokenizer)
         self.dataset = config.instantiate(settings.dataset, self.tokenizer)
@@ -106,9 +106,9 @@ class FinetuneRecipe:
             self.logger.log_config(self.cfg)
 
     def identity(self) -> dict[str, Any]:
-        """What may not change for a run to go on as if it had never stopped.
+        """Return what may not change for a run to go on as if it had never stopped.
 
-        The number of steps is not in it: a run may be lengthened, by more max_steps or epochs, and
+        The number of steps is not in it: a run may be lengthened by more max_steps or epochs, and
         its schedule is the longer one from there on.
         """
         settings = self.settings
@@ -162,11 +162,11 @@ class FinetuneRecipe:
         bar.close()
 
     def due(self, every: int | None) -> bool:
-        """Whether something done every so many steps is to be done after this one."""
+        """Say whether what is done every so many steps is due after this one."""
         return every is not None and (self.step % every == 0 or self.step == self.total_steps)
 
     def loader(self, dataset: Any, sampler: Any) -> DataLoader:
-        """Batches of one step after another."""
+        """Make the loader of one step's batches after another."""
         settings = self.settings
         collate = ours.StepCollate(
             self.tokenizer.pad_id,
@@ -179,12 +179,12 @@ class FinetuneRecipe:
         )
 
     def ready(self, data: ours.StepBatches) -> ours.StepBatches:
-        """Batches on the device, equally many on every rank."""
+        """Put batches on the device, equally many on every rank."""
         ours.to_device(data, self.device, mask=self.mask)
         return ours.equal_numbers(data, self.device)
 
     def validate(self) -> float:
-        """Mean loss over the labels of the validation data."""
+        """Return the mean loss over the labels of the validation data."""
         sampler = ours.ValidationSampler(len(self.val_dataset), self.share)
         steps = self.loader(self.val_dataset, sampler)
         batches = (batch for data in steps for batch in self.ready(data).batches)
@@ -196,7 +196,7 @@ class FinetuneRecipe:
             self.logger.log_dict(figures, step=self.step)
 
     def save_checkpoint(self) -> None:
-        """Write what is needed to go on."""
+        """Write a checkpoint to go on from."""
         ours.save_step(
             self.output_dir,
             self.step,

@@ -41,7 +41,7 @@ def make_model(
     checkpoint_activations: bool = False,
     compile_layers: bool = False,
 ) -> Qwen25VL:
-    """The model to train, on its device; sharded by FSDP2 where there is more than one rank.
+    """Build the model to train on its device, sharded by FSDP2 if there is more than one rank.
 
     What has no weights yet, an adapter or a whole model from scratch, gets the same ones on any
     number of ranks.
@@ -49,13 +49,13 @@ def make_model(
     Args:
         source: folder of config.json and the weights
         tuning: arguments of `Tuning`, see `tuning`
-        dtype: of all weights
-        device: where they go
-        seed: of weights that are new
-        from_scratch: start from random weights, reading config.json only
-        checkpoint_activations: keep only the input of each layer, of the encoder too, and compute
-            the layer again in the backward
-        compile_layers: run the decoder's layers through torch.compile
+        dtype: dtype of all weights
+        device: where the weights go
+        seed: seed of the weights that are new
+        from_scratch: whether to start from random weights, reading config.json only
+        checkpoint_activations: whether to keep only the input of each layer, of the encoder too,
+            and to compute the layer again in the backward
+        compile_layers: whether to run the decoder's layers through torch.compile
 
     Raises:
         ValueError: if the weights are not exactly those of config.json.
@@ -64,7 +64,8 @@ def make_model(
     with training.set_default_dtype(dtype), torch.device("meta"):
         model = qwen2_5_vl_from_config(source, **tuning)
     attend_by_sample(model)
-    weights = _first_weights(source, model, seed, from_scratch=from_scratch, lazily=sharded)
+    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    weights = _first_weights(source, shapes, seed, from_scratch=from_scratch, lazily=sharded)
     if not sharded:
         materialize(model, weights, device=device, dtype=dtype)
     if compile_layers:
@@ -85,10 +86,10 @@ def make_model(
 
 
 def _first_weights(
-    source: Path, model: Qwen25VL, seed: int, *, from_scratch: bool, lazily: bool
+    source: Path, shapes: dict[str, tuple[int, ...]], seed: int, *, from_scratch: bool, lazily: bool
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield every weight the model starts with: those of the files, then those that are new."""
-    missing = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    missing = dict(shapes)
     if not from_scratch:
         for name, weight in Checkpoint(source, None, source).read(lazily=lazily):
             del missing[name]
@@ -99,9 +100,9 @@ def _first_weights(
 
 
 def _new_weights(shapes: Mapping[str, tuple[int, ...]], seed: int, std: float) -> dict[str, Tensor]:
-    """First values of weights that no file has, on the CPU.
+    """Draw the first values of weights that no file has, on the CPU.
 
-    Adapters start as torchtune's and PEFT's do, without effect; all else as transformers does.
+    Adapters start without effect, as torchtune's and PEFT's do; all else starts as in transformers.
     """
     generator = torch.Generator().manual_seed(seed)
     weights = {}
@@ -133,14 +134,14 @@ def save_model(
     tuning: Mapping[str, Any],
     limits: Mapping[str, int],
 ) -> None:
-    """Write a folder that transformers loads, adapters merged, files named as in `source`.
+    """Write a folder that transformers loads, with adapters merged and files named as in `source`.
 
     Args:
-        target: the folder, written whole or not at all
-        weights: in tune layout, with adapters; consumed
-        source: where the run began: config.json, tokenizer and the rest are copied from there
+        target: folder that appears whole or not at all
+        weights: weights in tune layout, with adapters; consumed
+        source: folder the run began from; its config.json, tokenizer and the rest are copied
         from_scratch: whether `source` has no weights
-        tuning: of the model
+        tuning: arguments of `Tuning` that the model was built with
         limits: min_pixels and max_pixels of the training, for preprocessor_config.json
     """
     weights = get_merged_lora_ckpt(weights, tuning["lora_rank"], tuning["lora_alpha"])
@@ -166,11 +167,11 @@ def save_adapter(
     """Write what was trained as a PEFT adapter of the model in `source`, with its tokenizer.
 
     Args:
-        target: the folder, written whole or not at all
-        weights: in tune layout, with adapters
+        target: folder that appears whole or not at all
+        weights: weights in tune layout, with adapters
         trained: names of the adapters, and of the weights trained in full
-        source: where the run began: tokenizer and processor are copied from there
-        tuning: of the model
+        source: folder the run began from; its tokenizer and processor are copied
+        tuning: arguments of `Tuning` that the model was built with
         limits: min_pixels and max_pixels of the training, for preprocessor_config.json
     """
     chosen = {name: weights[name] for name in trained}

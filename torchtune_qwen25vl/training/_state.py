@@ -1,6 +1,6 @@
-"""Checkpoints of a run: what is trained, the optimiser and the schedule, after a step.
+"""Checkpoints of a run: the trained weights, the optimiser and the schedule, after a step.
 
-Frozen weights are not in them: they come from where the run began. torch.distributed.checkpoint
+They hold no frozen weights, which come from where the run began. torch.distributed.checkpoint
 writes every rank's shard and reads them back for any number of ranks.
 """
 
@@ -41,16 +41,16 @@ def save_step(
     identity: Mapping[str, Any],
     keep_last: int,
 ) -> Path:
-    """Write `folder/step_N`, whole or not at all, then remove all but the last ones.
+    """Write `folder/step_N`, whole or not at all, then remove all but the last checkpoints.
 
     Args:
-        folder: of all checkpoints of the run
-        step: steps taken so far
-        model: whose trained weights are saved
-        optimizer: its
-        scheduler: its
-        identity: what must be the same for a run to go on exactly; see `load_step`
-        keep_last: checkpoints to keep
+        folder: folder of all checkpoints of the run
+        step: number of steps taken so far
+        model: its trained weights are saved
+        optimizer: its moments are saved
+        scheduler: its place in the schedule is saved
+        identity: what must be the same for a run to go on exactly, see `load_step`
+        keep_last: number of checkpoints to keep
     """
     target = folder / f"step_{step}"
     weights, moments = get_state_dict(model, optimizer, options=TRAINED_ONLY)
@@ -67,13 +67,13 @@ def save_step(
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """All whole checkpoints in a folder, the oldest first."""
+    """List the whole checkpoints in a folder, the oldest first."""
     found = [path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint to go on from, None if there is none."""
+    """Return the checkpoint to go on from, None if there is none."""
     if _ranks.is_first():
         recover_folders(folder)
     _ranks.wait()
@@ -83,8 +83,8 @@ def last_checkpoint(folder: Path) -> Path | None:
 def set_aside(folder: Path) -> None:
     """Rename all checkpoints, `step_6` to `earlier-1-step_6`, so that a run starts anew.
 
-    Else it would remove its own, whose numbers are lower, and the next one go on from the old.
-    Nothing is deleted; the number is that of no earlier call.
+    If they stayed, the new run would remove its own checkpoints, whose numbers are lower, and the
+    next run would go on from the old ones. Nothing is deleted; each call has its own number.
     """
     if _ranks.is_first():
         recover_folders(folder)
@@ -107,16 +107,16 @@ def load_step(
     """Restore a run, and return how many steps it had taken.
 
     Args:
-        path: the checkpoint
-        model: whose trained weights are replaced
-        optimizer: its
-        scheduler: its
+        path: folder of the checkpoint
+        model: its trained weights are replaced
+        optimizer: its moments are replaced
+        scheduler: its place in the schedule is replaced
         identity: what must be as it was in the run that wrote the checkpoint
-        total_steps: of the run that is to go on
+        total_steps: number of steps of the run that is to go on
 
     Raises:
-        ValueError: if the run that wrote the checkpoint had another identity, and so would not go
-            on as it would have, or took more steps than this one is to take.
+        ValueError: if the run that wrote the checkpoint had another identity, so that this one
+            would not go on as that one would have, or if it took more steps than this one takes.
     """
     run = torch.load(path / RUN, weights_only=True)
     changed = {
@@ -161,7 +161,7 @@ def _shared(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without torch's warnings that there is one rank only, and of a type it uses itself."""
+    """Silence torch's warnings that there is only one rank, and of a type that it uses itself."""
     with warnings.catch_warnings():
         for message in ("torch.distributed is disabled", "TypedStorage is deprecated"):
             warnings.filterwarnings("ignore", message)

@@ -1,18 +1,19 @@
 """Weights in and out: names, files, the hub, PEFT, torchtune's checkpointer.
 
-hf_to_tune            Hugging Face's state dict to torchtune's
-tune_to_hf            and back
-tune_to_peft          adapters as PEFT names them
-Checkpoint            a folder's files beside the model they fill
-materialize           weights onto a device, into a model that has none yet
-compute_frequencies   what no file holds, onto a device
-load_pretrained       a model with its weights, and its transform
-Qwen25VLCheckpointer  what torchtune's recipes read and write weights with
+hf_to_tune            convert a Hugging Face state dict to torchtune's
+tune_to_hf            convert it back
+load_pretrained       load a model with its weights, and its transform
+Qwen25VLCheckpointer  reads and writes weights for torchtune's recipes
+fetch                 download a model from the hub, unless it is here
+bytes_to_fetch        how many bytes of it are not here
 find_weights          the folder and files of a checkpoint given in any way
-copy_settings         copy what lies beside the weights
+Checkpoint            a folder's files beside the model they fill
+materialize           give a model on the meta device its weights
+compute_frequencies   compute on a device what no file holds
+copy_settings         copy the files beside the weights
 write_weights         write weights to the files named for them
-fetch                 fetch a model from the hub
-bytes_to_fetch        how much of it is not here
+tune_to_peft          convert adapters to PEFT's form
+write_peft            write the two files of a PEFT adapter
 """
 
 from torchtune_qwen25vl.weights._checkpointer import Qwen25VLCheckpointer

@@ -69,7 +69,7 @@ _LAYER_NUMBER = re.compile(r"(?<=layers\.|blocks\.)\d+")
 
 
 class Row(NamedTuple):
-    """One line of the table with its layer number filled in."""
+    """A line of the table with the number of its layer filled in."""
 
     hf: str
     tune: tuple[str, ...]
@@ -77,9 +77,9 @@ class Row(NamedTuple):
 
 
 def hf_to_tune(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The model's state dict from a complete HF one; the tensors share the input's memory.
+    """Convert a complete HF state dict to the model's; the tensors share the input's memory.
 
-    A tied checkpoint has no `lm_head.weight` and yields no `output.weight`.
+    A tied checkpoint has no `lm_head.weight`, and then there is no `output.weight` either.
 
     Raises:
         ValueError: if names are missing, unknown, or given in both HF layouts.
@@ -95,7 +95,7 @@ def hf_to_tune(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def hf_weight_to_tune(name: str, weight: Tensor) -> dict[str, Tensor]:
-    """One weight under its on-disk HF name, as the one or three weights it is in tune layout."""
+    """Convert one weight, named as on disk, to the one or three weights it is in tune layout."""
     number = _LAYER_NUMBER.search(name)
     row = _TABLE[_LAYER_NUMBER.sub("{}", name, count=1)]
     if name == PATCH_EMBED:
@@ -105,7 +105,7 @@ def hf_weight_to_tune(name: str, weight: Tensor) -> dict[str, Tensor]:
 
 
 def tune_to_hf(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The on-disk HF state dict from the model's complete one; the inverse of `hf_to_tune`.
+    """Convert the model's complete state dict to HF's as on disk; the inverse of `hf_to_tune`.
 
     Raises:
         ValueError: if names are missing or unknown (adapters must be merged first).
@@ -121,10 +121,10 @@ def tune_to_hf(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def on_disk_names(keys: Iterable[str]) -> dict[str, str]:
-    """Each key in either HF layout with its on-disk name; unknown keys keep theirs.
+    """Map each key, in either HF layout, to its name on disk; an unknown key keeps its own.
 
     Raises:
-        ValueError: if a weight is there under both of its names.
+        ValueError: if a weight is given under both of its names.
     """
     names = {key: renamed(key, {new: old for old, new in IN_MEMORY.items()}) for key in keys}
     both = [key for key, name in names.items() if key != name and name in names]
@@ -137,14 +137,14 @@ def on_disk_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def refuse_mismatch(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Name the weights that a checkpoint lacks, has too many, or has in another shape.
+    """Refuse a checkpoint that lacks weights, has other ones, or has them in other shapes.
 
     Args:
-        wanted: each weight with its shape, or anything else to compare
-        found: the same of the checkpoint
+        wanted: each weight of the model with its shape, or anything else to compare
+        found: each weight of the checkpoint with the same
 
     Raises:
-        ValueError: if there are any.
+        ValueError: with the names of the weights, if there are any.
     """
     wrong = [
         f"{name} {list(found[name])} instead of {list(wanted[name])}"
@@ -165,17 +165,12 @@ def refuse_mismatch(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None
 
 
 def listed(names: Collection[str], few: int = 4) -> str:
-    """The first few of these names, for an error message."""
+    """List the first few of these names for an error message."""
     return ", ".join([*sorted(names)[:few], *["..."][: len(names) > few]])
 
 
-def _refuse_other_names(known: set[str], found: Collection[str], optional: str) -> None:
-    wanted = known if optional in found else known - {optional}
-    refuse_mismatch(dict.fromkeys(wanted), dict.fromkeys(found))
-
-
 def rows_of(names: Collection[str], side: str) -> Iterator[Row]:
-    """The table for as many layers as these names count, at least one of each tower."""
+    """Yield the table for as many layers as these names count, at least one of each tower."""
     of = {"hf": ("model.layers.", "visual.blocks."), "tune": ("layers.", "vision.layers.")}[side]
     decoder, vision = (_count_layers(names, stem) for stem in of)
     for pattern, tune in _TABLE.items():
@@ -184,13 +179,8 @@ def rows_of(names: Collection[str], side: str) -> Iterator[Row]:
             yield Row(pattern.format(number), tuple(t.format(number) for t in tune), pattern)
 
 
-def _count_layers(names: Collection[str], stem: str) -> int:
-    numbers = (re.match(rf"{re.escape(stem)}(\d+)\.", name) for name in names)
-    return 1 + max((int(number[1]) for number in numbers if number), default=0)
-
-
 def joined(row: Row, parts: Sequence[Tensor]) -> Tensor:
-    """The HF weight of a row from its one or three tune weights."""
+    """Join the one or three tune weights of a row to its HF weight."""
     weight = parts[0] if len(parts) == 1 else torch.cat(list(parts))
     if row.hf == PATCH_EMBED:
         patch_size = math.isqrt(weight.shape[1] // 6)
@@ -199,8 +189,18 @@ def joined(row: Row, parts: Sequence[Tensor]) -> Tensor:
 
 
 def renamed(name: str, prefixes: Mapping[str, str]) -> str:
-    """The name with the first of these prefixes that it has exchanged."""
+    """Exchange the first of these prefixes that the name begins with."""
     for old, new in prefixes.items():
         if name.startswith(old):
             return new + name.removeprefix(old)
     return name
+
+
+def _refuse_other_names(known: set[str], found: Collection[str], optional: str) -> None:
+    wanted = known if optional in found else known - {optional}
+    refuse_mismatch(dict.fromkeys(wanted), dict.fromkeys(found))
+
+
+def _count_layers(names: Collection[str], stem: str) -> int:
+    numbers = (re.match(rf"{re.escape(stem)}(\d+)\.", name) for name in names)
+    return 1 + max((int(number[1]) for number in numbers if number), default=0)

@@ -41,20 +41,21 @@ def write_peft(
 def tune_to_peft(
     adapter: Mapping[str, Tensor], *, rank: int, alpha: float
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Trained weights as PEFT's tensors and its adapter config, for the HF model.
+    """Convert trained weights to PEFT's tensors and its adapter config, for the HF model.
 
     LoRA and DoRA weights become `lora_A`, `lora_B` and `lora_magnitude_vector`. Those of the
-    vision q, k and v become one adapter of the fused `qkv`: A stacked [3r, e], B block-diagonal
-    [3e, 3r], rank and alpha tripled so that their ratio stays. Other weights, trained in full,
-    are exported under `modules_to_save`.
+    vision q, k and v become one adapter of the fused `qkv`: A is stacked [3r, e], B is
+    block-diagonal [3e, 3r], and rank and alpha are tripled so that their ratio stays. Other
+    weights, which were trained in full, go under `modules_to_save`.
 
     Args:
-        adapter: weights in tune layout; `lora_a`, `lora_b`, `magnitude` after their layer
+        adapter: weights in tune layout, `lora_a`, `lora_b` and `magnitude` after their layer
         rank: rank r of every LoRA layer
-        alpha: scale of every LoRA layer: an adapter adds alpha / rank * B @ A
+        alpha: scale of every LoRA layer, which adds alpha / rank * B @ A
 
     Raises:
-        ValueError: if a weight has no place in the HF model, or DoRA covers vision q, k, v in part.
+        ValueError: if a weight has no place in the HF model, or DoRA covers only some of the vision
+            q, k and v.
     """
     left = dict(adapter)
     weights: dict[str, Tensor] = {}
@@ -97,7 +98,7 @@ def tune_to_peft(
 
 
 def _pop_lora(adapter: dict[str, Tensor], weight_name: str) -> dict[str, Tensor]:
-    """Take the adapter of one linear layer out, under PEFT's names; empty where it has none."""
+    """Take out the adapter of one linear layer, named as in PEFT; empty if the layer has none."""
     module = weight_name.removesuffix("weight")
     names = {
         "lora_a.weight": "lora_A.weight",  # [r, d_in]
@@ -110,7 +111,7 @@ def _pop_lora(adapter: dict[str, Tensor], weight_name: str) -> dict[str, Tensor]
 
 
 def _fuse_lora(layers: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """One adapter of stacked layers from theirs; a layer without one gets rows of zeros in B."""
+    """Join adapters of stacked layers to one; a layer without one has rows of zeros in B."""
     present = [layer for layer in layers if layer]
     no_change = present[0]["lora_B.weight"].new_zeros(len(present[0]["lora_B.weight"]), 0)
     fused = {

@@ -1,7 +1,7 @@
 """A checkpoint beside the model it fills, and `load_pretrained`.
 
-The model is the one config.json describes, built on the meta device: names, shapes and number
-formats of the files' headers are checked against it before a single weight is read.
+The model that config.json describes is built on the meta device. Names, shapes and dtypes in the
+headers of the files are checked against it before a single weight is read.
 """
 
 import os
@@ -26,12 +26,16 @@ from torchtune_qwen25vl.weights._safetensors import find_weights, open_weights, 
 
 
 class Checkpoint:
-    """A checkpoint's files beside the model they fill: every header checked, no weight read.
+    """A checkpoint's files beside the model they fill: every header is checked, no weight read.
 
     Args:
-        folder: where the files are
-        files: their names; by default as in `open_weights`
+        folder: where the files lie
+        files: names of the files; by default as in `open_weights`
         settings: folder of config.json
+
+    Raises:
+        ValueError: if the files are not whole, or not exactly the weights that config.json asks
+            for.
     """
 
     def __init__(self, folder: Path, files: Sequence[str] | None, settings: Path) -> None:
@@ -70,7 +74,7 @@ class Checkpoint:
         write_weights(folder, hf_weights, {name: files[name] for name in hf_weights})
 
     def _refuse_untied_head(self) -> None:
-        """Some tools save a tied head as well; it may not differ from the embedding."""
+        """Refuse a tied head that some tool saved as well, if it differs from the embedding."""
         weights = {self._names[key]: weight for key, weight in self.files.read(lazily=True)}
         embedding = weights.get(EMBEDDING)
         if embedding is not None and not _equal(weights[HEAD], embedding):
@@ -87,20 +91,20 @@ def load_pretrained(
     device: torch.device | str = "cpu",
     settings_dir: str | os.PathLike[str] | None = None,
 ) -> tuple[Qwen25VL, Qwen25VLTransform]:
-    """A model with its weights, ready for inference, and the transform that makes its input.
+    """Load a model with its weights, ready for inference, and the transform that makes its input.
 
     Memory peaks at the size of the weights plus the largest of them.
 
     Args:
         source: folder, .safetensors file or hub id (`owner/name`)
-        dtype: number format of the model; by default that of the files
+        dtype: dtype of the weights; by default that of the files
         device: where the model goes
         settings_dir: folder of config.json, tokenizer and preprocessor_config.json, for weights
             that lie elsewhere
 
     Raises:
         ValueError: if the files are not safetensors, not whole, not exactly the weights that
-            config.json asks for, or of several number formats and `dtype` does not choose.
+            config.json asks for, or of several dtypes and `dtype` does not choose.
     """
     folder, files = find_weights(source)
     settings = folder if settings_dir is None else Path(settings_dir)

@@ -29,19 +29,26 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """What the headers of a checkpoint's files say; no tensor has been read."""
+    """What the headers of a checkpoint's files say.
+
+    Attributes:
+        folder: where the files lie
+        file_of: name of the file that holds each weight
+        shape_of: shape of each weight
+        dtypes: dtypes that occur
+    """
 
     folder: Path
-    file_of: dict[str, str]  # weight -> file name
+    file_of: dict[str, str]
     shape_of: dict[str, tuple[int, ...]]
     dtypes: set[torch.dtype]
 
     def read(self, *, lazily: bool) -> Iterator[tuple[str, Tensor]]:
-        """Every weight, one at a time, on the CPU.
+        """Yield every weight, one at a time, on the CPU.
 
         Args:
-            lazily: Map the files into memory instead of reading them: a tensor costs nothing until
-                it is used, and is valid as long as its file is.
+            lazily: map the files into memory instead of reading them: a tensor costs nothing until
+                it is used, and is valid as long as its file is
         """
         for file in sorted(set(self.file_of.values())):
             backend = "mmap" if lazily else "pread"
@@ -76,11 +83,11 @@ def open_weights(folder: Path, files: Sequence[str] | None = None) -> WeightFile
 
     Args:
         folder: where the files lie
-        files: their names; by default those of the index, else every .safetensors file
+        files: names of the files; by default those of the index, else every .safetensors file
 
     Raises:
-        ValueError: if a file is absent, pickled, cut short or damaged, a weight stands in two files
-            or elsewhere than the index says, or is quantised.
+        ValueError: if a file is absent, pickled, cut short or damaged, or if a weight stands in two
+            files or elsewhere than the index says, or is quantised.
     """
     index = _read_index(folder) if files is None else None
     if files is None:
@@ -111,7 +118,7 @@ def open_weights(folder: Path, files: Sequence[str] | None = None) -> WeightFile
 
 
 def write_weights(folder: Path, weights: Mapping[str, Tensor], file_of: Mapping[str, str]) -> None:
-    """Write weights to the files named for them, with an index unless all are in the usual one."""
+    """Write weights to the files named for them, and an index unless one file holds them all."""
     files = sorted(set(file_of.values()))
     for file in files:
         shard = {
@@ -128,11 +135,11 @@ def write_weights(folder: Path, weights: Mapping[str, Tensor], file_of: Mapping[
 
 
 def copy_settings(source: Path, target: Path, *, but: Sequence[str] = ()) -> None:
-    """Copy what lies beside the weights: config, tokenizer, processor, licence. No subfolders.
+    """Copy the files beside the weights: config, tokenizer, processor, licence.
 
     Args:
-        source: a checkpoint's folder
-        target: another
+        source: folder of a checkpoint; its subfolders are left out
+        target: folder that the copies go to
         but: names of files to leave out
     """
     for path in source.iterdir():
@@ -143,7 +150,7 @@ def copy_settings(source: Path, target: Path, *, but: Sequence[str] = ()) -> Non
 
 
 def _read_index(folder: Path) -> dict[str, str] | None:
-    """Weight -> file name by the folder's index; None where it has none."""
+    """Read which file each weight lies in from the folder's index; None if there is none."""
     path = folder / INDEX
     if not path.exists():
         return None
@@ -178,7 +185,7 @@ def _refuse_unreadable(folder: Path, files: Sequence[str]) -> None:
 
 
 def _read_header(path: Path) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
-    """Name, shape and dtype of every weight in a file."""
+    """Yield the name, shape and dtype of every weight in a file."""
     try:
         opened = safe_open(path, framework="pt")
     except SafetensorError as error:
