@@ -1,6 +1,5 @@
 """The model of a run: built, sharded and filled; gathered, merged and saved."""
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,7 +12,12 @@ from torchtune.modules.peft import DoRALinear, get_merged_lora_ckpt
 
 from torchtune_qwen25vl import _ranks
 from torchtune_qwen25vl._files import replacing_folder
-from torchtune_qwen25vl.model import Qwen25VL, qwen2_5_vl_from_config
+from torchtune_qwen25vl.model import (
+    Qwen25VL,
+    initializer_ranges,
+    part_of,
+    qwen2_5_vl_from_config,
+)
 from torchtune_qwen25vl.training._packed_attention import attend_by_sample
 from torchtune_qwen25vl.transform import write_pixel_limits
 from torchtune_qwen25vl.weights import (
@@ -27,7 +31,6 @@ from torchtune_qwen25vl.weights import (
 )
 
 EMBEDDING, OUTPUT = "tok_embeddings.weight", "output.weight"
-INITIAL_STD = 0.02  # of a model trained from nothing whose config has no initializer_range
 
 
 def make_model(
@@ -94,12 +97,12 @@ def _first_weights(
         for name, weight in Checkpoint(source, None, source).read(lazily=lazily):
             del missing[name]
             yield name, weight
-    settings = json.loads((source / "config.json").read_text())
-    std = settings.get("initializer_range", INITIAL_STD)
-    yield from _new_weights(missing, seed, std).items()
+    yield from _new_weights(missing, seed, initializer_ranges(source)).items()
 
 
-def _new_weights(shapes: Mapping[str, tuple[int, ...]], seed: int, std: float) -> dict[str, Tensor]:
+def _new_weights(
+    shapes: Mapping[str, tuple[int, ...]], seed: int, stds: Mapping[str, float]
+) -> dict[str, Tensor]:
     """Draw the first values of weights that no file has, on the CPU.
 
     Adapters start without effect, as torchtune's and PEFT's do; all else starts as in transformers.
@@ -113,7 +116,7 @@ def _new_weights(shapes: Mapping[str, tuple[int, ...]], seed: int, std: float) -
         elif name.endswith(".scale"):
             nn.init.ones_(weight)
         elif len(shape) == 2 and not name.endswith("lora_b.weight"):
-            nn.init.normal_(weight, std=std, generator=generator)
+            nn.init.normal_(weight, std=stds[part_of(name)], generator=generator)
         weights[name] = weight
     return weights
 
