@@ -66,8 +66,10 @@ class FinetuneRecipe:
         self.tokenizer = config.instantiate(settings.tokenizer)
         self.dataset = config.instantiate(settings.dataset, self.tokenizer)
         self.val_dataset = config.instantiate(settings.val_dataset, self.tokenizer)
-        steps = (settings.epochs or 0) * len(self.dataset) // self.share.step_samples
-        self.total_steps = settings.max_steps or max(int(steps), 1)
+        self.total_steps = ours.count_steps(
+            len(self.dataset), self.share, epochs=settings.epochs, max_steps=settings.max_steps
+        )
+        warmup = ours.warmup_steps(settings.lr_scheduler, settings.warmup_ratio, self.total_steps)
 
         self.model = ours.make_model(
             self.source,
@@ -82,7 +84,7 @@ class FinetuneRecipe:
         groups = ours.parameter_groups(self.model, self.parts)
         self.optimizer = config.instantiate(settings.optimizer, groups)
         self.scheduler = config.instantiate(
-            settings.lr_scheduler, self.optimizer, num_training_steps=self.total_steps
+            settings.lr_scheduler, self.optimizer, num_training_steps=self.total_steps, **warmup
         )
         self.loss = partial(
             ours.summed_loss, chunk_rows=settings.loss_chunk_rows, kernel=settings.loss_kernel
@@ -104,6 +106,16 @@ class FinetuneRecipe:
         if self.rank == 0:
             self.logger = config.instantiate(settings.metric_logger)
             self.logger.log_config(self.cfg)
+            plan = ours.describe(
+                self.model,
+                self.parts,
+                self.dataset,
+                self.share,
+                steps=self.total_steps,
+                warmup=warmup.get("num_warmup_steps", 0),
+                seed=settings.seed,
+            )
+            print(plan, flush=True)
 
     def identity(self) -> dict[str, Any]:
         """Return what may not change for a run to go on as if it had never stopped.
@@ -113,7 +125,7 @@ class FinetuneRecipe:
         """
         settings = self.settings
         sections = ("optimizer", "lr_scheduler", "tokenizer", "dataset")
-        values = ("from_scratch", "clip_grad_norm", "dtype", "shuffle", "seed")
+        values = ("from_scratch", "clip_grad_norm", "dtype", "shuffle", "seed", "warmup_ratio")
         return {
             "source": str(self.source),
             "parts": {name: asdict(part) for name, part in self.parts.items()},
@@ -134,6 +146,7 @@ class FinetuneRecipe:
         loader = iter(self.loader(self.dataset, sampler))
         bar = tqdm(total=self.total_steps, initial=self.step, disable=self.rank > 0, unit="step")
         self.throughput.restart()
+        start = time.perf_counter()
         for step in steps:
             data = self.ready(self.throughput.waiting(loader))
             ours.seed_step(settings.seed, step)
@@ -151,6 +164,9 @@ class FinetuneRecipe:
             self.throughput.add(data)
             bar.update()
             bar.set_postfix_str(f"loss {result.loss:.4f}")
+            if self.step == steps.start + 10 and self.rank == 0:
+                left = (time.perf_counter() - start) / 10 * (self.total_steps - self.step)
+                bar.write(f"the {self.total_steps - self.step} steps left take about {left:.0f} s")
             if self.due(settings.log_every_n_steps):
                 self.log(vars(result) | rates | self.throughput.report())
             if self.due(settings.eval_every_n_steps):

@@ -5,6 +5,9 @@ read_settings      read them
 Part               how vision, merger or decoder is trained
 read_parts         read one of each
 tuning             the arguments of Tuning that they ask for
+count_steps        steps of a run
+warmup_steps       steps in which the rates rise
+describe           the plan of a run, printed first
 make_model         build, shard and fill the model of a run
 trained_names      names of its weights that are trained
 parameter_groups   groups of the optimiser, one for each trained part
@@ -46,6 +49,7 @@ from torchtune_qwen25vl.training._parts import (
     trained_names,
     tuning,
 )
+from torchtune_qwen25vl.training._plan import count_steps, describe, warmup_steps
 from torchtune_qwen25vl.training._samples import (
     Share,
     TrainSampler,
@@ -71,6 +75,8 @@ __all__ = [
     "TrainSampler",
     "ValidationSampler",
     "attend_by_sample",
+    "count_steps",
+    "describe",
     "equal_numbers",
     "gather_weights",
     "last_checkpoint",
@@ -91,4 +97,5 @@ __all__ = [
     "train_step",
     "trained_names",
     "tuning",
+    "warmup_steps",
 ]

@@ -11,6 +11,8 @@ from omegaconf import DictConfig
 from torchtune.config._errors import InstantiationError
 from torchtune.config._utils import _get_component_from_path
 
+from torchtune_qwen25vl.training._plan import WARMUP
+
 CHOICES = ("dtype", "loss_kernel", "save")
 COUNTS = (
     *("batch_size", "gradient_accumulation_steps", "loss_chunk_rows"),
@@ -37,6 +39,7 @@ class Settings:
     adapters: DictConfig | None = None  # lora_attn_modules, apply_lora_to_mlp, lora_rank, ...
     optimizer: DictConfig  # a component, without lr; called with one group for each trained part
     lr_scheduler: DictConfig  # a component; called with the optimizer and num_training_steps
+    warmup_ratio: float | None = None  # part of all steps, for lr_scheduler.num_warmup_steps
     clip_grad_norm: float | None = None
     loss_chunk_rows: int = 1024  # labelled rows whose logits the kernel torch holds at a time
     loss_kernel: Literal["torch", "liger"] = "torch"
@@ -122,6 +125,23 @@ def _rules(settings: Settings) -> Iterator[tuple[Any, ...]]:
         "the optimizer takes no lr and no weight_decay, as each part has its own: set "
         "parts.<name>.lr and parts.<name>.weight_decay",
         "optimizer",
+    )
+    ratio = s.warmup_ratio
+    yield (
+        ratio is None or (isinstance(ratio, (int, float)) and 0 <= ratio < 1),
+        "warmup_ratio is a part of all steps from 0 to below 1, or null",
+        "warmup_ratio",
+    )
+    yield (
+        ratio is None or WARMUP not in s.lr_scheduler,
+        f"give warmup_ratio or lr_scheduler.{WARMUP}, not both",
+        *("warmup_ratio", "lr_scheduler"),
+    )
+    yield (
+        "num_training_steps" not in s.lr_scheduler,
+        "lr_scheduler takes no num_training_steps, as the recipe counts them: leave it out, and "
+        "set epochs or max_steps",
+        "lr_scheduler",
     )
     limit = s.tokenizer.get("max_seq_len")
     yield (
