@@ -15,6 +15,7 @@ from parity.inputs import LAYOUTS, Inputs, make_inputs
 from torchtune_qwen25vl import hf_to_tune, qwen2_5_vl_from_config
 from torchtune_qwen25vl._position_ids import window_order
 from torchtune_qwen25vl.model._decoder import Qwen25VL
+from torchtune_qwen25vl.weights import materialize
 
 
 @dataclass
@@ -43,14 +44,8 @@ def ours_like(
     """
     with torch.device("meta"):
         model = qwen2_5_vl_from_config(config or reference.config_dict(theirs))
-    weights = hf_to_tune(reference.disk_state_dict(theirs))
-    if dtype is not None:
-        weights = {name: weight.to(dtype) for name, weight in weights.items()}
-    model.load_state_dict(weights, strict=True, assign=True)
-    with next(theirs.parameters()).device:
-        for module in model.modules():
-            if hasattr(module, "rope_init"):
-                module.rope_init()
+    weights = hf_to_tune(reference.disk_state_dict(theirs)).items()
+    materialize(model, weights, device=next(theirs.parameters()).device, dtype=dtype)
     for edit in EDITS:
         edit(model)
     return model.eval()

@@ -3,19 +3,19 @@
     tune-qwen25vl run finetune --config finetune_3b_lora
     tune-qwen25vl run --nproc_per_node 8 finetune --config finetune_7b_full output_dir=/data/run1
 
-What the stock recipes cannot do: vision encoder, merger and decoder frozen, trained in full or
-through adapters, each with its own learning rate; rows packed with samples that do not see each
-other; a loss that projects labelled rows only; any mix of text, images and videos on any rank;
-checkpoints every so many steps from which a run goes on bit for bit.
+It does what the stock recipes cannot. Vision encoder, merger and decoder are frozen, trained in
+full or through adapters, each with its own learning rate. Rows are packed with samples that do not
+see each other, the loss projects labelled rows only, and any rank may have any mix of text, images
+and videos. From a checkpoint, written every so many steps, a run goes on bit for bit.
 
-A step trains on `batch_size * gradient_accumulation_steps` samples of every rank, its loss the mean
-over all their labels. They go through the model `batch_size` at a time, padded; or, with `pack_to`,
-in as few rows of at most so many tokens as they fit into. The result is the same.
+A step trains on `batch_size * gradient_accumulation_steps` samples of every rank, and its loss is
+the mean over all their labels. The samples go through the model `batch_size` at a time, padded; or,
+with `pack_to`, in as few rows of at most so many tokens as they fit into. The result is the same.
 """
 
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -27,91 +27,28 @@ from torchtune import config, training, utils
 from tqdm import tqdm
 
 from torchtune_qwen25vl import training as ours
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Every key of the YAML; a key that is not here is refused."""
-
-    # where from, where to
-    model_dir: str | DictConfig  # folder of the model to train, or a component that makes one
-    output_dir: str  # OUTPUT/model or OUTPUT/adapter, OUTPUT/step_N
-    from_scratch: bool = False  # random weights in place of those in model_dir
-    resume: bool = True  # go on from the last checkpoint in output_dir; False renames all there are
-    # what is trained, and how
-    parts: DictConfig  # of vision, merger, decoder: train, lr, weight_decay
-    adapters: DictConfig | None = None  # lora_attn_modules, apply_lora_to_mlp, lora_rank, ...
-    optimizer: DictConfig  # a component, without lr; called with one group for each trained part
-    lr_scheduler: DictConfig  # a component; called with the optimizer and num_training_steps
-    clip_grad_norm: float | None = None
-    loss_chunk_rows: int = 1024  # labelled rows whose logits the kernel torch holds at a time
-    loss_kernel: Literal["torch", "liger"] = "torch"
-    # data
-    tokenizer: DictConfig  # a component: messages to samples, Qwen25VLTransform
-    dataset: DictConfig  # a component; called with the tokenizer
-    val_dataset: DictConfig | None = None  # likewise
-    dataloader: DictConfig = field(default_factory=lambda: DictConfig({}))  # num_workers, ...
-    shuffle: bool = True
-    # how much of it
-    epochs: float | None = None  # passes over the data; or
-    max_steps: int | None = None
-    batch_size: int = 1
-    gradient_accumulation_steps: int = 1
-    pack_to: int | None = None  # tokens of a packed row; null pads
-    # on what
-    device: str  # cuda, cpu, ...
-    dtype: Literal["bf16", "fp32"] = "bf16"
-    compile: bool = False
-    enable_activation_checkpointing: bool = False
-    seed: int = 0
-    # what is written, and when
-    metric_logger: DictConfig  # a component
-    log_every_n_steps: int = 1
-    peak_tflops: float | None = None  # of the device in bf16, for MFU; known for some GPUs
-    eval_every_n_steps: int | None = None
-    save_every_n_steps: int | None = None
-    keep_last_n_checkpoints: int = 2
-    save: Literal["model", "adapter"] = "model"  # adapters merged, or in PEFT's form
-    after_training: DictConfig | None = None  # a component; called with that folder and seconds
-
-    def __post_init__(self) -> None:
-        ours.check_settings(self)
-
-
-def read_settings(cfg: DictConfig) -> Settings:
-    """Settings of a YAML.
-
-    Raises:
-        ValueError: if it has a key that means nothing, lacks one, or two contradict each other.
-    """
-    known = Settings.__dataclass_fields__
-    if unknown := sorted(set(map(str, cfg)) - set(known)):
-        raise ValueError(f"unknown keys {unknown}; the recipe reads {sorted(known)}")
-    try:
-        return Settings(**{str(key): cfg[key] for key in cfg})
-    except TypeError as error:
-        raise ValueError(f"the YAML is not complete: {error}") from error
+from torchtune_qwen25vl.weights import find_weights
 
 
 class FinetuneRecipe:
-    """Sets everything up, trains, saves.
+    """Sets everything up, trains, and saves the result.
 
     Args:
-        cfg: what the YAML says
+        cfg: settings of the YAML
 
     Raises:
-        ValueError: if that is wrong, before anything is loaded.
+        ValueError: if a setting is wrong, before anything is loaded.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
         self.start = time.perf_counter()
-        self.cfg, self.settings = cfg, read_settings(cfg)
+        self.cfg, self.settings = cfg, ours.read_settings(cfg)
         settings = self.settings
         self.world_size, self.rank = utils.get_world_size_and_rank()
         self.device = utils.get_device(settings.device)
         named = isinstance(settings.model_dir, str)
         model_dir = settings.model_dir if named else config.instantiate(settings.model_dir)
-        self.source, _ = ours.find_weights(model_dir)
+        self.source, _ = find_weights(model_dir)
         self.output_dir = Path(settings.output_dir)
         self.parts = ours.read_parts(settings.parts)
         adapters = OmegaConf.to_container(settings.adapters or DictConfig({}), resolve=True)
@@ -119,18 +56,20 @@ class FinetuneRecipe:
         self.share = ours.Share(
             settings.batch_size * settings.gradient_accumulation_steps, self.rank, self.world_size
         )
-        packed_mask = "flex" if self.device.type == "cuda" else "lengths"
-        self.mask = "dense" if settings.pack_to is None else packed_mask
-        ours.check_component("after_training", settings.after_training)
+        self.mask: Literal["dense", "lengths", "flex"] = "dense"
+        if settings.pack_to is not None:
+            self.mask = "flex" if self.device.type == "cuda" else "lengths"
 
     def setup(self) -> None:
-        """Data, model, optimiser and schedule; where a checkpoint left them, if there is one."""
+        """Make data, model, optimiser and schedule, as the last checkpoint left them, if any."""
         settings = self.settings
         self.tokenizer = config.instantiate(settings.tokenizer)
         self.dataset = config.instantiate(settings.dataset, self.tokenizer)
         self.val_dataset = config.instantiate(settings.val_dataset, self.tokenizer)
-        steps = (settings.epochs or 0) * len(self.dataset) // self.share.step_samples
-        self.total_steps = settings.max_steps or max(int(steps), 1)
+        self.total_steps = ours.count_steps(
+            len(self.dataset), self.share, epochs=settings.epochs, max_steps=settings.max_steps
+        )
+        warmup = ours.warmup_steps(settings.lr_scheduler, settings.warmup_ratio, self.total_steps)
 
         self.model = ours.make_model(
             self.source,
@@ -145,7 +84,7 @@ class FinetuneRecipe:
         groups = ours.parameter_groups(self.model, self.parts)
         self.optimizer = config.instantiate(settings.optimizer, groups)
         self.scheduler = config.instantiate(
-            settings.lr_scheduler, self.optimizer, num_training_steps=self.total_steps
+            settings.lr_scheduler, self.optimizer, num_training_steps=self.total_steps, **warmup
         )
         self.loss = partial(
             ours.summed_loss, chunk_rows=settings.loss_chunk_rows, kernel=settings.loss_kernel
@@ -167,16 +106,26 @@ class FinetuneRecipe:
         if self.rank == 0:
             self.logger = config.instantiate(settings.metric_logger)
             self.logger.log_config(self.cfg)
+            plan = ours.describe(
+                self.model,
+                self.parts,
+                self.dataset,
+                self.share,
+                steps=self.total_steps,
+                warmup=warmup.get("num_warmup_steps", 0),
+                seed=settings.seed,
+            )
+            print(plan, flush=True)
 
     def identity(self) -> dict[str, Any]:
-        """What may not change for a run to go on as if it had never stopped.
+        """Return what may not change for a run to go on as if it had never stopped.
 
-        The number of steps is not in it: a run may be lengthened, by more max_steps or epochs, and
+        The number of steps is not in it: a run may be lengthened by more max_steps or epochs, and
         its schedule is the longer one from there on.
         """
         settings = self.settings
         sections = ("optimizer", "lr_scheduler", "tokenizer", "dataset")
-        values = ("from_scratch", "clip_grad_norm", "dtype", "shuffle", "seed")
+        values = ("from_scratch", "clip_grad_norm", "dtype", "shuffle", "seed", "warmup_ratio")
         return {
             "source": str(self.source),
             "parts": {name: asdict(part) for name, part in self.parts.items()},
@@ -197,6 +146,7 @@ class FinetuneRecipe:
         loader = iter(self.loader(self.dataset, sampler))
         bar = tqdm(total=self.total_steps, initial=self.step, disable=self.rank > 0, unit="step")
         self.throughput.restart()
+        start = time.perf_counter()
         for step in steps:
             data = self.ready(self.throughput.waiting(loader))
             ours.seed_step(settings.seed, step)
@@ -214,6 +164,9 @@ class FinetuneRecipe:
             self.throughput.add(data)
             bar.update()
             bar.set_postfix_str(f"loss {result.loss:.4f}")
+            if self.step == steps.start + 10 and self.rank == 0:
+                left = (time.perf_counter() - start) / 10 * (self.total_steps - self.step)
+                bar.write(f"the {self.total_steps - self.step} steps left take about {left:.0f} s")
             if self.due(settings.log_every_n_steps):
                 self.log(vars(result) | rates | self.throughput.report())
             if self.due(settings.eval_every_n_steps):
@@ -225,11 +178,11 @@ class FinetuneRecipe:
         bar.close()
 
     def due(self, every: int | None) -> bool:
-        """Whether something done every so many steps is to be done after this one."""
+        """Say whether what is done every so many steps is due after this one."""
         return every is not None and (self.step % every == 0 or self.step == self.total_steps)
 
     def loader(self, dataset: Any, sampler: Any) -> DataLoader:
-        """Batches of one step after another."""
+        """Make the loader of one step's batches after another."""
         settings = self.settings
         collate = ours.StepCollate(
             self.tokenizer.pad_id,
@@ -242,12 +195,12 @@ class FinetuneRecipe:
         )
 
     def ready(self, data: ours.StepBatches) -> ours.StepBatches:
-        """Batches on the device, equally many on every rank."""
+        """Put batches on the device, equally many on every rank."""
         ours.to_device(data, self.device, mask=self.mask)
         return ours.equal_numbers(data, self.device)
 
     def validate(self) -> float:
-        """Mean loss over the labels of the validation data."""
+        """Return the mean loss over the labels of the validation data."""
         sampler = ours.ValidationSampler(len(self.val_dataset), self.share)
         steps = self.loader(self.val_dataset, sampler)
         batches = (batch for data in steps for batch in self.ready(data).batches)
@@ -259,7 +212,7 @@ class FinetuneRecipe:
             self.logger.log_dict(figures, step=self.step)
 
     def save_checkpoint(self) -> None:
-        """Write what is needed to go on."""
+        """Write a checkpoint to go on from."""
         ours.save_step(
             self.output_dir,
             self.step,
@@ -275,7 +228,7 @@ class FinetuneRecipe:
         target = self.output_dir / self.settings.save
         weights = ours.gather_weights(self.model, self.device)
         limits = {name: getattr(self.tokenizer, name) for name in ("min_pixels", "max_pixels")}
-        run = {"source": self.source, "tuning": self.tuning, "limits": limits}
+        run: dict[str, Any] = {"source": self.source, "tuning": self.tuning, "limits": limits}
         if self.rank == 0 and self.settings.save == "adapter":
             ours.save_adapter(target, weights, ours.trained_names(self.model), **run)
         elif self.rank == 0:
@@ -293,7 +246,7 @@ class FinetuneRecipe:
 @config.parse
 def recipe_main(cfg: DictConfig) -> None:
     """Entry point: the YAML, with `key=value` from the command line over it."""
-    device, distributed = read_settings(cfg).device, training.is_distributed()
+    device, distributed = ours.read_settings(cfg).device, training.is_distributed()
     if distributed:
         torch.distributed.init_process_group(training.get_distributed_backend(device))
     recipe = FinetuneRecipe(cfg)

@@ -8,6 +8,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
+# torchao moved both; each torchtune imports them from where its torchao has them
+from torchtune.modules.common_utils import NF4Tensor
+from torchtune.modules.low_precision.nf4_linear import to_nf4
+
+__all__ = ["RECIPES_SHIFT_LABELS", "NF4Tensor", "labelled_rows", "targets", "to_nf4"]
+
 # torchtune 0.6.1's recipes shift the labels; the development version's datasets do it before them
 RECIPES_SHIFT_LABELS = not hasattr(torchtune.modules.loss, "SFTLoss")
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from parity.faults._fault import Fault, patched
-from torchtune_qwen25vl.device import _loading
+from torchtune_qwen25vl.weights import _materialize
 
 
 def _displaced(right: Callable) -> Callable:
@@ -16,5 +16,5 @@ def _displaced(right: Callable) -> Callable:
 
 
 FAULTS: dict[str, Fault] = {
-    "rows of NF4 weights displaced": patched(_loading, "to_nf4", _displaced, "NF4"),
+    "rows of NF4 weights displaced": patched(_materialize, "to_nf4", _displaced, "NF4"),
 }

@@ -11,5 +11,5 @@ def _exchange_two(right: Callable) -> Callable:
 
 
 FAULTS: dict[str, Fault] = {
-    "q and k exchanged on saving": patched(_names, "_join", _exchange_two, "weights"),
+    "q and k exchanged on saving": patched(_names, "joined", _exchange_two, "weights"),
 }

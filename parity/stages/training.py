@@ -23,7 +23,7 @@ from torchtune_qwen25vl.training import (
     trained_names,
     tuning,
 )
-from torchtune_qwen25vl.weights._names import tune_to_peft
+from torchtune_qwen25vl.weights import tune_to_peft
 
 MODEL = "tiny"
 STEPS = 20

@@ -1,4 +1,4 @@
-"""Checks before loading, loading in 4 bits, and one model in place of another."""
+"""Checks before loading, loading in 4 bits, and memory that is given back."""
 
 import gc
 import json
@@ -192,19 +192,17 @@ def resident():
     return psutil.Process().memory_info().rss
 
 
-def test_a_switch_gives_back_the_old_models_memory_first(loaded, whole, monkeypatch):
-    size = (whole / "model.safetensors").stat().st_size
+def test_a_released_model_gives_back_its_memory(loaded):
+    size = (Path(loaded.source) / "model.safetensors").stat().st_size
     empty = resident()
     held = loaded.model  # someone still holds it
     full = resident()
     assert full - empty > 0.8 * size
-    load, before = _loading.load, []
-    monkeypatch.setattr(_loading, "load", lambda *a: before.append(resident()) or load(*a))
-    new = device.switch_model(loaded, whole)
-    assert new.model is not held
-    assert before[0] - empty < 0.2 * size
+    loaded.release()
+    assert resident() - empty < 0.2 * size
+    assert loaded.model is not held  # loaded again
     assert resident() - empty < 1.2 * size
     sample = {"tokens": torch.tensor([1, 2]), "labels": torch.tensor([1, 2])}
     sample["input_pos"] = torch.arange(2)[:, None].expand(-1, 3)
     batch = padded_collate([sample], 151643, padding_side="left")
-    assert generate(new.model, batch, max_new_tokens=2).tokens.shape == (1, 2)
+    assert generate(loaded.model, batch, max_new_tokens=2).tokens.shape == (1, 2)

@@ -9,10 +9,17 @@ from torch.nn.attention import SDPBackend
 from torchtune_qwen25vl import device
 from torchtune_qwen25vl.device import _machine
 from torchtune_qwen25vl.device._choice import downgrades
-from torchtune_qwen25vl.device._memory import is_quantised
+from torchtune_qwen25vl.device._machine import Machine
+from torchtune_qwen25vl.device._memory import (
+    Footprint,
+    is_quantised,
+    pixel_budget,
+    token_budget,
+    weights_bytes,
+)
 
 BF16, FP32, FP16 = torch.bfloat16, torch.float32, torch.float16
-GPU = device.Machine(
+GPU = Machine(
     torch.device("cuda", 0),
     "GPU",
     24 * 10**9,
@@ -131,12 +138,12 @@ def test_a_missing_accelerator_is_no_cpu():
             device.look(name)
 
 
-FOOTPRINT = device.Footprint(token=80_000, image_token=150_000, number=2, logits=2_400_000)
+FOOTPRINT = Footprint(token=80_000, image_token=150_000, bytes_per_value=2, logits=2_400_000)
 
 
 def test_the_pixel_budget_grows_with_memory_in_whole_tokens():
     memory = range(0, 10**9, 10**7)
-    budgets = [device.pixel_budget(free, FOOTPRINT, text_tokens=300) for free in memory]
+    budgets = [pixel_budget(free, FOOTPRINT, text_tokens=300) for free in memory]
     assert budgets == sorted(budgets)
     assert budgets[0] == 256 * 784
     assert budgets[-1] == 1280 * 784
@@ -151,16 +158,16 @@ def test_the_pixel_budget_grows_with_memory_in_whole_tokens():
 
 
 def test_the_pixel_budget_never_goes_below_min_pixels():
-    assert device.pixel_budget(0, FOOTPRINT, text_tokens=9, min_pixels=3136) == 3136
+    assert pixel_budget(0, FOOTPRINT, text_tokens=9, min_pixels=3136) == 3136
     large = 2000 * 784
-    assert device.pixel_budget(10**12, FOOTPRINT, text_tokens=9, min_pixels=large) == large
+    assert pixel_budget(10**12, FOOTPRINT, text_tokens=9, min_pixels=large) == large
 
 
 def test_the_token_budget_is_whole_rows_that_fit():
     row = 500 + 300
     for free in (0, 10**8, 10**9, 10**10):
         options = {"max_pixels": 500 * 784, "text_tokens": 300}
-        rows, rest = divmod(device.token_budget(free, FOOTPRINT, **options), row)
+        rows, rest = divmod(token_budget(free, FOOTPRINT, **options), row)
         assert rest == 0
         assert rows >= 1
         assert rows == 1 or FOOTPRINT.batch(rows, 500, 300) <= 0.9 * free
@@ -176,8 +183,8 @@ def test_bytes_of_published_sizes():
         "model.layers.0.self_attn.q_proj.bias": (3584,),
     }
     numbers = [18944 * 3584, 3420 * 1280, 152064 * 3584, 3584]
-    assert device.weights_bytes(shapes, BF16) == 2 * sum(numbers)
-    quantised = device.weights_bytes(shapes, BF16, four_bit=True)
+    assert weights_bytes(shapes, BF16) == 2 * sum(numbers)
+    quantised = weights_bytes(shapes, BF16, four_bit=True)
     assert 0.5 * numbers[0] < quantised - 2 * sum(numbers[1:]) < 0.52 * numbers[0]
     assert [is_quantised(name) for name in shapes] == [True, False, False, False]
     assert is_quantised("model.language_model.layers.3.self_attn.o_proj.weight")

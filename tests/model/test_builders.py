@@ -19,6 +19,7 @@ from torchtune.modules.peft import (
 )
 
 from parity import reference
+from torchtune_qwen25vl.model import _config, initializer_ranges
 from torchtune_qwen25vl.model import _model_builders as builders
 from torchtune_qwen25vl.model._component_builders import part_of
 from torchtune_qwen25vl.model._model_builders import qwen2_5_vl_from_config
@@ -146,6 +147,100 @@ def test_config_as_saved_by_transformers():
         assert settings_of(qwen2_5_vl_from_config(nested)) == expected
 
 
+def test_missing_fields_are_the_defaults_of_transformers():
+    theirs = type(reference.model("tiny").config)().to_dict()
+    assert _config.TEXT_DEFAULTS.keys() - {"rope_theta"} <= theirs["text_config"].keys()
+    for key, value in _config.TEXT_DEFAULTS.items():
+        assert {**theirs["text_config"], "rope_theta": 1e6}[key] == value, key
+    for key, value in _config.VISION_DEFAULTS.items():
+        assert (
+            list(theirs["vision_config"][key]) == value
+            if key.startswith("fullatt")
+            else (theirs["vision_config"][key] == value)
+        ), key
+
+
+def test_config_as_transformers_4_49_saved_it():
+    """Only what differs from the defaults: for 3B, and for 72B, which is nearly all default."""
+    small = {
+        key: value for key, value in HUB_3B.items() if _config.TEXT_DEFAULTS.get(key, ...) != value
+    }
+    vision = {"hidden_size": 1280, "in_chans": 3, "model_type": "qwen2_5_vl"}
+    vision |= {"spatial_patch_size": 14, "tokens_per_second": 2}
+    small["vision_config"] = {**vision, "out_hidden_size": 2048}
+    assert "rope_theta" not in small
+    large = {key: HUB_3B[key] for key in ("model_type", "image_token_id", "video_token_id")}
+    large |= {key: HUB_3B[key] for key in ("rope_scaling", "rms_norm_eps")}
+    large["max_position_embeddings"] = 128000
+    large["vision_config"] = {**vision, "out_hidden_size": 8192, "intermediate_size": 3456}
+    with torch.device("meta"):
+        for config, build in ((small, builders.qwen2_5_vl_3b), (large, builders.qwen2_5_vl_72b)):
+            assert settings_of(qwen2_5_vl_from_config(config)) == settings_of(build())
+
+
+VARIED = [
+    (None, "vocab_size", 152064),
+    (None, "hidden_size", 4096),
+    (None, "intermediate_size", 11000),
+    (None, "num_hidden_layers", 35),
+    (None, "num_attention_heads", 8),
+    (None, "num_key_value_heads", 4),
+    (None, "max_position_embeddings", 32768),
+    (None, "rms_norm_eps", 1e-5),
+    (None, "rope_theta", 1e4),
+    (None, "rope_scaling", {"type": "mrope", "mrope_section": [24, 24, 16]}),
+    (None, "tie_word_embeddings", False),
+    (None, "attention_dropout", 0.1),
+    (None, "image_token_id", 7),
+    (None, "video_token_id", 8),
+    ("vision_config", "depth", 31),
+    ("vision_config", "num_heads", 8),
+    ("vision_config", "hidden_size", 640),
+    ("vision_config", "intermediate_size", 3456),
+    ("vision_config", "patch_size", 16),
+    ("vision_config", "spatial_merge_size", 4),
+    ("vision_config", "window_size", 56),
+    ("vision_config", "fullatt_block_indexes", [3, 31]),
+]
+
+
+@pytest.mark.parametrize(("section", "key", "value"), VARIED)
+def test_every_field_that_is_read_counts(section, key, value):
+    config = json.loads(json.dumps(HUB_3B))
+    (config if section is None else config[section])[key] = value
+    if key in ("hidden_size", "num_attention_heads") and section is None:
+        width = config["hidden_size"]
+        config["vision_config"]["out_hidden_size"] = width
+        eighth = width // config["num_attention_heads"] // 8
+        config["rope_scaling"]["mrope_section"] = [eighth, eighth, 2 * eighth]
+    with torch.device("meta"):
+        changed, published = qwen2_5_vl_from_config(config), builders.qwen2_5_vl_3b()
+    assert settings_of(changed) != settings_of(published)
+
+
+def test_the_fields_that_are_read_are_all_varied():
+    for section, defaults in (
+        (None, _config.TEXT_DEFAULTS),
+        ("vision_config", _config.VISION_DEFAULTS),
+    ):
+        varied = {key for of, key, _, *_ in [*VARIED, *UNSUPPORTED] if of == section}
+        assert defaults.keys() - varied == {"initializer_range"}  # see the test of new weights
+
+
+def test_new_weights_are_as_wide_as_the_config_says():
+    config = json.loads(json.dumps(HUB_3B))
+    default = {"vision": 0.02, "merger": 0.02, "decoder": 0.02}
+    assert initializer_ranges(config) == default
+    config["initializer_range"] = 0.05
+    config["vision_config"]["initializer_range"] = 0.01
+    changed = {"vision": 0.01, "merger": 0.01, "decoder": 0.05}
+    assert initializer_ranges(config) == changed
+    assert initializer_ranges({**config, "text_config": {"initializer_range": 0.03}}) == {
+        **changed,
+        "decoder": 0.03,
+    }
+
+
 def test_config_with_odd_sizes():
     config = reference.config_dict(reference.model("tiny"))
     model = qwen2_5_vl_from_config(config)
@@ -154,24 +249,30 @@ def test_config_with_odd_sizes():
     assert size_of(model) == reference.model("tiny").num_parameters()
 
 
-@pytest.mark.parametrize(
-    ("section", "key", "value", "message"),
-    [
-        (None, "model_type", "qwen2_vl", "model_type must be 'qwen2_5_vl', .* 'qwen2_vl'"),
-        (None, "quantization_config", {"quant_method": "awq"}, "quantization_config .* 'awq'"),
-        (None, "use_sliding_window", True, "use_sliding_window must be False"),
-        (None, "hidden_act", "gelu", "hidden_act must be 'silu'"),
-        (None, "rope_scaling", {"type": "yarn", "mrope_section": [16, 24, 24]}, "rope_type .*yarn"),
-        (None, "rope_scaling", {"type": "mrope"}, "must have 'mrope_section'"),
-        (None, "num_hidden_layers", ..., "must have 'num_hidden_layers'"),
-        (None, "image_token_id", ..., "must have 'image_token_id'"),
-        (None, "vision_config", ..., "must have 'vision_config'"),
-        ("vision_config", "hidden_act", "quick_gelu", "hidden_act must be 'silu'"),
-        ("vision_config", "in_chans", 4, "in_chans must be 3"),
-        ("vision_config", "out_hidden_size", 3584, "out_hidden_size must be 2048"),
-        ("vision_config", "depth", ..., "must have 'depth'"),
-    ],
-)
+UNSUPPORTED = [
+    (None, "model_type", "qwen2_vl", "model_type must be 'qwen2_5_vl', .* 'qwen2_vl'"),
+    (None, "quantization_config", {"quant_method": "awq"}, "quantization_config .* 'awq'"),
+    (None, "use_sliding_window", True, "use_sliding_window must be False"),
+    (None, "hidden_act", "gelu", "hidden_act must be 'silu'"),
+    (None, "rope_scaling", {"type": "yarn", "mrope_section": [16, 24, 24]}, "rope_type .*yarn"),
+    (None, "rope_scaling", {"type": "mrope"}, "must have 'mrope_section'"),
+    (None, "image_token_id", ..., "must have 'image_token_id'"),
+    (None, "vision_config", ..., "must have 'vision_config'"),
+    ("vision_config", "hidden_act", "quick_gelu", "hidden_act must be 'silu'"),
+    ("vision_config", "in_chans", 4, "in_chans must be 3"),
+    ("vision_config", "out_hidden_size", 3584, "out_hidden_size must be 2048"),
+    ("vision_config", "out_hidden_size", ..., "out_hidden_size must be 2048, .* has 3584"),
+    ("vision_config", "in_channels", 1, "in_channels must be 3"),
+    ("vision_config", "temporal_patch_size", 1, "temporal_patch_size must be 2"),
+    ("vision_config", "tokens_per_second", 25, "tokens_per_second must be 2, .* has 25"),
+    ("vision_config", "tokens_per_second", ..., "tokens_per_second must be 2, .* has 4"),
+    ("vision_config", "rope_parameters", {"rope_theta": 1e6}, "rope_theta must be 10000.0"),
+    ("vision_config", "rope_parameters", {"rope_type": "yarn"}, "rope_type must be 'axial'"),
+    (None, "layer_types", ["full_attention", "sliding_attention"], "layer_types .*sliding"),
+]
+
+
+@pytest.mark.parametrize(("section", "key", "value", "message"), UNSUPPORTED)
 def test_unsupported_configs_are_refused_by_name(section, key, value, message):
     config = json.loads(json.dumps(HUB_3B))
     holder = config if section is None else config[section]

@@ -17,11 +17,22 @@ import tiny
 import tiny_folder
 import torch
 import training_on_ranks
+import training_samples
 from omegaconf import OmegaConf
 from training_on_ranks import MIXTURES, RECIPE, TUNINGS, recipe, run
 
 from parity import reference
 from parity.faults import FAULTS
+from torchtune_qwen25vl.training import (
+    Settings,
+    Share,
+    _parts,
+    _settings,
+    count_steps,
+    read_parts,
+    read_settings,
+    tuning,
+)
 
 CONFIGS = sorted((RECIPE.parent / "configs").glob("finetune_*.yaml"))
 SECONDS = 240  # until processes that wait for each other are ended
@@ -124,6 +135,9 @@ def losses(output_dir):
         ({"after_training._component_": "nowhere.report"}, "after_training .*module named 'nowh"),
         ({"save": "peft"}, r"save is one of \['model', 'adapter'\], got save='peft'"),
         ({"save": "adapter", "adapters": None}, "needs adapters"),
+        ({"warmup_ratio": 0.1}, "warmup_ratio or lr_scheduler.num_warmup_steps, not both"),
+        ({"warmup_ratio": 1.0}, "warmup_ratio is a part of all steps from 0 to below 1, or null"),
+        ({"lr_scheduler.num_training_steps": 9}, "lr_scheduler takes no num_training_steps"),
         ({"dtype": "fp16"}, "dtype is one of .*, got dtype='fp16'"),
         ({"val_dataset": None}, "eval_every_n_steps and val_dataset need each other"),
         ({"parts.vision.train": "frozen"}, "parts.vision: a frozen part takes no lr"),
@@ -143,14 +157,13 @@ def test_what_means_nothing_is_refused_before_anything_is_loaded(cfg, changes, s
 
 @pytest.mark.parametrize("installed", [None, "a spec"])
 def test_liger_is_looked_for_before_training(cfg, installed, monkeypatch):
-    flagship = recipe()
     cfg.loss_kernel = "liger"
-    monkeypatch.setattr(flagship.ours._settings, "find_spec", lambda name: installed)
+    monkeypatch.setattr(_settings, "find_spec", lambda name: installed)
     if installed:
-        assert flagship.read_settings(cfg).loss_kernel == "liger"
+        assert read_settings(cfg).loss_kernel == "liger"
     else:
         with pytest.raises(ValueError, match=r"needs the package liger-kernel, .*\[cuda\]"):
-            flagship.read_settings(cfg)
+            read_settings(cfg)
 
 
 def test_what_is_called_at_the_end_is_imported_at_the_start(cfg, tmp_path, monkeypatch):
@@ -172,24 +185,19 @@ def test_interpolations_among_the_adapters_are_resolved(cfg):
 def test_what_is_missing_is_named(cfg):
     del cfg["parts"]
     with pytest.raises(ValueError, match=r"not complete: .*parts"):
-        recipe().read_settings(cfg)
+        read_settings(cfg)
 
 
 def test_every_setting_is_used():
     tree = ast.parse(RECIPE.read_text())
-    (settings,) = (node for node in tree.body if getattr(node, "name", "") == "Settings")
-    keys = {node.target.id for node in settings.body if isinstance(node, ast.AnnAssign)}
-    rest = [node for node in tree.body if node is not settings]
-    used = {n.attr for part in rest for n in ast.walk(part) if isinstance(n, ast.Attribute)}
-    assert keys - used == set()
+    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert Settings.__dataclass_fields__.keys() - used == set()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_configs_are_complete(path):
-    flagship, written = recipe(), OmegaConf.load(path)
-    settings = flagship.read_settings(written)
-    parts = flagship.ours.read_parts(settings.parts)
-    options = flagship.ours.tuning(parts, settings.adapters or {})
+    settings = read_settings(OmegaConf.load(path))
+    options = tuning(read_parts(settings.parts), settings.adapters or {})
     with torch.device("meta"):
         tiny.qwen2_5_vl(**tiny.SIZES, **options)
 
@@ -268,28 +276,44 @@ def test_goes_on_after_sigkill(folder, tmp_path):
     assert losses(killed.output_dir) == losses(whole.output_dir)
 
 
-def test_what_a_run_depends_on_may_not_change(cfg, folder, tmp_path):
+def test_what_a_run_depends_on_may_not_change(cfg, folder, tmp_path, monkeypatch):
     cfg.max_steps, cfg.save_every_n_steps = 1, 1
+    del cfg.lr_scheduler.num_warmup_steps
+    cfg.warmup_ratio = 0.0
     cfg.val_dataset = cfg.eval_every_n_steps = None
     run(cfg)
     shutil.copytree(folder, tmp_path / "copy")
     changes = {
         "source": {"model_dir": str(tmp_path / "copy")},
+        "parts": {"parts.merger.lr": 2e-4},
+        "tuning": {"adapters.lora_alpha": 3},
+        "optimizer": {"optimizer.eps": 1e-6},
+        "lr_scheduler": {"lr_scheduler.num_cycles": 0.4},
         "from_scratch": {"from_scratch": True},
         "clip_grad_norm": {"clip_grad_norm": 1.0},
         "dtype": {"dtype": "bf16"},
+        "shuffle": {"shuffle": False},
+        "seed": {"seed": 1},
         "tokenizer": {"tokenizer._component_": "training_samples.OtherTransform"},
         "dataset": {"dataset.kinds": ["text"]},
+        "warmup_ratio": {"warmup_ratio": 0.5},
+        "samples": {},  # the rows of the table have become more
+        "samples of a step": {"batch_size": 1},
     }
     for name, change in changes.items():
         other = cfg.copy()
         for key, value in change.items():
             OmegaConf.update(other, key, value, force_add=True)
-        with pytest.raises(ValueError, match=rf"differs in \(then, now\) \{{'{name}': [^:]*"):
-            recipe().FinetuneRecipe(other).setup()
+        with monkeypatch.context() as patch:
+            if name == "samples":
+                patch.setattr(training_samples.Samples, "__len__", lambda self: self.size + 1)
+            with pytest.raises(ValueError, match=rf"\(then, now\) \{{'{name}': \(") as refused:
+                recipe().FinetuneRecipe(other).setup()
+        assert not [key for key in changes.keys() - {name} if f"'{key}': (" in str(refused.value)]
     same = recipe().FinetuneRecipe(cfg)
     same.setup()
     assert same.step == 1
+    assert changes.keys() == same.identity().keys()
 
 
 def test_a_run_that_begins_anew_keeps_its_own_checkpoints(cfg):
@@ -298,6 +322,7 @@ def test_a_run_that_begins_anew_keeps_its_own_checkpoints(cfg):
     cfg.keep_last_n_checkpoints = 1
     run(cfg)
     cfg.resume, cfg.max_steps = False, 2
+    cfg.lr_scheduler.num_warmup_steps = 1
     run(cfg)
     folders = {path.name for path in Path(cfg.output_dir).iterdir() if path.is_dir()}
     assert folders == {"earlier-1-step_6", "step_2", "model"}
@@ -350,11 +375,71 @@ def test_epochs_are_passes_over_the_data(cfg):
     assert max(losses(cfg.output_dir)) == 1.5 * 24 / 4
 
 
+def test_the_last_part_of_an_epoch_is_trained_on(cfg):
+    cfg.max_steps, cfg.epochs = None, 1
+    cfg.save_every_n_steps = cfg.eval_every_n_steps = cfg.val_dataset = None
+    cfg.dataset.size = 9  # steps of 4
+    run(cfg)
+    assert max(losses(cfg.output_dir)) == 3
+
+
+def test_a_run_that_would_only_warm_up_is_refused(cfg):
+    cfg.lr_scheduler.num_warmup_steps = 6
+    with pytest.raises(ValueError, match=r"num_warmup_steps is 6 and the run takes 6: set warm"):
+        recipe().FinetuneRecipe(cfg).setup()
+
+
+def test_warm_up_by_a_ratio(cfg):
+    del cfg.lr_scheduler.num_warmup_steps
+    cfg.warmup_ratio, cfg.save_every_n_steps = 0.5, None
+    run(cfg)
+    rates = [figures["lr_decoder"] for figures in logged(cfg.output_dir).values()]
+    assert rates[:4] == pytest.approx([0, 1e-3 / 3, 2e-3 / 3, 1e-3])
+    assert rates[4] < 1e-3
+
+
+def test_the_plan_is_printed_first(cfg, capsys):
+    flagship = recipe().FinetuneRecipe(cfg)
+    flagship.setup()
+    printed = capsys.readouterr().out.splitlines()
+    rows, tokens, steps, *parts, memory = printed[-7:]
+    assert rows == "24 rows, 4 in a step: 1.00 passes"
+    assert re.fullmatch(r"a row has about \d+ tokens, \d+ of them trained on .*in all", tokens)
+    assert steps == "6 steps, the rates rise in the first 2"
+    for name, part in zip(("vision", "merger", "decoder"), parts, strict=True):
+        way = flagship.parts[name]
+        numbers = [p.numel() for p in _parts.parameters_of(flagship.model, name)]
+        trained = sum(
+            p.numel() for p in _parts.parameters_of(flagship.model, name) if p.requires_grad
+        )
+        assert part == (
+            f"{name}: {way.train}, {trained:,} of {sum(numbers):,} parameters are trained, "
+            f"peak rate {way.lr:g}"
+        )
+    assert re.match(r"gradients and moments .* take \d+\.\d\d GB .*; \d+\.\d\d GB are free", memory)
+
+
+@pytest.mark.parametrize(
+    ("samples", "options", "steps"),
+    [
+        (24, {"epochs": 1}, 2),  # 16 in a step: the other 8 are seen
+        (32, {"epochs": 1}, 2),
+        (33, {"epochs": 1}, 3),
+        (10, {"epochs": 0.01}, 1),
+        (160, {"epochs": 1.1}, 11),  # 1.1 * 160 is a little more than 176
+        (24, {"max_steps": 5}, 5),
+    ],
+)
+def test_steps_of_a_run(samples, options, steps):
+    assert count_steps(samples, Share(8, 0, 2), **options) == steps
+
+
 def test_pictures_and_texts_to_an_adapter(tmp_path):
     """The whole way: LLaVA rows, our transform, PEFT's folder, and a look at the result."""
     source = tiny_folder.write_folder(tmp_path / "model", tied=True)
     rows = tiny_folder.write_pictures(tmp_path / "pictures")
     cfg = config(source, tmp_path / "out", save="adapter", max_steps=2, pack_to=None)
+    cfg.lr_scheduler.num_warmup_steps = 1
     cfg.tokenizer = {
         "_component_": "torchtune_qwen25vl.Qwen25VLTransform",
         "path": "${model_dir}/tokenizer.json",

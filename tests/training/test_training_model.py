@@ -24,7 +24,7 @@ ADAPTERS = {
     "lora_attn_modules": ["q_proj", "k_proj", "v_proj", "output_proj"],
     "apply_lora_to_mlp": True,
     "lora_rank": 4,
-    "lora_alpha": 8,
+    "lora_alpha": 3,
 }
 TUNED = {**ADAPTERS, "decoder_trainable": "lora", "vision_trainable": "lora"}
 
@@ -85,6 +85,17 @@ def test_from_scratch_reads_the_config_only(folder, tmp_path):
             assert abs(weight.std() - 0.02) < 0.002, name
     with pytest.raises(ValueError, match="holds no weights"):
         make(tmp_path, {})
+
+
+def test_new_weights_are_as_wide_as_the_config_says(folder, tmp_path):
+    settings = json.loads((folder / "config.json").read_text())
+    settings["text_config"]["initializer_range"] = 0.05
+    settings["vision_config"]["initializer_range"] = 0.01
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    for name, weight in make(tmp_path, {}, from_scratch=True).named_parameters():
+        if weight.ndim == 2:
+            expected = 0.01 if name.startswith("vision") else 0.05
+            assert abs(weight.std() / expected - 1) < 0.1, name
 
 
 def test_a_saved_model_is_the_trained_one_in_transformers(folder, tmp_path):

@@ -23,8 +23,8 @@ from torchtune_qwen25vl.weights._names import (
     hf_weight_to_tune,
     on_disk_names,
     tune_to_hf,
-    tune_to_peft,
 )
+from torchtune_qwen25vl.weights._peft import tune_to_peft
 
 SIZES = {  # layers, heads, kv heads, width, intermediate, vocabulary, tied, vision intermediate
     "3b": (36, 16, 2, 2048, 11008, 151936, True, 3420),
@@ -270,13 +270,17 @@ def test_scale_of_the_fused_adapter_matters(tmp_path, hf_model, inputs):
     assert (logits(model, inputs) - merged).abs().max() > 1e-3
 
 
-def test_lora_of_the_vision_queries_alone(tmp_path, hf_model, inputs):
+@pytest.mark.parametrize("present", ["q", "v", "qv", "qk", "kv"])
+def test_lora_of_some_of_the_vision_projections(tmp_path, hf_model, inputs, present):
+    """Each lands in its own rows of the fused layer, whichever are left out."""
     state = hf_to_tune(reference.disk_state_dict(hf_model))
-    adapter = adapter_for(state, [module for module in QKV if "q_proj" in module])
+    names = tuple(f"{letter}_proj" for letter in present)
+    adapter = adapter_for(state, [module for module in QKV if module.endswith(names)])
     weights, config = tune_to_peft(adapter, rank=RANK, alpha=ALPHA)
     model = peft_model(hf_model, tmp_path / "a", weights, config)
     merged = logits(merged_model(hf_model, state, adapter), inputs)
     torch.testing.assert_close(logits(model, inputs), merged, atol=2e-5, rtol=0)
+    assert (logits(hf_model, inputs) - merged).abs().max() > 1e-3
 
 
 def test_parts_trained_in_full_beside_lora(tmp_path, hf_model, inputs):

@@ -1,21 +1,18 @@
-"""Files are found and checked by header alone, and folders are written whole or not at all."""
+"""Files are found and checked by header alone."""
 
 import json
-import os
 import pickle
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from torchtune_qwen25vl.weights import _safetensors
+from torchtune_qwen25vl.weights import _hub
 from torchtune_qwen25vl.weights._safetensors import (
     INDEX,
     copy_settings,
     find_weights,
     open_weights,
-    recover_folders,
-    replacing_folder,
     write_weights,
 )
 
@@ -142,21 +139,17 @@ def test_an_empty_folder_is_refused(tmp_path):
 
 def test_sources(sharded, monkeypatch):
     asked = []
-
-    def snapshot_download(repo_id, *, allow_patterns):
-        asked.append((repo_id, allow_patterns))
-        return str(sharded)
-
-    monkeypatch.setattr(_safetensors, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(_hub, "missing_bytes", lambda *_: None)
+    monkeypatch.setattr(_hub, "_snapshot", lambda source, *_: asked.append(source) or sharded)
     assert find_weights(str(sharded)) == (sharded, None)
     single = sharded / "model-1.safetensors"
     assert find_weights(single) == (sharded, ["model-1.safetensors"])
     assert asked == []
     assert find_weights("Qwen/Qwen2.5-VL-3B-Instruct") == (sharded, None)
-    ((repo_id, patterns),) = asked
-    assert repo_id == "Qwen/Qwen2.5-VL-3B-Instruct"
-    assert not any("bin" in pattern or pattern == "*" for pattern in patterns)
-    for wrong in (sharded / "absent", "./Qwen/model", "Qwen", "a/b/c"):
+    assert asked == ["Qwen/Qwen2.5-VL-3B-Instruct"]
+    no_ids = ("./Qwen/model", "Qwen", "a/b/c", "models/", "models/a b", "models/a..b")
+    files = ("models/qwen.safetensors", "models/qwen.gguf")
+    for wrong in (sharded / "absent", *no_ids, *files):
         with pytest.raises(ValueError, match=r"a folder, a \.safetensors file or a hub id"):
             find_weights(wrong)
     assert len(asked) == 1
@@ -173,64 +166,3 @@ def test_settings_are_copied_without_weights(sharded, tmp_path):
     copied = {path.name: path.read_text() for path in target.iterdir()}
     names = ("config.json", "merges.txt", "chat_template.jinja", "LICENSE")
     assert copied == {name: name for name in names}
-
-
-def fill(target, content):
-    with replacing_folder(target) as folder:
-        (folder / "file").write_text(content)
-        assert not (target / "file").exists() or (target / "file").read_text() == "old"
-
-
-@pytest.fixture
-def target(tmp_path):
-    fill(tmp_path / "epoch_0", "old")
-    return tmp_path / "epoch_0"
-
-
-def test_a_new_folder_takes_the_place_of_the_old(target):
-    assert (target / "file").read_text() == "old"
-    fill(target, "new")
-    assert (target / "file").read_text() == "new"
-    assert [path.name for path in target.parent.iterdir()] == ["epoch_0"]
-
-
-def test_an_interrupted_write_leaves_the_old_folder(target):
-    def half_written(folder):
-        (folder / "file").write_text("half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt), replacing_folder(target) as folder:
-        half_written(folder)
-    assert (target / "file").read_text() == "old"
-    assert [path.name for path in target.parent.iterdir()] == ["epoch_0"]
-
-
-@pytest.mark.parametrize("failing", [0, 1])
-def test_a_failed_rename_leaves_the_old_folder(target, monkeypatch, failing):
-    calls, replace = [], os.replace
-
-    def fail_once(source, destination):
-        calls.append(source)
-        if len(calls) == failing + 1:
-            raise OSError("no space left")
-        replace(source, destination)
-
-    monkeypatch.setattr(os, "replace", fail_once)
-    with pytest.raises(OSError, match="no space"):
-        fill(target, "new")
-    assert (target / "file").read_text() == "old"
-
-
-def test_a_crash_between_the_renames_is_repaired(target):
-    os.replace(target, target.with_name(".epoch_0.replaced"))  # and then the power failed
-    recover_folders(target.parent)
-    assert (target / "file").read_text() == "old"
-
-
-def test_a_crash_while_writing_is_cleared_away_by_the_next_write(target):
-    leftover = target.with_name(".epoch_0.building")
-    leftover.mkdir()
-    (leftover / "other").write_text("half")
-    fill(target, "new")
-    assert [path.name for path in target.iterdir()] == ["file"]
-    assert [path.name for path in target.parent.iterdir()] == ["epoch_0"]

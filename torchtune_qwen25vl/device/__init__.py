@@ -1,29 +1,32 @@
-"""Where and how a model runs: chosen by asking torch, checked before anything is loaded."""
+"""Where and how a model runs: chosen by asking torch, checked before anything is loaded.
+
+look               describe a device
+choose             choose how to run a model there
+Choice             device, dtype, attention, NF4 or not, and why
+Load               what a model will be given
+check_model        everything that can be known before loading, in one table
+load               load a model as chosen
+LoadedModel        a checkpoint whose weights are loaded on first use and can be released
+attention_kernels  restrict torch's attention to the kernels of a choice
+is_out_of_memory   tell running out of memory from other errors
+release_cache      give back the memory that torch keeps for later
+MOST_PIXELS        most pixels of an image that memory is asked for
+"""
 
 from torchtune_qwen25vl.device._choice import Choice, attention_kernels, choose
-from torchtune_qwen25vl.device._loading import LoadedModel, load, switch_model
-from torchtune_qwen25vl.device._machine import Machine, look
-from torchtune_qwen25vl.device._memory import (
-    MOST_PIXELS,
-    Footprint,
-    is_out_of_memory,
-    pixel_budget,
-    release_cache,
-    token_budget,
-    weights_bytes,
-)
-from torchtune_qwen25vl.device._preflight import Check, Load, Preflight, check_model
+from torchtune_qwen25vl.device._loading import LoadedModel, load
+from torchtune_qwen25vl.device._machine import look
+from torchtune_qwen25vl.device._memory import MOST_PIXELS, is_out_of_memory, release_cache
+from torchtune_qwen25vl.device._preflight import Load, check_model
+
+# for recipes/caption.py, until it asks the room that has them
 from torchtune_qwen25vl.weights import bytes_to_fetch, fetch
 
 __all__ = [
     "MOST_PIXELS",
-    "Check",
     "Choice",
-    "Footprint",
     "Load",
     "LoadedModel",
-    "Machine",
-    "Preflight",
     "attention_kernels",
     "bytes_to_fetch",
     "check_model",
@@ -32,9 +35,5 @@ __all__ = [
     "is_out_of_memory",
     "load",
     "look",
-    "pixel_budget",
     "release_cache",
-    "switch_model",
-    "token_budget",
-    "weights_bytes",
 ]

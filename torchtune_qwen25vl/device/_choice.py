@@ -1,8 +1,8 @@
-"""Device, number format and attention: one choice, its reasons in one line of the log.
+"""Device, dtype and attention: one choice, with its reasons in one line of the log.
 
-Nothing is lost silently. A format that does not hold every stored value is taken only where it is
-asked for, the device is small, or nothing else fits and that is allowed; float16 never is, as the
-model overflows in it.
+No value is rounded in silence. A dtype that does not hold every stored value is chosen only if the
+caller asks for it, the device is small, or nothing else fits and `allow_downgrade` is set. The
+model overflows in float16, which is therefore never chosen.
 """
 
 import logging
@@ -29,7 +29,15 @@ FORCE_4BIT = "QWEN_FORCE_4BIT"
 
 @dataclass(frozen=True)
 class Choice:
-    """How a model is run, and why."""
+    """How a model is run, and why.
+
+    Attributes:
+        device: where the model goes
+        dtype: dtype of the weights that are not in NF4
+        attention: kernels that attention may use
+        four_bit: whether the decoder's layers are held in NF4
+        reasons: why, one phrase for each decision
+    """
 
     device: torch.device
     dtype: torch.dtype
@@ -39,7 +47,7 @@ class Choice:
 
     @property
     def format(self) -> str:
-        """Of the weights in memory, in a word."""
+        """Name the format of the weights in memory in one word."""
         return "nf4" if self.four_bit else _name(self.dtype)
 
     def __str__(self) -> str:
@@ -56,16 +64,16 @@ def choose(
     attention: Attention = "sdpa",
     four_bit: FourBit = "auto",
 ) -> Choice:
-    """How to run a model on a machine.
+    """Choose how to run a model on a machine.
 
     Args:
-        machine: what torch says of it
-        stored: formats of the weights on disk
+        machine: what torch says of the machine
+        stored: dtypes of the weights on disk
         dtype: "auto" is bf16 where the machine has it and the files hold nothing finer, else fp32
-        attention: "sdpa" leaves each call to torch; "flash" insists that torch can use it;
-            "eager" is plain arithmetic, for debugging
-        four_bit: "auto" is on for an accelerator with less than 12 GB, or where the environment
-            has QWEN_FORCE_4BIT=1
+        attention: "sdpa" leaves each call to torch; "flash" refuses a machine where torch
+            has no flash attention; "eager" is plain arithmetic, for debugging
+        four_bit: "auto" is on for an accelerator with less than 12 GB, or if the environment has
+            QWEN_FORCE_4BIT=1
 
     Raises:
         ValueError: if the machine cannot do what is asked for.
@@ -89,7 +97,7 @@ def choose(
 
 
 def downgrades(choice: Choice, machine: Machine) -> Iterator[Choice]:
-    """The same with coarser and coarser numbers, for where it does not fit."""
+    """Yield the same choice with coarser and coarser numbers, for a model that does not fit."""
     if choice.dtype == torch.float32 and machine.bf16:
         reason = "bf16 as fp32 does not fit and allow_downgrade is set"
         choice = replace(choice, dtype=torch.bfloat16, reasons=(*choice.reasons, reason))
@@ -101,7 +109,7 @@ def downgrades(choice: Choice, machine: Machine) -> Iterator[Choice]:
 
 @contextmanager
 def attention_kernels(choice: Choice) -> Iterator[None]:
-    """What torch's attention may use inside."""
+    """Restrict torch's attention to the kernels of the choice."""
     kernels = {
         "eager": [SDPBackend.MATH],
         "flash": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],

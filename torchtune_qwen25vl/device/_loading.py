@@ -1,4 +1,4 @@
-"""A checkpoint in use: tokenizer and limits at once, weights when they are needed, and let go of.
+"""A checkpoint in use: its tokenizer is read at once, its weights when they are needed.
 
 torchtune's NF4 layers compute in bf16 or fp32 from weights that are held in 4 bits.
 """
@@ -6,19 +6,15 @@ torchtune's NF4 layers compute in bf16 or fp32 from weights that are held in 4 b
 import gc
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torchtune.modules.low_precision import FrozenNF4Linear
-from torchtune.modules.low_precision.nf4_linear import to_nf4  # torchao moved it
 
 from torchtune_qwen25vl.device._choice import Choice
 from torchtune_qwen25vl.device._memory import release_cache
 from torchtune_qwen25vl.model import Qwen25VL, qwen2_5_vl_from_config
 from torchtune_qwen25vl.transform import Qwen25VLTransform
-from torchtune_qwen25vl.weights import Checkpoint, find_weights, load_pretrained
+from torchtune_qwen25vl.weights import Checkpoint, find_weights, load_pretrained, materialize
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +27,15 @@ FROZEN_NF4 = {
 
 
 class LoadedModel:
-    """A checkpoint that is chosen and may be in memory.
+    """A checkpoint whose weights are loaded on first use and can be released.
 
     Args:
         source: folder or .safetensors file
-        choice: how to run it
+        choice: how the model is run
         settings_dir: folder of config.json and tokenizer, for weights that lie elsewhere
 
     Raises:
-        ValueError: if it has no tokenizer of Qwen2.5-VL, or no image processor.
+        ValueError: if the settings have no tokenizer of Qwen2.5-VL, or no image processor.
     """
 
     def __init__(
@@ -57,13 +53,13 @@ class LoadedModel:
 
     @property
     def model(self) -> Qwen25VL:
-        """The model, loaded the first time."""
+        """Return the model, which the first call loads."""
         if self._model is None:
             self._model = load(self.source, self.choice, self.settings_dir)
         return self._model
 
     def release(self) -> None:
-        """Give back the memory of the weights, even where someone still holds the model."""
+        """Give back the memory of the weights, even if someone still holds the model."""
         if self._model is not None:
             self._model.to_empty(device="meta")
             self._model = None
@@ -71,30 +67,17 @@ class LoadedModel:
         release_cache(self.choice.device)
 
 
-def switch_model(
-    old: LoadedModel,
-    source: str | os.PathLike[str],
-    choice: Choice | None = None,
-    settings_dir: str | os.PathLike[str] | None = None,
-) -> LoadedModel:
-    """Another model in place of one, whose memory is free before the new one is read.
-
-    Args:
-        old: is released; of no use afterwards
-        source: of the new one
-        choice: how to run it; by default as the old one
-        settings_dir: see `LoadedModel`
-    """
-    old.release()
-    return LoadedModel(source, choice or old.choice, settings_dir)
-
-
 def load(
     source: str | os.PathLike[str],
     choice: Choice,
     settings_dir: str | os.PathLike[str] | None = None,
 ) -> Qwen25VL:
-    """A model with its weights, as chosen.
+    """Load a model with its weights, as chosen.
+
+    Args:
+        source: folder, .safetensors file or hub id
+        choice: how the model is run
+        settings_dir: folder of config.json and tokenizer, for weights that lie elsewhere
 
     Raises:
         ValueError: as `load_pretrained`, or if a layer is too small for blocks of NF4.
@@ -112,7 +95,7 @@ def _load_four_bit(
     choice: Choice,
     settings_dir: str | os.PathLike[str] | None,
 ) -> Qwen25VL:
-    """Weights go to the device one at a time and are quantised there: never all in full."""
+    """Load a model whose weights are quantised on the device, one at a time."""
     folder, files = find_weights(source)
     settings = folder if settings_dir is None else Path(settings_dir)
     checkpoint = Checkpoint(folder, files, settings)
@@ -123,27 +106,6 @@ def _load_four_bit(
         raise ValueError(
             f"the decoder's layers are not whole blocks of NF4 ({error}); set four_bit=off"
         ) from error
-    quantised = {
-        f"{name}.weight" for name, m in model.named_modules() if isinstance(m, FrozenNF4Linear)
-    }
-    state = {}
-    for name, weight in _placed(checkpoint, choice):
-        state[name] = to_nf4(weight) if name in quantised else weight
-    for name, weight in state.items():
-        _set(model, name, weight)
-    with torch.device(choice.device):
-        for module in model.modules():
-            if hasattr(module, "rope_init"):
-                module.rope_init()
+    weights = checkpoint.read(lazily=False)
+    materialize(model, weights, device=choice.device, dtype=choice.dtype)
     return model.eval()
-
-
-def _placed(checkpoint: Checkpoint, choice: Choice) -> Iterator[tuple[str, Tensor]]:
-    for name, weight in checkpoint.read(lazily=True):
-        yield name, weight.to(device=choice.device, dtype=choice.dtype, copy=True)
-
-
-def _set(model: nn.Module, name: str, weight: Tensor) -> None:
-    """Exchange a parameter; `load_state_dict` cannot assign NF4 to what is on the meta device."""
-    path, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(path), attribute, nn.Parameter(weight, requires_grad=False))

@@ -1,4 +1,4 @@
-"""What torch says of the machine: asked here, decided elsewhere."""
+"""What torch and the operating system say of the machine."""
 
 import os
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Machine:
-    """A device as it is now; memory in bytes, that of other processes not free.
+    """A device as it is now.
 
     Attributes:
         device: where a model would go
-        name: of the hardware
-        total: memory
-        free: memory
-        bf16: whether it computes in bfloat16 by itself
+        name: name of the hardware
+        total: bytes of its memory
+        free: bytes that no process uses
+        bf16: whether the hardware has instructions for bfloat16
         flash: whether torch can run its flash attention for a vision layer there
-        versions: of torch and of what drives the device
+        versions: versions of torch and of the device's driver
     """
 
     device: torch.device
@@ -35,14 +35,14 @@ class Machine:
 
 
 def look(device: str = "auto", *, ranks: int = 1) -> Machine:
-    """A device, by default the accelerator that torch finds, and without one the CPU.
+    """Describe a device: by default the accelerator that torch finds, or else the CPU.
 
     Args:
-        device: "auto", or a device of torch; cuda without a number is the one of this local rank
-        ranks: processes that share the memory of the host, where that is the device's
+        device: "auto", or a device of torch; "cuda" without a number is this local rank's
+        ranks: number of processes that share the host's memory, if the device uses that
 
     Raises:
-        ValueError: if torch cannot use it.
+        ValueError: if torch cannot use the device.
     """
     chosen = _device(device)
     if chosen.type == "cuda":
@@ -97,7 +97,7 @@ def _look_at_cuda(device: torch.device) -> Machine:
 
 
 def _can_use_flash(device: torch.device, dtype: torch.dtype) -> bool:
-    """For queries, keys and values of the published vision layers: 16 heads of 80."""
+    """Ask torch about the published vision layers: 16 heads of 80."""
     x = torch.empty(1, 16, 64, 80, dtype=dtype, device=device)
     make: Any = torch.backends.cuda.SDPAParams
     parameters = make(x, x, x, None, 0.0, False, False)
@@ -105,7 +105,7 @@ def _can_use_flash(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _cpu_bf16() -> bool:
-    """Instructions for it, that is: torch computes in bfloat16 without them, but slower."""
+    """Say whether the CPU has instructions for bfloat16; without them torch is slower."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
@@ -117,7 +117,7 @@ def _can_make_bf16(device: torch.device) -> bool:
 
 
 def _host_memory() -> tuple[int, int]:
-    """Free and total bytes, of the container where there is one."""
+    """Return free and total bytes, of the container if there is one."""
     memory = psutil.virtual_memory()
     free, total = memory.available, memory.total
     limit, used = (_cgroup(name) for name in ("memory.max", "memory.current"))

@@ -1,13 +1,13 @@
-"""Bytes: of weights by the headers of their files, of a batch by a formula, of pixels by both.
+"""Memory: of weights by the headers of their files, of a batch by a formula.
 
-The formula, an upper bound for one batch of b rows with t image tokens and s tokens each:
+The formula is an upper bound for one batch of b rows with t image tokens and s tokens each:
 
     b * s * (keys and values + activations of one decoder layer)
   + b * t * 4 patches * (pixels in and as computed + activations of one vision layer)
   + b * s * s * (mask as bool and as number)
   + b * vocabulary * logits in fp32, four times
 
-Weights, and what other processes use, are no part of it.
+It leaves out the weights, and what other processes use.
 """
 
 from bisect import bisect_right
@@ -31,11 +31,11 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a number, its scales and the sca
 def weights_bytes(
     shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, *, four_bit: bool = False
 ) -> int:
-    """Memory of a model's weights.
+    """Count the bytes of a model's weights in memory.
 
     Args:
-        shapes: of the weights, by their names on disk
-        dtype: in memory
+        shapes: shape of each weight, by its name on disk
+        dtype: dtype of the weights in memory
         four_bit: whether the decoder's layers are NF4
     """
     return sum(
@@ -45,30 +45,30 @@ def weights_bytes(
 
 
 def is_quantised(name: str) -> bool:
-    """Whether a weight, by its name on disk, is one that NF4 is for."""
+    """Say whether 4-bit loading holds a weight, by its name on disk, in NF4."""
     *path, last = name.split(".")
     return "visual" not in path and last == "weight" and path[-1] in QUANTISED
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What one token of a model takes while a batch is read, in bytes.
+    """Bytes that a model takes while a batch is read.
 
     Attributes:
-        token: keys, values and activations of the decoder
-        image_token: the four patches of an image token
-        number: of the model's format
-        logits: of one row
+        token: keys, values and activations of the decoder for one token
+        image_token: pixels and activations of the encoder for the four patches of one placeholder
+        bytes_per_value: size of one number in the model's dtype
+        logits: logits of one row
     """
 
     token: int
     image_token: int
-    number: int
+    bytes_per_value: int
     logits: int
 
     @classmethod
     def of(cls, model: Qwen25VL, dtype: torch.dtype) -> "Footprint":
-        """Of a model, on the meta device or any other."""
+        """Measure a model, on the meta device or any other."""
         n = dtype.itemsize
         first: Any = model.layers[0]
         embed, inner = model.tok_embeddings.weight.shape[1], first.mlp.w1.weight.shape[0]
@@ -79,34 +79,37 @@ class Footprint:
         return cls(
             token=cache + _layer(embed, inner, n),
             image_token=PATCHES * (patch * (4 + n) + _layer(vision[1], vision[0], n)),
-            number=n,
+            bytes_per_value=n,
             logits=4 * 4 * model.tok_embeddings.weight.shape[0],
         )
 
     def batch(self, rows: int, image_tokens: int, text_tokens: int) -> int:
-        """Of a batch of equal rows, by the formula."""
+        """Return the bytes of a batch of equal rows, by the formula."""
         length = image_tokens + text_tokens
         row = length * self.token + image_tokens * self.image_token + self.logits
-        return rows * (row + length**2 * (1 + self.number))
+        return rows * (row + length**2 * (1 + self.bytes_per_value))
 
 
-def _layer(embed: int, inner: int, number: int) -> int:
-    """One layer for one position: eight vectors of its width, two of them in fp32, three inner."""
-    return (6 * embed + 3 * inner) * number + 2 * embed * 4
+def _layer(embed: int, inner: int, bytes_per_value: int) -> int:
+    """Return the bytes of one layer for one position.
+
+    They are eight vectors of the layer's width, two of them in fp32, and three of the MLP's.
+    """
+    return (6 * embed + 3 * inner) * bytes_per_value + 2 * embed * 4
 
 
 def pixel_budget(
     free: int, footprint: Footprint, *, text_tokens: int, min_pixels: int = LEAST_PIXELS
 ) -> int:
-    """The largest `max_pixels` with which an image alone fits into free memory.
+    """Return the largest `max_pixels` with which an image alone fits into free memory.
 
-    A multiple of 784, from `min_pixels` to 1280 * 784; `min_pixels` where nothing fits.
+    It is a multiple of 784 from `min_pixels` to 1280 * 784, and `min_pixels` if nothing fits.
 
     Args:
-        free: bytes, with the weights already in place
-        footprint: of the model
-        text_tokens: of a row beside its image: prompt and answer
-        min_pixels: of the image processor
+        free: bytes that are free once the weights are loaded
+        footprint: bytes that the model takes
+        text_tokens: tokens of a row's prompt and answer, without its image
+        min_pixels: fewest pixels of an image
     """
     least = -(-min_pixels // TOKEN_PIXELS)
     choices = range(least, max(least, MOST_PIXELS // TOKEN_PIXELS) + 1)
@@ -116,15 +119,15 @@ def pixel_budget(
 
 
 def token_budget(free: int, footprint: Footprint, *, max_pixels: int, text_tokens: int) -> int:
-    """The most tokens, padding and answers included, for a batch of such rows to fit.
+    """Return how many tokens of such rows fit into memory, padding and answers included.
 
-    At least one row, whether it fits or not: batches are halved as memory runs out.
+    It is at least one row, whether that fits or not: batches are halved when memory runs out.
 
     Args:
-        free: bytes, with the weights already in place
-        footprint: of the model
-        max_pixels: of an image
-        text_tokens: of a row beside its image
+        free: bytes that are free once the weights are loaded
+        footprint: bytes that the model takes
+        max_pixels: most pixels of an image
+        text_tokens: tokens of a row's prompt and answer, without its image
     """
     image_tokens = max_pixels // TOKEN_PIXELS
     rows = int((1 - SPARE) * free) // footprint.batch(1, image_tokens, text_tokens)
@@ -132,13 +135,13 @@ def token_budget(free: int, footprint: Footprint, *, max_pixels: int, text_token
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch ran out of memory; the CPU has no exception of its own for it."""
+    """Say whether torch ran out of memory, for which the CPU has no exception of its own."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return "can't allocate memory" in str(error) or "out of memory" in str(error)
 
 
 def release_cache(device: torch.device) -> None:
-    """Give memory back that torch keeps for later, so that pieces of another size can be had."""
+    """Give back the memory that torch keeps for later, so that pieces of another size fit."""
     if device.type != "cpu":
         torch.accelerator.empty_cache()

@@ -1,6 +1,6 @@
 """Everything that can be known before a model is loaded, in one table.
 
-Headers of files are read, no weight and no image.
+Only the headers of files are read, no weight and no image.
 """
 
 import os
@@ -23,7 +23,14 @@ from torchtune_qwen25vl.weights import Checkpoint, find_weights
 
 @dataclass(frozen=True)
 class Check:
-    """A line of the table; `remedy` is for one that is not `passed`."""
+    """A line of the table.
+
+    Attributes:
+        what: thing that was looked at
+        found: what it is like
+        passed: whether the model can be run with it
+        remedy: what the user can do if not
+    """
 
     what: str
     found: str
@@ -37,9 +44,9 @@ class Preflight:
 
     Attributes:
         checks: lines of the table
-        choice: device, format and attention
-        max_pixels: what the free memory allows
-        batch_tokens: likewise, with images of so many pixels
+        choice: device, dtype and attention
+        max_pixels: most pixels of an image for which the free memory is enough
+        batch_tokens: most tokens of a batch, with images of so many pixels
     """
 
     checks: list[Check] = field(default_factory=list)
@@ -49,7 +56,7 @@ class Preflight:
 
     @property
     def table(self) -> str:
-        """Text of the table."""
+        """Format the table as text."""
         width = max((len(check.what) for check in self.checks), default=0)
         lines = []
         for check in self.checks:
@@ -59,10 +66,10 @@ class Preflight:
         return "\n".join(lines)
 
     def refuse(self) -> Choice:
-        """How to run the model, or else:
+        """Return how to run the model.
 
         Raises:
-            ValueError: with the lines that did not pass.
+            ValueError: with the lines that did not pass, if there are any.
         """
         failed = [c for c in self.checks if not c.passed]
         if failed:
@@ -77,9 +84,9 @@ class Load:
     """What a model will be given.
 
     Attributes:
-        text_tokens: of each row beside its image: prompt and answer
-        min_pixels: of an image
-        max_pixels: of an image; None for what memory allows
+        text_tokens: tokens of each row's prompt and answer, without its image
+        min_pixels: fewest pixels of an image
+        max_pixels: most pixels of an image; None for what memory allows
     """
 
     text_tokens: int = 1024
@@ -96,15 +103,15 @@ def check_model(
     allow_downgrade: bool = False,
     **wishes: str,
 ) -> Preflight:
-    """Whether a model that is on disk is whole, and can be run on a machine.
+    """Check whether a model on disk is whole, and can be run on a machine.
 
     Args:
         source: folder or .safetensors file
-        machine: where it would run
-        load: what it would have to do
+        machine: machine the model would run on
+        load: what the model will be given
         settings_dir: folder of config.json and tokenizer, for weights that lie elsewhere
-        allow_downgrade: where it does not fit, take bf16 for fp32, then 4 bits
-        **wishes: dtype, attention, four_bit; see `choose`
+        allow_downgrade: whether bf16 may replace fp32, and then 4 bits, if the model does not fit
+        **wishes: dtype, attention and four_bit of `choose`
     """
     preflight = Preflight([Check("software", machine.versions)])
     try:
@@ -144,7 +151,7 @@ def check_model(
 
 
 def _fitting(choice: Choice, machine: Machine, checkpoint: Checkpoint, load: Load) -> Choice:
-    """The first that fits, from fine to coarse; where none does, the finest."""
+    """Return the first choice that fits, from fine to coarse, or the finest if none does."""
     for candidate in (choice, *downgrades(choice, machine)):
         needed, _, least = _needs(candidate, checkpoint, load)
         if needed + least <= machine.free:
@@ -153,7 +160,7 @@ def _fitting(choice: Choice, machine: Machine, checkpoint: Checkpoint, load: Loa
 
 
 def _needs(choice: Choice, checkpoint: Checkpoint, load: Load) -> tuple[int, Footprint, int]:
-    """Bytes of the weights, the model's footprint, and bytes of the smallest batch."""
+    """Return the bytes of the weights, the model's footprint, and the bytes of the least batch."""
     shapes = checkpoint.files.shape_of
     footprint = Footprint.of(checkpoint.model, choice.dtype)
     return (

@@ -16,6 +16,7 @@ qlora_qwen2_5_vl_7b     build 7B with adapters, the decoder in NF4
 qlora_qwen2_5_vl_32b    build 32B with adapters, the decoder in NF4
 qlora_qwen2_5_vl_72b    build 72B with adapters, the decoder in NF4
 qwen2_5_vl_from_config  build what a config.json describes
+initializer_ranges      standard deviation of new weights that a config.json gives each part
 Tuning                  which parts are trained, and how
 LabelledRowsLoss        torchtune loss of logits of labelled rows
 linear_cross_entropy    cross entropy that never holds all logits
@@ -23,6 +24,7 @@ tensor_parallel_plan    which linear layers are split over devices
 """
 
 from torchtune_qwen25vl.model._component_builders import part_of, qwen2_5_vl
+from torchtune_qwen25vl.model._config import initializer_ranges
 from torchtune_qwen25vl.model._decoder import Qwen25VL
 from torchtune_qwen25vl.model._loss import LabelledRowsLoss, linear_cross_entropy
 from torchtune_qwen25vl.model._model_builders import (
@@ -47,6 +49,7 @@ __all__ = [
     "LabelledRowsLoss",
     "Qwen25VL",
     "Tuning",
+    "initializer_ranges",
     "linear_cross_entropy",
     "lora_qwen2_5_vl_3b",
     "lora_qwen2_5_vl_7b",

@@ -2,15 +2,14 @@
 size from a Hugging Face config.json.
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torchtune.modules.peft import LORA_ATTN_MODULES
 
 from torchtune_qwen25vl.model._component_builders import qwen2_5_vl
+from torchtune_qwen25vl.model._config import Config, sizes
 from torchtune_qwen25vl.model._decoder import Qwen25VL
 from torchtune_qwen25vl.model._tuning import Trainable
 
@@ -135,73 +134,17 @@ qlora_qwen2_5_vl_32b = partial(lora_qwen2_5_vl_32b, quantize_base=True)
 qlora_qwen2_5_vl_72b = partial(lora_qwen2_5_vl_72b, quantize_base=True)
 
 
-def qwen2_5_vl_from_config(config: str | Path | Mapping[str, Any], **tuning: Any) -> Qwen25VL:
+def qwen2_5_vl_from_config(config: Config, **tuning: Any) -> Qwen25VL:
     """Build the model that a Hugging Face config.json describes.
 
     Args:
         config: the file, the folder it is in, or what it holds. Both forms are read: text options
             at the top as on the hub, or under `text_config` as newer versions of transformers save.
+            A field that is missing has the default of transformers' config class.
         **tuning: the arguments of `Tuning`; by default everything is trained
 
     Raises:
-        ValueError: if an option is missing, or is one this port does not compute.
+        ValueError: if an option is missing that has no default, or is one this port does not
+            compute.
     """
-    try:
-        sizes = _sizes(config if isinstance(config, Mapping) else _read(Path(config)))
-    except KeyError as error:
-        raise ValueError(
-            f"config.json of a Qwen2.5-VL must have {error}; is it the one that came with the "
-            "weights?"
-        ) from None
-    return qwen2_5_vl(**sizes, **tuning)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads((path / "config.json" if path.is_dir() else path).read_text())
-
-
-def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `qwen2_5_vl` in a config.json."""
-    text, vision = config.get("text_config", config), config["vision_config"]
-    rope = {**text, **(text.get("rope_parameters") or text.get("rope_scaling") or {})}
-    rope.setdefault("rope_type", rope.get("type"))
-    _must_be(config, model_type=["qwen2_5_vl"], quantization_config=[None])
-    _must_be(text, hidden_act=["silu"], use_sliding_window=[False, None])
-    _must_be(rope, rope_type=["default", "mrope"])
-    _must_be(vision, hidden_act=["silu"], in_channels=[3], in_chans=[3])
-    _must_be(vision, out_hidden_size=[text["hidden_size"]], tokens_per_second=[2])
-    _must_be(vision.get("rope_parameters") or {}, rope_theta=[10000.0])
-    return {
-        "vocab_size": text["vocab_size"],
-        "num_layers": text["num_hidden_layers"],
-        "num_heads": text["num_attention_heads"],
-        "num_kv_heads": text["num_key_value_heads"],
-        "embed_dim": text["hidden_size"],
-        "intermediate_dim": text["intermediate_size"],
-        "max_seq_len": text["max_position_embeddings"],
-        "norm_eps": text["rms_norm_eps"],
-        "rope_base": rope["rope_theta"],
-        "mrope_section": rope["mrope_section"],
-        "tie_word_embeddings": any(c.get("tie_word_embeddings") for c in (config, text)),
-        "attn_dropout": text.get("attention_dropout", 0.0),
-        "image_token_id": config["image_token_id"],
-        "video_token_id": config["video_token_id"],
-        "vision_num_layers": vision["depth"],
-        "vision_num_heads": vision["num_heads"],
-        "vision_embed_dim": vision["hidden_size"],
-        "vision_intermediate_dim": vision["intermediate_size"],
-        "patch_size": vision["patch_size"],
-        "temporal_patch_size": vision["temporal_patch_size"],
-        "spatial_merge_size": vision["spatial_merge_size"],
-        "window_size": vision["window_size"],
-        "full_attn_indices": vision["fullatt_block_indexes"],
-    }
-
-
-def _must_be(options: Mapping[str, Any], **supported: list[Any]) -> None:
-    for name, values in supported.items():
-        if name in options and options[name] not in values:
-            raise ValueError(
-                f"{name} must be {values[0]!r}, config.json has {options[name]!r}; this port "
-                "computes nothing else"
-            )
+    return qwen2_5_vl(**sizes(config), **tuning)

@@ -9,14 +9,14 @@ from torch.optim import AdamW, Muon, Optimizer
 
 
 class MuonAdamW(Optimizer):
-    """torch's Muon on every matrix, torch's AdamW on biases and the scales of norms.
+    """Runs torch's Muon on every matrix, and torch's AdamW on biases and the scales of norms.
 
     Muon's steps are scaled to the size of AdamW's, so that both take the same learning rate.
 
     Args:
         params: groups of parameters, each with an lr, and a weight_decay if not 0
-        momentum: of Muon
-        betas: of AdamW
+        momentum: momentum of Muon
+        betas: betas of AdamW
 
     Source: https://kellerjordan.github.io/posts/muon; the scaling: arXiv 2502.16982, section 2.2.
     """
@@ -45,7 +45,7 @@ class MuonAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Take one step; there is no closure."""
+        """Take one step, without a closure."""
         assert closure is None
         groups = iter(self.param_groups)
         for half in self._halves:  # a checkpoint may have replaced what they share

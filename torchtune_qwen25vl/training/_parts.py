@@ -1,5 +1,6 @@
-"""Vision encoder, merger and decoder, trained each in its own way."""
+"""Vision encoder, merger and decoder: each is trained in its own way."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from torchtune_qwen25vl import _ranks
 from torchtune_qwen25vl.model import Tuning, part_of
 
 PARTS = ("vision", "merger", "decoder")
@@ -21,8 +23,8 @@ class Part:
     Args:
         train: "full" trains all weights, "lora" and "dora" adapters, "qlora" (decoder only) LoRA on
             weights in NF4
-        lr: learning rate, for a part that is trained
-        weight_decay: of all its trained weights
+        lr: learning rate; only a part that is trained has one
+        weight_decay: weight decay of all its trained weights; 0 by default
 
     Raises:
         ValueError: if an option is unknown, missing, or would have no effect.
@@ -62,12 +64,12 @@ def read_parts(options: Mapping[str, Mapping[str, Any]]) -> dict[str, Part]:
 
 
 def tuning(parts: Mapping[str, Part], adapters: Mapping[str, Any]) -> dict[str, Any]:
-    """All keyword arguments of `Tuning` for these parts.
+    """Return all keyword arguments of `Tuning` for these parts.
 
     Args:
-        parts: one for each of vision, merger and decoder
-        adapters: lora_attn_modules, apply_lora_to_mlp, lora_rank, lora_alpha, lora_dropout, shared
-            by all parts that have adapters
+        parts: one `Part` for each of vision, merger and decoder
+        adapters: lora_attn_modules, apply_lora_to_mlp, lora_rank, lora_alpha and lora_dropout of
+            all parts that have adapters
 
     Raises:
         ValueError: if parts cannot be combined.
@@ -98,13 +100,13 @@ def tuning(parts: Mapping[str, Part], adapters: Mapping[str, Any]) -> dict[str, 
 
 
 def trained_names(model: nn.Module) -> list[str]:
-    """Names in the state dict of what is trained."""
+    """List the names in the state dict of the weights that are trained."""
     names = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
     return [name.replace("_checkpoint_wrapped_module.", "") for name in names]
 
 
 def parameter_groups(model: nn.Module, parts: Mapping[str, Part]) -> list[dict[str, Any]]:
-    """Optimiser groups, one for each trained part, with its name, learning rate and decay."""
+    """Make the optimiser's groups: one for each trained part, with name, lr and weight_decay."""
     return [
         {
             "name": part,
@@ -118,15 +120,15 @@ def parameter_groups(model: nn.Module, parts: Mapping[str, Part]) -> list[dict[s
 
 
 def parameters_of(model: nn.Module, part: str) -> list[nn.Parameter]:
-    """All parameters of a part, trained or not."""
+    """List all parameters of a part, trained or not."""
     return [parameter for name, parameter in model.named_parameters() if part_of(name) == part]
 
 
 class GradientCheck:
-    """Watches the first steps: every trained part has gradients, and every frozen part none.
+    """Checks in the first steps that every trained part has gradients, and every frozen part none.
 
-    A part without input has no gradient to speak of, so vision and merger are looked at in the
-    first step that has an image or a video on any rank.
+    A part without input has a gradient of zero, so vision and merger are checked in the first step
+    that has an image or a video on any rank.
     """
 
     def __init__(self, parts: Mapping[str, Part]) -> None:
@@ -134,10 +136,10 @@ class GradientCheck:
         self.pending = set(PARTS)
 
     def __call__(self, model: nn.Module, *, has_media: bool) -> None:
-        """Look at the gradients before the optimiser steps.
+        """Check the gradients before the optimiser steps.
 
         Raises:
-            ValueError: if one is missing, zero, not finite, or where none belongs.
+            ValueError: if a gradient is missing, zero or not finite, or if a frozen part has one.
         """
         now = self.pending if has_media else self.pending & {"decoder"}
         for name in sorted(now):
@@ -158,12 +160,10 @@ class GradientCheck:
 
 
 def _norm(parameters: list[nn.Parameter]) -> float:
-    """Norm of all gradients, over all ranks."""
+    """Compute the norm of all gradients, over all ranks."""
     squares = sum((g.float().square().sum() for g in _gradients(parameters)), torch.zeros(()))
-    if torch.distributed.is_initialized():
-        squares = squares.to(parameters[0].device)
-        torch.distributed.all_reduce(squares)
-    return float(squares.sqrt())
+    (total,) = _ranks.sums([float(squares)], parameters[0].device)
+    return math.sqrt(total)
 
 
 def _gradients(parameters: list[nn.Parameter]) -> Iterator[Tensor]:

@@ -1,7 +1,7 @@
 """Which samples a step trains on: the same ones on any number of workers and ranks.
 
-They follow from the number of the step alone, and what a sample draws at random from the sample
-and the pass. So the number of the step is all a run needs to go on exactly where it stopped.
+The samples follow from the number of the step alone; what a sample draws at random follows from the
+sample and the pass. So a run that knows the number of its step goes on exactly where it stopped.
 """
 
 import functools
@@ -13,13 +13,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torchtune import utils
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
 from torchtune_qwen25vl.training._batches import StepCollate
 
 
 class Key(NamedTuple):
-    """Which sample, in which pass over the data; one that only fills up is not counted."""
+    """Which sample, in which pass over the data.
+
+    Attributes:
+        place: index of the sample in the data set
+        epoch: number of the pass
+        counted: whether its labels count; those of a sample that only fills up a step do not
+    """
 
     place: int
     epoch: int
@@ -31,8 +38,8 @@ class Share:
     """How the samples of a step are shared out.
 
     Args:
-        samples: of one rank in one step
-        rank: this one
+        samples: number of samples of one rank in one step
+        rank: number of this rank
         world_size: number of ranks
     """
 
@@ -42,11 +49,11 @@ class Share:
 
     @property
     def step_samples(self) -> int:
-        """Samples of all ranks in one step."""
+        """Count the samples of all ranks in one step."""
         return self.samples * self.world_size
 
     def numbers(self, step: int) -> range:
-        """Numbers of this rank's samples, counted from the start of the run."""
+        """Number this rank's samples of a step, counted from the start of the run."""
         first = step * self.step_samples + self.rank * self.samples
         return range(first, first + self.samples)
 
@@ -55,11 +62,11 @@ class TrainSampler(Sampler[list[Key]]):
     """An endless walk through the data, each pass in an order of its own.
 
     Args:
-        num_samples: samples in the data set
-        share: this rank's
-        steps: the steps to give samples for
-        shuffle: whether passes are shuffled
-        seed: of the shuffling
+        num_samples: number of samples in the data set
+        share: share of this rank
+        steps: steps to give samples for
+        shuffle: whether each pass is shuffled
+        seed: seed of the shuffling
     """
 
     def __init__(
@@ -89,11 +96,11 @@ class TrainSampler(Sampler[list[Key]]):
 
 
 class ValidationSampler(Sampler[list[Key]]):
-    """Every sample once; ranks that have no more repeat some that are not counted.
+    """Every sample once; a rank that has no more repeats some that are not counted.
 
     Args:
-        num_samples: samples in the data set
-        share: this rank's
+        num_samples: number of samples in the data set
+        share: share of this rank
     """
 
     def __init__(self, num_samples: int, share: Share) -> None:
@@ -114,7 +121,7 @@ class SeededDataset(Dataset):
 
     Args:
         dataset: anything with samples by their index
-        seed: of what they draw
+        seed: seed of what samples draw
     """
 
     def __init__(self, dataset: Any, seed: int) -> None:
@@ -122,7 +129,7 @@ class SeededDataset(Dataset):
         self.seed = seed
 
     def __getitem__(self, key: Key) -> Mapping[str, Any]:
-        """The sample of this key, its labels ignored if it is not counted."""
+        """Return the sample of a key, with labels ignored if it is not counted."""
         before = random.getstate(), np.random.get_state(), torch.get_rng_state()
         seed = _seed_of(self.seed, key.epoch, key.place)
         random.seed(seed)
@@ -142,14 +149,14 @@ class SeededDataset(Dataset):
 def make_loader(
     dataset: Any, sampler: Sampler[list[Key]], collate: StepCollate, *, seed: int, **options: Any
 ) -> DataLoader:
-    """A loader that gives one `StepBatches` after another, prepared by its workers.
+    """Make a loader that yields one `StepBatches` after another, prepared by its workers.
 
     Args:
         dataset: anything with samples by their index
-        sampler: whose keys make up a step
-        collate: samples of a step to batches
-        seed: of what samples draw at random
-        **options: of torch's DataLoader: num_workers, prefetch_factor, pin_memory, ...
+        sampler: sampler that yields the keys of each step
+        collate: collate from the samples of a step to its batches
+        seed: seed of what samples draw at random
+        **options: options of torch's DataLoader, such as num_workers or pin_memory
     """
     return DataLoader(
         SeededDataset(dataset, seed),
@@ -161,10 +168,11 @@ def make_loader(
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Seed what the model draws (dropout) in a step of this rank: by its number, so that a run that
-    was interrupted draws the same.
+    """Seed what the model draws in a step of this rank (dropout).
+
+    The seed follows from the number of the step, so that a run that was interrupted draws the same.
     """
-    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    _, rank = utils.get_world_size_and_rank()
     torch.manual_seed(_seed_of(seed, step, rank))
 
 

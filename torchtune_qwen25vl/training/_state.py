@@ -1,6 +1,6 @@
-"""Checkpoints of a run: what is trained, the optimiser and the schedule, after a step.
+"""Checkpoints of a run: the trained weights, the optimiser and the schedule, after a step.
 
-Frozen weights are not in them: they come from where the run began. torch.distributed.checkpoint
+They hold no frozen weights, which come from where the run began. torch.distributed.checkpoint
 writes every rank's shard and reads them back for any number of ranks.
 """
 
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -24,9 +23,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchtune import utils
 
-from torchtune_qwen25vl.weights import recover_folders, replacing_folder
+from torchtune_qwen25vl import _ranks
+from torchtune_qwen25vl._files import recover_folders, replacing_folder
 
 RUN = "run.pt"
 TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
@@ -42,60 +41,58 @@ def save_step(
     identity: Mapping[str, Any],
     keep_last: int,
 ) -> Path:
-    """Write `folder/step_N`, whole or not at all, then remove all but the last ones.
+    """Write `folder/step_N`, whole or not at all, then remove all but the last checkpoints.
 
     Args:
-        folder: of all checkpoints of the run
-        step: steps taken so far
-        model: whose trained weights are saved
-        optimizer: its
-        scheduler: its
-        identity: what must be the same for a run to go on exactly; see `load_step`
-        keep_last: checkpoints to keep
+        folder: folder of all checkpoints of the run
+        step: number of steps taken so far
+        model: its trained weights are saved
+        optimizer: its moments are saved
+        scheduler: its place in the schedule is saved
+        identity: what must be the same for a run to go on exactly, see `load_step`
+        keep_last: number of checkpoints to keep
     """
     target = folder / f"step_{step}"
     weights, moments = get_state_dict(model, optimizer, options=TRAINED_ONLY)
     with _shared(target) as building:
         with _quietly():
             dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=building)
-        if _is_first():
+        if _ranks.is_first():
             run = {"step": step, "schedule": scheduler.state_dict(), "identity": dict(identity)}
             torch.save(run, building / RUN)
-    if _is_first():
+    if _ranks.is_first():
         for old in checkpoints(folder)[:-keep_last]:
             shutil.rmtree(old)
     return target
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """All whole checkpoints in a folder, the oldest first."""
+    """List the whole checkpoints in a folder, the oldest first."""
     found = [path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint to go on from, None if there is none."""
-    if _is_first():
+    """Return the checkpoint to go on from, None if there is none."""
+    if _ranks.is_first():
         recover_folders(folder)
-    if dist.is_initialized():
-        dist.barrier()
+    _ranks.wait()
     return next(reversed(checkpoints(folder)), None)
 
 
 def set_aside(folder: Path) -> None:
     """Rename all checkpoints, `step_6` to `earlier-1-step_6`, so that a run starts anew.
 
-    Else it would remove its own, whose numbers are lower, and the next one go on from the old.
-    Nothing is deleted; the number is that of no earlier call.
+    If they stayed, the new run would remove its own checkpoints, whose numbers are lower, and the
+    next run would go on from the old ones. Nothing is deleted; each call has its own number.
     """
-    if _is_first():
+    if _ranks.is_first():
         recover_folders(folder)
         unused = (n for n in itertools.count(1) if not any(folder.glob(f"earlier-{n}-step_*")))
         number = next(unused)
         for path in checkpoints(folder):
             path.rename(folder / f"earlier-{number}-{path.name}")
-    if dist.is_initialized():
-        dist.barrier()
+    _ranks.wait()
 
 
 def load_step(
@@ -110,16 +107,16 @@ def load_step(
     """Restore a run, and return how many steps it had taken.
 
     Args:
-        path: the checkpoint
-        model: whose trained weights are replaced
-        optimizer: its
-        scheduler: its
+        path: folder of the checkpoint
+        model: its trained weights are replaced
+        optimizer: its moments are replaced
+        scheduler: its place in the schedule is replaced
         identity: what must be as it was in the run that wrote the checkpoint
-        total_steps: of the run that is to go on
+        total_steps: number of steps of the run that is to go on
 
     Raises:
-        ValueError: if the run that wrote the checkpoint had another identity, and so would not go
-            on as it would have, or took more steps than this one is to take.
+        ValueError: if the run that wrote the checkpoint had another identity, so that this one
+            would not go on as that one would have, or if it took more steps than this one takes.
     """
     run = torch.load(path / RUN, weights_only=True)
     changed = {
@@ -154,25 +151,18 @@ def load_step(
 
 @contextlib.contextmanager
 def _shared(target: Path) -> Iterator[Path]:
-    """`replacing_folder` for all ranks: the first one makes the folder, all write into it."""
-    with replacing_folder(target) if _is_first() else contextlib.nullcontext() as building:
-        shared = [building]
-        if dist.is_initialized():
-            dist.broadcast_object_list(shared)
-        assert shared[0] is not None
-        yield shared[0]
-        if dist.is_initialized():
-            dist.barrier()
+    """Let the first rank make the folder by `replacing_folder`, and all ranks write into it."""
+    with replacing_folder(target) if _ranks.is_first() else contextlib.nullcontext() as building:
+        folder = _ranks.from_first(building)
+        assert folder is not None
+        yield folder
+        _ranks.wait()
 
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without torch's warnings that there is one rank only, and of a type it uses itself."""
+    """Silence torch's warnings that there is only one rank, and of a type that it uses itself."""
     with warnings.catch_warnings():
         for message in ("torch.distributed is disabled", "TypedStorage is deprecated"):
             warnings.filterwarnings("ignore", message)
         yield
-
-
-def _is_first() -> bool:
-    return utils.get_world_size_and_rank()[1] == 0

@@ -1,6 +1,6 @@
 """How fast a run is, and how much of the hardware it uses.
 
-Floating-point operations are counted as the step needs them: frozen weights have no gradient,
+Only the floating-point operations that a step needs are counted: frozen weights have no gradient,
 unlabelled tokens skip the last MLP and the output, attention sees its window, its frame or its own
 sample's past, and what activation checkpointing computes twice counts once.
 
@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torchtune import training, utils
 
+from torchtune_qwen25vl import _ranks
 from torchtune_qwen25vl._position_ids import frame_lengths, window_order
 from torchtune_qwen25vl.model import Qwen25VL, part_of
 from torchtune_qwen25vl.training._batches import StepBatches
 from torchtune_qwen25vl.training._parts import PARTS, parameters_of
-from torchtune_qwen25vl.training._step import output_weight, over_ranks
+from torchtune_qwen25vl.training._step import output_weight
 
 LABELLED = "labelled"  # what only labelled tokens go through: the last MLP and the output
 # dense bf16, without sparsity, in TFLOP/s; from the makers' data sheets
@@ -28,7 +29,7 @@ PEAK_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0}
 
 
 def peak_tflops(device: torch.device) -> float | None:
-    """Peak of this device in bf16, None where it is not known."""
+    """Return the peak of a device in bf16, TFLOP/s, None if it is not known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -36,7 +37,7 @@ def peak_tflops(device: torch.device) -> float | None:
 
 
 class FlopCounter:
-    """Operations that forward and backward of a batch need."""
+    """Counts the operations that forward and backward of a batch need."""
 
     def __init__(self, model: Qwen25VL) -> None:
         self.model = model
@@ -59,12 +60,12 @@ class FlopCounter:
                 self.trained[part] += weight.numel() * weight.requires_grad
 
     def count(self, lengths: Sequence[int], grids: list[list[int]], labels: int) -> float:
-        """Operations of one batch.
+        """Count the operations of one batch.
 
         Args:
-            lengths: tokens of each sample
+            lengths: number of tokens of each sample
             grids: (t, h, w) of each image and video
-            labels: rows that are projected to the vocabulary
+            labels: number of rows that are projected to the vocabulary
         """
         patches = sum(t * h * w for t, h, w in grids)
         rows = {
@@ -113,9 +114,9 @@ class Throughput:
     """Speed, memory and waiting time since the last report.
 
     Args:
-        model: whose operations are counted
-        device: it is on
-        tflops: peak of the device; None where it is not known, and then there is no MFU
+        model: model whose operations are counted
+        device: device of the model
+        tflops: peak of the device in bf16, TFLOP/s; without one, known or given, there is no MFU
     """
 
     def __init__(self, model: Qwen25VL, device: torch.device, tflops: float | None) -> None:
@@ -132,7 +133,7 @@ class Throughput:
         self.operations = 0.0
 
     def waiting(self, batches: Iterator[Any]) -> Any:
-        """The next of these, with the time until it came noted as spent waiting for data."""
+        """Return the next of these, and count the time until it comes as waiting for data."""
         start = time.perf_counter()
         batch = next(batches)
         self.waited += time.perf_counter() - start
@@ -147,11 +148,11 @@ class Throughput:
             self.operations += self.flops.count(lengths, grids, labels)
 
     def report(self) -> dict[str, float]:
-        """Figures over all ranks since the last report: rates per second, memory in GiB."""
+        """Return figures over all ranks since the last report: rates per second, memory in GiB."""
         world_size, _ = utils.get_world_size_and_rank()
         seconds = time.perf_counter() - self.start
         counts = [self.tokens, self.visual_tokens, self.images, self.operations, self.waited]
-        tokens, visual, images, operations, waited = over_ranks(counts, self.device)
+        tokens, visual, images, operations, waited = _ranks.sums(counts, self.device)
         report = {
             "tokens_per_second": tokens / seconds,
             "visual_tokens_per_second": visual / seconds,
@@ -165,7 +166,7 @@ class Throughput:
         return report
 
     def _peak_memory(self) -> float:
-        """Of the device since the last report; on a CPU, of the process since it began."""
+        """Return the peak of the device since the last report, or of the process on a CPU."""
         if self.device.type != "cpu":
             return training.get_memory_stats(self.device)["peak_memory_alloc"]
         unit = 1 if sys.platform == "darwin" else 1024

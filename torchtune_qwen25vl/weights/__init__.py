@@ -1,29 +1,30 @@
 """Weights in and out: names, files, the hub, PEFT, torchtune's checkpointer.
 
-hf_to_tune            Hugging Face's state dict to torchtune's
-tune_to_hf            and back
-tune_to_peft          adapters as PEFT names them
-Checkpoint            a folder's files beside the model they fill
-load_pretrained       a model with its weights, and its transform
-Qwen25VLCheckpointer  what torchtune's recipes read and write weights with
+hf_to_tune            convert a Hugging Face state dict to torchtune's
+tune_to_hf            convert it back
+load_pretrained       load a model with its weights, and its transform
+Qwen25VLCheckpointer  reads and writes weights for torchtune's recipes
+fetch                 download a model from the hub, unless it is here
+bytes_to_fetch        how many bytes of it are not here
 find_weights          the folder and files of a checkpoint given in any way
-copy_settings         copy what lies beside the weights
+Checkpoint            a folder's files beside the model they fill
+materialize           give a model on the meta device its weights
+compute_frequencies   compute on a device what no file holds
+copy_settings         copy the files beside the weights
 write_weights         write weights to the files named for them
-replacing_folder      a folder that appears whole or not at all
-recover_folders       put back folders that were moved aside
-fetch                 fetch a model from the hub
-bytes_to_fetch        how much of it is not here
+tune_to_peft          convert adapters to PEFT's form
+write_peft            write the two files of a PEFT adapter
 """
 
 from torchtune_qwen25vl.weights._checkpointer import Qwen25VLCheckpointer
 from torchtune_qwen25vl.weights._hub import bytes_to_fetch, fetch
-from torchtune_qwen25vl.weights._names import hf_to_tune, tune_to_hf, tune_to_peft
+from torchtune_qwen25vl.weights._materialize import compute_frequencies, materialize
+from torchtune_qwen25vl.weights._names import hf_to_tune, tune_to_hf
+from torchtune_qwen25vl.weights._peft import tune_to_peft, write_peft
 from torchtune_qwen25vl.weights._pretrained import Checkpoint, load_pretrained
 from torchtune_qwen25vl.weights._safetensors import (
     copy_settings,
     find_weights,
-    recover_folders,
-    replacing_folder,
     write_weights,
 )
 
@@ -31,14 +32,15 @@ __all__ = [
     "Checkpoint",
     "Qwen25VLCheckpointer",
     "bytes_to_fetch",
+    "compute_frequencies",
     "copy_settings",
     "fetch",
     "find_weights",
     "hf_to_tune",
     "load_pretrained",
-    "recover_folders",
-    "replacing_folder",
+    "materialize",
     "tune_to_hf",
     "tune_to_peft",
+    "write_peft",
     "write_weights",
 ]

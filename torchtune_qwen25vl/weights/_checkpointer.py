@@ -1,15 +1,14 @@
 """Weights in and out of torchtune's recipes.
 
-What a run writes, beside a copy of what lies with the original weights (config, tokenizer, ...):
+A run writes these files, and beside them a copy of the original's config, tokenizer and the rest:
 
     output_dir/epoch_0/model-00001-of-00002.safetensors   named as the original; adapters merged
     output_dir/epoch_0/recipe_state.pt                    to resume; not in the last folder of a run
     output_dir/epoch_0/adapter_model.pt                   to resume, where adapters were trained
     output_dir/epoch_0/adapter/                           the same for PEFT; in a folder of its own,
-                                                          or transformers would apply it twice
+                                                          else transformers would apply it twice
 """
 
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,20 +16,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 from torchtune import training
 from torchtune.training import FormattedCheckpointFiles
 from torchtune.training.checkpointing._utils import safe_torch_load
 
+from torchtune_qwen25vl._files import recover_folders, replacing_folder
 from torchtune_qwen25vl.transform import write_pixel_limits
-from torchtune_qwen25vl.weights._names import tune_to_hf, tune_to_peft
+from torchtune_qwen25vl.weights._peft import write_peft
 from torchtune_qwen25vl.weights._pretrained import Checkpoint
 from torchtune_qwen25vl.weights._safetensors import (
     copy_settings,
     find_weights,
-    recover_folders,
-    replacing_folder,
 )
 
 RECIPE_STATE, ADAPTER_STATE = "recipe_state.pt", "adapter_model.pt"
@@ -40,25 +36,25 @@ PARTS = (training.MODEL_KEY, training.ADAPTER_KEY, training.ADAPTER_CONFIG)
 class Qwen25VLCheckpointer:
     """Reads and writes what a torchtune recipe trains, in the layout of the original checkpoint.
 
-    Every folder it writes takes its place in one rename, complete or not at all. Resuming needs no
-    change of `checkpoint_files`: the latest folder in `output_dir` is found, and its weights or,
-    where adapters were trained, the original weights and its adapters are read.
+    Every folder appears whole or not at all. Resuming needs no change of `checkpoint_files`: the
+    latest folder in `output_dir` is found, and its weights are read, or the original weights and
+    its adapters if adapters were trained.
 
     Args:
         checkpoint_dir: folder or hub id of the original checkpoint
         output_dir: where the folders `epoch_N` (or `step_N`) are written
         checkpoint_files: names of the .safetensors files, or torchtune's `filename_format` and
             `max_filename`; by default those of the folder's index, else all there are
-        model_type: not used; torchtune's recipes ask for it in the YAML
+        model_type: ignored; torchtune's recipes ask for it in the YAML
         recipe_checkpoint: recipe state to resume from, relative to `output_dir`; by default that of
             the latest folder
         adapter_checkpoint: adapters to resume from, relative to `output_dir`; by default those
             beside the recipe state
-        should_load_recipe_state: resume; set by the recipe
-        resume_from_checkpoint: torchtune's older name of the same
-        min_pixels: least pixels of an image in training, written to `preprocessor_config.json`; by
-            default the original file's value stays
-        max_pixels: most pixels of an image in training, likewise
+        should_load_recipe_state: whether to resume; set by the recipe
+        resume_from_checkpoint: whether to resume, in torchtune's older word
+        min_pixels: fewest pixels of an image in training, for `preprocessor_config.json`; by
+            default the original's value stays
+        max_pixels: most pixels of an image in training, for the same file
         keep_last_n_checkpoints: how many folders to keep; all by default
 
     Raises:
@@ -98,9 +94,9 @@ class Qwen25VLCheckpointer:
             self._find_state(recipe_checkpoint, adapter_checkpoint)
 
     def load_checkpoint(self) -> dict[str, Any]:
-        """The model's state dict and, when resuming, the adapters and the recipe's state.
+        """Read the model's state dict and, when resuming, the adapters and the recipe's state.
 
-        The weights are mapped from their files: they cost memory only as they are used.
+        The weights are mapped from their files, so that they cost memory only as they are used.
         """
         state: dict[str, Any] = {training.MODEL_KEY: dict(self._source.read(lazily=True))}
         if self._adapter_state is not None:
@@ -119,14 +115,14 @@ class Qwen25VLCheckpointer:
         step: int | None = None,
         dir_prefix: Literal["epoch", "step"] = "epoch",
     ) -> None:
-        """Write one folder: weights, adapters, and the recipe's state while training goes on.
+        """Write one folder: weights, adapters, and, while training goes on, the recipe's state.
 
         Args:
             state_dict: what to save, under torchtune's keys; adapters merged into the weights
             epoch: number in the folder's name
-            intermediate_checkpoint: whether training goes on, and the recipe's state is saved
+            intermediate_checkpoint: whether training goes on, so that the recipe's state is saved
             adapter_only: whether to leave the model's weights out
-            step: number in the folder's name where `dir_prefix` is "step"
+            step: number in the folder's name if `dir_prefix` is "step"
             dir_prefix: first half of the folder's name
 
         Raises:
@@ -144,14 +140,17 @@ class Qwen25VLCheckpointer:
             copy_settings(self._checkpoint_dir, folder)
             write_pixel_limits(folder, **self._limits)
             if not adapter_only:
-                self._checkpoint.write(folder, tune_to_hf(state_dict[training.MODEL_KEY]))
+                self._checkpoint.write(folder, state_dict[training.MODEL_KEY])
             if adapter is not None:
                 torch.save(dict(adapter), folder / ADAPTER_STATE)
             if intermediate_checkpoint:
                 recipe = {key: value for key, value in state_dict.items() if key not in PARTS}
                 torch.save(recipe, folder / RECIPE_STATE)
         if adapter is not None:  # afterwards: what PEFT cannot hold must not cost the epoch
-            self._write_peft(target / "adapter", adapter, state_dict[training.ADAPTER_CONFIG])
+            config = state_dict[training.ADAPTER_CONFIG]
+            scale = {"rank": config["r"], "alpha": config["lora_alpha"]}
+            with replacing_folder(target / "adapter") as folder:
+                write_peft(folder, adapter, **scale, base_model=self._base_model)
         if self._keep is not None:
             earlier = {n: path for n, path in _numbered(target.parent, dir_prefix) if n < number}
             for n in sorted(earlier)[: len(earlier) + 1 - self._keep]:
@@ -173,25 +172,15 @@ class Qwen25VLCheckpointer:
         else:
             self._source = Checkpoint(folder, None, self._checkpoint_dir)
 
-    def _write_peft(
-        self, target: Path, adapter: Mapping[str, Tensor], config: Mapping[str, Any]
-    ) -> None:
-        weights, peft = tune_to_peft(adapter, rank=config["r"], alpha=config["lora_alpha"])
-        peft["base_model_name_or_path"] = self._base_model
-        with replacing_folder(target) as folder:
-            weights = {name: weight.contiguous() for name, weight in weights.items()}
-            save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-            (folder / "adapter_config.json").write_text(json.dumps(peft, indent=2) + "\n")
-
 
 def _numbered(output_dir: Path, prefix: str) -> list[tuple[int, Path]]:
-    """Folders `<prefix>_N` with their numbers."""
+    """List the folders `<prefix>_N` with their numbers."""
     matches = ((re.fullmatch(rf"{prefix}_(\d+)", path.name), path) for path in output_dir.iterdir())
     return [(int(match[1]), path) for match, path in matches if match]
 
 
 def _latest(output_dir: Path) -> Path:
-    """The folder with the highest number."""
+    """Return the folder with the highest number."""
     found = []
     if output_dir.is_dir():
         recover_folders(output_dir)

@@ -1,13 +1,12 @@
-"""Checkpoints from the hub: fetched by huggingface_hub, tried again when the network fails.
+"""Checkpoints from the hub: huggingface_hub fetches them, again and again when the network fails.
 
-What is complete stays: a file that is on disk is not fetched twice. What is in the middle is not:
-huggingface_hub begins a file anew when the program was stopped in it.
+A file that is complete on disk is not fetched twice. A file that the program was stopped in is
+begun anew by huggingface_hub.
 """
 
 import contextlib
 import logging
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
 
 logger = logging.getLogger(__name__)
 
@@ -25,21 +25,28 @@ QWEN_HOME = "QWEN_HOME"
 WANTED = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
 ROOM = 256 << 20  # bytes that must stay free on the disk
 WAITS = (2.0, 8.0, 30.0, 60.0)  # seconds before each further attempt
-HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+OF_FILES = {".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt"}  # no repository's, a file's
 
 
 def is_hub_id(source: str | os.PathLike[str]) -> bool:
-    """Whether a model is named by its place on the hub, and no such path exists."""
-    return not Path(source).exists() and HUB_ID.fullmatch(str(source)) is not None
+    """Say whether `source` can be the id of a repository (`owner/name`), and is no path here."""
+    name = str(source)
+    if name.count("/") != 1 or Path(name).suffix in OF_FILES or Path(name).exists():
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Where downloads go: `cache_dir`, else QWEN_HOME, else huggingface_hub's own folder."""
+    """Return where downloads go: `cache_dir`, else QWEN_HOME, else huggingface_hub's folder."""
     return Path(cache_dir or os.environ.get(QWEN_HOME) or constants.HF_HUB_CACHE).expanduser()
 
 
 def missing_bytes(source: str, cache: Path, endpoint: str | None = None) -> int | None:
-    """How much of a checkpoint is not in a cache; None where the hub cannot be asked."""
+    """Return the bytes of a checkpoint that a cache lacks; None if the hub cannot be asked."""
     try:
         files = snapshot_download(
             source, cache_dir=cache, allow_patterns=WANTED, endpoint=endpoint, dry_run=True
@@ -53,12 +60,12 @@ def missing_bytes(source: str, cache: Path, endpoint: str | None = None) -> int 
 def bytes_to_fetch(
     source: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None
 ) -> int | None:
-    """How much of a model `fetch` would fetch; None where the hub cannot be asked."""
+    """Return the bytes that `fetch` would download; None if the hub cannot be asked."""
     return missing_bytes(str(source), cache_folder(cache_dir)) if is_hub_id(source) else 0
 
 
 def free_bytes(folder: Path) -> int:
-    """Free disk where a folder lies or will lie."""
+    """Return the free bytes of the disk on which a folder lies or will lie."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
@@ -72,21 +79,22 @@ def fetch(
     waits: tuple[float, ...] = WAITS,
     compare: bool = True,
 ) -> Path:
-    """The path of a model: its own, or where it lies once it has been fetched from the hub.
+    """Return the path of a model, after downloading it if `source` is a hub id.
 
-    Server errors and failing connections are tried again; 401, 403 and 404 are not. Checksums of
-    what was fetched are verified. Without the hub, what is in the cache will do if it is complete.
+    Server errors and failing connections are tried again; 401, 403 and 404 are not. Downloaded
+    files are verified by the hub's checksums. If the hub cannot be reached, a complete copy in the
+    cache is used.
 
     Args:
         source: folder, .safetensors file or hub id
-        cache_dir: see `cache_folder`
-        endpoint: of the hub; huggingface_hub's own by default
+        cache_dir: folder of downloads, see `cache_folder`
+        endpoint: address of the hub; huggingface_hub's own by default
         waits: seconds before each further attempt
-        compare: with the hub's checksums, unless that has been done
+        compare: whether to compare with the hub's checksums what has not been compared yet
 
     Raises:
-        ValueError: if it cannot be had, the disk is too small for it, or a file is not what the hub
-            says it is.
+        ValueError: if the model cannot be had, the disk is too small for it, or a file is not what
+            the hub says it is.
     """
     if not is_hub_id(source):
         return Path(source).expanduser()
@@ -136,8 +144,10 @@ def _tried(source: str, waits: tuple[float, ...], fetch: Callable[[], T]) -> T:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed later: the server's fault, or the connection's."""
+    """Say whether the same request may succeed later: the server or the connection failed."""
     for cause in _causes(error):
+        if isinstance(cause, OfflineModeIsEnabled):
+            return False
         if isinstance(cause, HfHubHTTPError):
             return cause.response.status_code in (408, 429) or cause.response.status_code >= 500
         names = {kind.__name__ for kind in type(cause).__mro__}

@@ -1,7 +1,7 @@
 """A checkpoint beside the model it fills, and `load_pretrained`.
 
-The model is the one config.json describes, built on the meta device: names, shapes and number
-formats of the files' headers are checked against it before a single weight is read.
+The model that config.json describes is built on the meta device. Names, shapes and dtypes in the
+headers of the files are checked against it before a single weight is read.
 """
 
 import os
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchtune_qwen25vl.model import Qwen25VL, qwen2_5_vl_from_config
 from torchtune_qwen25vl.transform import Qwen25VLTransform
+from torchtune_qwen25vl.weights._materialize import materialize
 from torchtune_qwen25vl.weights._names import (
     EMBEDDING,
     HEAD,
@@ -25,12 +26,16 @@ from torchtune_qwen25vl.weights._safetensors import find_weights, open_weights, 
 
 
 class Checkpoint:
-    """A checkpoint's files beside the model they fill: every header checked, no weight read.
+    """A checkpoint's files beside the model they fill: every header is checked, no weight read.
 
     Args:
-        folder: where the files are
-        files: their names; by default as in `open_weights`
+        folder: where the files lie
+        files: names of the files; by default as in `open_weights`
         settings: folder of config.json
+
+    Raises:
+        ValueError: if the files are not whole, or not exactly the weights that config.json asks
+            for.
     """
 
     def __init__(self, folder: Path, files: Sequence[str] | None, settings: Path) -> None:
@@ -50,19 +55,26 @@ class Checkpoint:
         refuse_mismatch(self._shapes, found)
 
     def read(self, *, lazily: bool) -> Iterator[tuple[str, Tensor]]:
-        """Every weight in tune layout; `lazily` as in `WeightFiles.read`."""
+        """Yield every weight in tune layout, one at a time, on the CPU.
+
+        Args:
+            lazily: map the files into memory, as in `WeightFiles.read`; if not, every weight has
+                memory of its own
+        """
         for key, weight in self.files.read(lazily=lazily):
             if self._names[key] in self._shapes:
-                yield from hf_weight_to_tune(self._names[key], weight).items()
+                for name, part in hf_weight_to_tune(self._names[key], weight).items():
+                    yield name, part if lazily else _own(part)
 
     def write(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        """Write weights of the same names and shapes to files named as these."""
-        refuse_mismatch(self._shapes, _shapes(weights))
+        """Write weights in tune layout, of the same names and shapes, to files named as these."""
+        hf_weights = tune_to_hf(weights)
+        refuse_mismatch(self._shapes, _shapes(hf_weights))
         files = {self._names[key]: file for key, file in self.files.file_of.items()}
-        write_weights(folder, weights, {name: files[name] for name in weights})
+        write_weights(folder, hf_weights, {name: files[name] for name in hf_weights})
 
     def _refuse_untied_head(self) -> None:
-        """Some tools save a tied head as well; it may not differ from the embedding."""
+        """Refuse a tied head that some tool saved as well, if it differs from the embedding."""
         weights = {self._names[key]: weight for key, weight in self.files.read(lazily=True)}
         embedding = weights.get(EMBEDDING)
         if embedding is not None and not _equal(weights[HEAD], embedding):
@@ -79,20 +91,20 @@ def load_pretrained(
     device: torch.device | str = "cpu",
     settings_dir: str | os.PathLike[str] | None = None,
 ) -> tuple[Qwen25VL, Qwen25VLTransform]:
-    """A model with its weights, ready for inference, and the transform that makes its input.
+    """Load a model with its weights, ready for inference, and the transform that makes its input.
 
     Memory peaks at the size of the weights plus the largest of them.
 
     Args:
         source: folder, .safetensors file or hub id (`owner/name`)
-        dtype: number format of the model; by default that of the files
+        dtype: dtype of the weights; by default that of the files
         device: where the model goes
         settings_dir: folder of config.json, tokenizer and preprocessor_config.json, for weights
             that lie elsewhere
 
     Raises:
         ValueError: if the files are not safetensors, not whole, not exactly the weights that
-            config.json asks for, or of several number formats and `dtype` does not choose.
+            config.json asks for, or of several dtypes and `dtype` does not choose.
     """
     folder, files = find_weights(source)
     settings = folder if settings_dir is None else Path(settings_dir)
@@ -102,17 +114,8 @@ def load_pretrained(
         if len(formats := sorted(map(str, checkpoint.files.dtypes))) > 1:
             raise ValueError(f"{folder} holds weights in {', '.join(formats)}: choose with dtype")
         (dtype,) = checkpoint.files.dtypes
-    state = {
-        name: _own(weight).to(device=device, dtype=dtype)
-        for name, weight in checkpoint.read(lazily=False)
-    }
-    model = checkpoint.model
-    model.load_state_dict(state, assign=True)
-    with torch.device(device):
-        for module in model.modules():
-            if hasattr(module, "rope_init"):
-                module.rope_init()
-    return model.eval(), transform
+    materialize(checkpoint.model, checkpoint.read(lazily=False), device=device, dtype=dtype)
+    return checkpoint.model.eval(), transform
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -124,5 +127,5 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def _own(weight: Tensor) -> Tensor:
-    """The weight in memory of its own, not a part of a fused one's."""
+    """Return the weight in memory of its own, not a part of a fused weight's."""
     return weight if weight.nbytes == weight.untyped_storage().nbytes() else weight.clone()

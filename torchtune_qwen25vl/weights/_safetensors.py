@@ -1,23 +1,21 @@
-"""Folders of .safetensors files: found, described by their headers, read one tensor at a time,
-and written whole or not at all.
+"""Folders of .safetensors files: described by their headers, read one tensor at a time, written.
 
 Pickled weights (.bin, .pt, .pth, .ckpt) are never opened: reading them can run code.
 """
 
-import contextlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from torchtune_qwen25vl.weights._hub import fetch
 
 INDEX = "model.safetensors.index.json"
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
@@ -31,19 +29,26 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """What the headers of a checkpoint's files say; no tensor has been read."""
+    """What the headers of a checkpoint's files say.
+
+    Attributes:
+        folder: where the files lie
+        file_of: name of the file that holds each weight
+        shape_of: shape of each weight
+        dtypes: dtypes that occur
+    """
 
     folder: Path
-    file_of: dict[str, str]  # weight -> file name
+    file_of: dict[str, str]
     shape_of: dict[str, tuple[int, ...]]
     dtypes: set[torch.dtype]
 
     def read(self, *, lazily: bool) -> Iterator[tuple[str, Tensor]]:
-        """Every weight, one at a time, on the CPU.
+        """Yield every weight, one at a time, on the CPU.
 
         Args:
-            lazily: Map the files into memory instead of reading them: a tensor costs nothing until
-                it is used, and is valid as long as its file is.
+            lazily: map the files into memory instead of reading them: a tensor costs nothing until
+                it is used, and is valid as long as its file is
         """
         for file in sorted(set(self.file_of.values())):
             backend = "mmap" if lazily else "pread"
@@ -53,23 +58,20 @@ class WeightFiles:
 
 
 def find_weights(source: str | os.PathLike[str]) -> tuple[Path, list[str] | None]:
-    """The folder and, for a single file, the file names of a checkpoint given in any way.
+    """Return the folder of a checkpoint and, if it is a single file, the name of that file.
 
     Args:
-        source: A folder, a .safetensors file, or the id of a hub repository (`owner/name`),
-            which is downloaded where no such path exists.
+        source: folder, .safetensors file, or hub id (`owner/name`), which `fetch` downloads if
+            there is no such path
 
     Raises:
-        ValueError: if `source` is none of the three.
+        ValueError: if `source` is none of the three, or cannot be downloaded.
     """
-    path = Path(source)
+    path = fetch(source)
     if path.is_dir():
         return path, None
     if path.is_file():
         return path.parent, [path.name]
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
-        wanted = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
-        return Path(snapshot_download(str(source), allow_patterns=wanted)), None
     raise ValueError(
         f"weights are a folder, a .safetensors file or a hub id (owner/name); "
         f"{source} is neither here nor such an id"
@@ -81,11 +83,11 @@ def open_weights(folder: Path, files: Sequence[str] | None = None) -> WeightFile
 
     Args:
         folder: where the files lie
-        files: their names; by default those of the index, else every .safetensors file
+        files: names of the files; by default those of the index, else every .safetensors file
 
     Raises:
-        ValueError: if a file is absent, pickled, cut short or damaged, a weight stands in two files
-            or elsewhere than the index says, or is quantised.
+        ValueError: if a file is absent, pickled, cut short or damaged, or if a weight stands in two
+            files or elsewhere than the index says, or is quantised.
     """
     index = _read_index(folder) if files is None else None
     if files is None:
@@ -116,7 +118,7 @@ def open_weights(folder: Path, files: Sequence[str] | None = None) -> WeightFile
 
 
 def write_weights(folder: Path, weights: Mapping[str, Tensor], file_of: Mapping[str, str]) -> None:
-    """Write weights to the files named for them, with an index unless all are in the usual one."""
+    """Write weights to the files named for them, and an index unless one file holds them all."""
     files = sorted(set(file_of.values()))
     for file in files:
         shard = {
@@ -133,11 +135,11 @@ def write_weights(folder: Path, weights: Mapping[str, Tensor], file_of: Mapping[
 
 
 def copy_settings(source: Path, target: Path, *, but: Sequence[str] = ()) -> None:
-    """Copy what lies beside the weights: config, tokenizer, processor, licence. No subfolders.
+    """Copy the files beside the weights: config, tokenizer, processor, licence.
 
     Args:
-        source: a checkpoint's folder
-        target: another
+        source: folder of a checkpoint; its subfolders are left out
+        target: folder that the copies go to
         but: names of files to leave out
     """
     for path in source.iterdir():
@@ -147,56 +149,8 @@ def copy_settings(source: Path, target: Path, *, but: Sequence[str] = ()) -> Non
             shutil.copyfile(path, target / path.name)
 
 
-@contextlib.contextmanager
-def replacing_folder(target: Path) -> Iterator[Path]:
-    """A new folder to fill, which takes the place of `target` when all went well.
-
-    Until then it lies beside it under a hidden name; an earlier `target` stays whole until the
-    new one is on disk, and comes back if the exchange fails.
-    """
-    recover_folders(target.parent)
-    building, replaced = _hidden(target, "building"), _hidden(target, "replaced")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    try:
-        yield building
-        _flush(building)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
-    if target.exists():
-        os.replace(target, replaced)
-    try:
-        os.replace(building, target)
-    finally:
-        recover_folders(target.parent)
-
-
-def recover_folders(parent: Path) -> None:
-    """Put back every folder that was moved aside for a new one which never took its place."""
-    for replaced in parent.glob(".*.replaced"):
-        target = parent / replaced.name.removeprefix(".").removesuffix(".replaced")
-        if target.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-        else:
-            with contextlib.suppress(FileNotFoundError):  # another rank was first
-                os.replace(replaced, target)
-
-
-def _hidden(target: Path, what: str) -> Path:
-    return target.with_name(f".{target.name}.{what}")
-
-
-def _flush(folder: Path) -> None:
-    """Wait until the files are on disk, so that the rename cannot overtake them."""
-    for path in folder.rglob("*"):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-
-
 def _read_index(folder: Path) -> dict[str, str] | None:
-    """Weight -> file name by the folder's index; None where it has none."""
+    """Read which file each weight lies in from the folder's index; None if there is none."""
     path = folder / INDEX
     if not path.exists():
         return None
@@ -231,7 +185,7 @@ def _refuse_unreadable(folder: Path, files: Sequence[str]) -> None:
 
 
 def _read_header(path: Path) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
-    """Name, shape and dtype of every weight in a file."""
+    """Yield the name, shape and dtype of every weight in a file."""
     try:
         opened = safe_open(path, framework="pt")
     except SafetensorError as error:

@@ -4,11 +4,11 @@ import os
 
 import pytest
 from hub_server import COMMIT, REPOSITORY, Hub, serving
-from huggingface_hub import file_download
+from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
 
-from torchtune_qwen25vl import device
-from torchtune_qwen25vl.weights import _hub
+from torchtune_qwen25vl import weights
+from torchtune_qwen25vl.weights import _hub, find_weights
 
 
 @pytest.fixture
@@ -16,6 +16,7 @@ def hub(monkeypatch, tmp_path):
     """A hub; what huggingface_hub waits between its own attempts is left out."""
     monkeypatch.setattr(file_download.time, "sleep", lambda _: None)
     monkeypatch.setattr(_http.time, "sleep", lambda _: None)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # whatever the environment says
     monkeypatch.setenv("QWEN_HOME", str(tmp_path / "home"))
     files = {
         "config.json": b"{}",
@@ -29,7 +30,7 @@ def hub(monkeypatch, tmp_path):
 
 @pytest.fixture
 def fetch(hub):
-    return lambda: device.fetch(REPOSITORY, endpoint=hub.endpoint, waits=(0.0,) * 3)
+    return lambda: weights.fetch(REPOSITORY, endpoint=hub.endpoint, waits=(0.0,) * 3)
 
 
 def test_a_checkpoint_goes_to_qwen_home_without_pickles(hub, fetch, tmp_path):
@@ -69,7 +70,7 @@ def test_what_will_not_pass_is_not(hub, fetch, failure):
 
 def test_an_unknown_repository_is_named(hub):
     with pytest.raises(ValueError, match="someone/else cannot be fetched"):
-        device.fetch("someone/else", endpoint=hub.endpoint, waits=(0.0,) * 3)
+        weights.fetch("someone/else", endpoint=hub.endpoint, waits=(0.0,) * 3)
 
 
 def test_patience_ends(hub, fetch):
@@ -133,16 +134,33 @@ def test_a_hub_that_is_gone_leaves_the_cache(hub, fetch, monkeypatch):
     assert fetch() == folder
 
 
+def test_an_id_that_is_in_no_cache_is_refused_at_once_offline(hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(_hub.time, "sleep", lambda _: pytest.fail("waited"))
+    with pytest.raises(ValueError, match="someone/tiny cannot be fetched"):
+        find_weights(REPOSITORY)
+
+
+def test_weights_by_a_hub_id_come_from_the_same_cache(hub, fetch, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="cannot be fetched"):
+        find_weights(REPOSITORY)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    folder = fetch()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert find_weights(REPOSITORY) == (folder, None)
+
+
 def test_a_full_disk_is_seen_beforehand(hub, monkeypatch):
     monkeypatch.setattr(_hub, "free_bytes", lambda _: 10**6)
     with pytest.raises(ValueError, match="set QWEN_HOME to a folder on a larger disk"):
-        device.fetch(REPOSITORY, endpoint=hub.endpoint)
+        weights.fetch(REPOSITORY, endpoint=hub.endpoint)
     assert not hub.asked
 
 
 def test_paths_are_not_fetched(tmp_path):
-    assert device.fetch(tmp_path) == tmp_path
-    assert device.fetch("/no/such/model").name == "model"
+    assert weights.fetch(tmp_path) == tmp_path
+    assert weights.fetch("/no/such/model").name == "model"
 
 
 @pytest.mark.parametrize(("first", "second", "expected"), [("a", "b", "a"), (None, "b", "b")])

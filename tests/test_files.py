@@ -1,0 +1,68 @@
+"""Folders are written whole or not at all."""
+
+import os
+
+import pytest
+
+from torchtune_qwen25vl._files import recover_folders, replacing_folder
+
+
+def fill(target, content):
+    with replacing_folder(target) as folder:
+        (folder / "file").write_text(content)
+        assert not (target / "file").exists() or (target / "file").read_text() == "old"
+
+
+@pytest.fixture
+def target(tmp_path):
+    fill(tmp_path / "epoch_0", "old")
+    return tmp_path / "epoch_0"
+
+
+def test_a_new_folder_takes_the_place_of_the_old(target):
+    assert (target / "file").read_text() == "old"
+    fill(target, "new")
+    assert (target / "file").read_text() == "new"
+    assert [path.name for path in target.parent.iterdir()] == ["epoch_0"]
+
+
+def test_an_interrupted_write_leaves_the_old_folder(target):
+    def half_written(folder):
+        (folder / "file").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), replacing_folder(target) as folder:
+        half_written(folder)
+    assert (target / "file").read_text() == "old"
+    assert [path.name for path in target.parent.iterdir()] == ["epoch_0"]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_failed_rename_leaves_the_old_folder(target, monkeypatch, failing):
+    calls, replace = [], os.replace
+
+    def fail_once(source, destination):
+        calls.append(source)
+        if len(calls) == failing + 1:
+            raise OSError("no space left")
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", fail_once)
+    with pytest.raises(OSError, match="no space"):
+        fill(target, "new")
+    assert (target / "file").read_text() == "old"
+
+
+def test_a_crash_between_the_renames_is_repaired(target):
+    os.replace(target, target.with_name(".epoch_0.replaced"))  # and then the power failed
+    recover_folders(target.parent)
+    assert (target / "file").read_text() == "old"
+
+
+def test_a_crash_while_writing_is_cleared_away_by_the_next_write(target):
+    leftover = target.with_name(".epoch_0.building")
+    leftover.mkdir()
+    (leftover / "other").write_text("half")
+    fill(target, "new")
+    assert [path.name for path in target.iterdir()] == ["file"]
+    assert [path.name for path in target.parent.iterdir()] == ["epoch_0"]
