@@ -97,17 +97,14 @@ class Reader:
         return smart_resize(image.height, image.width, **{**self.limits, **own})
 
     def _limited(self, part: dict[str, Any]) -> dict[str, Any]:
-        """A picture with limits of its own (Qwen's "min_pixels", "max_pixels") resized to them."""
+        """An image with limits of its own (Qwen's "min_pixels", "max_pixels") resized to them.
+
+        The transform takes it as it is: the row's limits go before the tokenizer's.
+        """
         if part["type"] != "image" or not any(name in part for name in LIMITS):
             return part
-        height, width = self._resized_size(part)
-        low, high = self.limits["min_pixels"], self.limits["max_pixels"]
-        if not low <= height * width <= high:
-            raise ValueError(
-                f"an image's own limits make it {height * width} pixels, but the tokenizer's are "
-                f"{low} to {high} and would resize it again; widen those"
-            )
-        return {"type": "image", "content": resized(part["content"], height, width)}
+        pixels = resized(part["content"], *self._resized_size(part))
+        return {"type": "image", "content": pixels, "resized": True}
 
 
 def _parts(turns: list[Turn], kind: str) -> list[dict[str, Any]]:

@@ -325,6 +325,30 @@ class Qwen25VLImageTransform:
         """
         image = as_pixels(sample["image"])
         height, width = smart_resize(*size(image), factor=self.patchify.factor, **self.limits)
+        return {**sample, **self._patches(image, height, width)}
+
+    def of_resized(self, image: Any) -> dict[str, Any]:
+        """Make patches of an image that is resized already; the pixel limits do not apply to it.
+
+        Args:
+            image: a PIL image, uint8 tensor or uint8 array, both sides multiples of 28
+
+        Returns:
+            "pixel_values" [p, c * t * s * s] and "image_grid_thw", int64 [1, 3].
+
+        Raises:
+            ValueError: if it is no image that can be read (`as_pixels`), or a side is no multiple.
+        """
+        image, factor = as_pixels(image), self.patchify.factor
+        height, width = size(image)
+        if height % factor or width % factor or not height * width:
+            raise ValueError(
+                f"an image that is resized already has sides that are multiples of {factor}, got "
+                f"{height} x {width}; resize it to what smart_resize says, or do not mark it"
+            )
+        return self._patches(image, height, width)
+
+    def _patches(self, image: Image.Image | Tensor, height: int, width: int) -> dict[str, Any]:
         frame = resized_rgbx(image, height, width)
         pixel_values, grid_thw = self.patchify([frame], 1, height, width)
-        return {**sample, "pixel_values": pixel_values, "image_grid_thw": grid_thw}
+        return {"pixel_values": pixel_values, "image_grid_thw": grid_thw}

@@ -7,7 +7,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, compress
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -64,15 +64,20 @@ class Qwen25VLTransform(Transform):
 
     It is the `tokenizer` of a torchtune recipe: it tokenizes, decodes and knows the ids a recipe
     asks for. Content parts of a message are `{"type": "text", "content": str}`,
-    `{"type": "image", "content": PIL image or uint8 tensor}` and
+    `{"type": "image", "content": PIL image, uint8 tensor or uint8 array}` and
     `{"type": "video", "content": frames}`, the last with what else `Qwen25VLVideoTransform` reads.
+
+    An image part with `"resized": True` holds pixels that are resized already, for example by a
+    worker process: its sides are multiples of 28, no pixel limit applies, and it is turned into
+    patches as it is.
 
     A sample longer than `max_seq_len` is never cut inside a turn or an image. `over_long` says what
     becomes of it:
 
         "error"          ValueError (the default)
         "shrink_images"  the largest `max_pixels` for all its images with which it fits, not under
-                         `min_pixels`; videos stay as they are; ValueError where that is not enough
+                         `min_pixels`; videos, and images that are resized already, stay as they
+                         are; ValueError where that is not enough
         "truncate"       its first turns, up to the last answer that fits; ValueError where none of
                          them is trained on, or an answer is asked for (`inference`)
         "skip"           SkipSample, a ValueError for the reader of the data to catch and count
@@ -182,7 +187,10 @@ class Qwen25VLTransform(Transform):
             video = self.video_transform({**part, "video": part["content"]})
             seconds = float(video["second_per_grid_ts"])
             return _Medium(video["pixel_values_videos"], video["video_grid_thw"], seconds)
-        image = image_transform({"image": part["content"]})
+        if part.get("resized"):
+            image = image_transform.of_resized(part["content"])
+        else:
+            image = image_transform({"image": part["content"]})
         return _Medium(image["pixel_values"], image["image_grid_thw"])
 
     def _tokenize(self, chat: _Chat) -> tuple[list[int], list[bool]]:
@@ -213,25 +221,30 @@ class Qwen25VLTransform(Transform):
     def _shrunk(self, chat: _Chat, length: int, too_long: str) -> _Chat:
         """The conversation with its images as large as they may be, found by bisection."""
         parts = media_parts(chat.messages)
-        sizes = [size(as_pixels(part["content"])) for part in parts if part["type"] == "image"]
-        fixed = length - sum(m.num_placeholders for m in chat.media if m.seconds is None)
+        shrinks = [part["type"] == "image" and not part.get("resized") for part in parts]
+        sizes = [size(as_pixels(part["content"])) for part in compress(parts, shrinks)]
+        in_media = sum(medium.num_placeholders for medium in chat.media)
+        shrinkable = sum(medium.num_placeholders for medium in compress(chat.media, shrinks))
 
         def shrunk_length(max_pixels: int) -> int:
             limits = {"min_pixels": self.min_pixels, "max_pixels": max_pixels}
             resized = [smart_resize(*hw, factor=FACTOR, **limits) for hw in sizes]
-            return fixed + sum(height * width // FACTOR**2 for height, width in resized)
+            return (
+                length - shrinkable + sum(height * width // FACTOR**2 for height, width in resized)
+            )
 
         choices = range(self.min_pixels, self.max_pixels + 1, FACTOR**2)
         fitting = bisect_right(choices, self._limit, key=shrunk_length)
         if fitting == 0:
             raise ValueError(
                 f"{too_long}, and {shrunk_length(self.min_pixels)} with all images at min_pixels = "
-                f"{self.min_pixels}; raise max_seq_len, or leave the sample out"
+                f"{self.min_pixels}; raise max_seq_len, or leave the sample out: videos and images "
+                f"that are resized already, {in_media - shrinkable} tokens, cannot be shrunk"
             )
         transform = self._image_transform(choices[fitting - 1])
         media = [
-            medium if part["type"] == "video" else self._read(part, transform)
-            for part, medium in zip(parts, chat.media, strict=True)
+            self._read(part, transform) if shrink else medium
+            for part, medium, shrink in zip(parts, chat.media, shrinks, strict=True)
         ]
         return replace(chat, media=media)
 
