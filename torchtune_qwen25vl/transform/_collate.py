@@ -3,7 +3,7 @@
 Both return keyword arguments of the model, and the labels for the loss:
 
     tokens     [b, s]
-    labels     [b, s]
+    labels     [b, s], where the samples have them
     input_pos  [b, s, 3]
     mask       [b, s, s], True where a query (row) may attend to a key (column); left padded or
                packed only: right padding needs none, as the causal order hides it
@@ -50,16 +50,17 @@ def padded_collate(
         cp_degree: devices that share one row; only 1 is possible
 
     Raises:
-        ValueError: where a sample lacks a field, or `cp_degree` is over 1.
+        ValueError: where a sample lacks a field, some samples have labels and others none, or
+            `cp_degree` is over 1.
     """
     _refuse_context_parallel(cp_degree)
-    rows = [_row(sample) for sample in batch]
+    rows = _rows(batch)
     lengths = torch.tensor([len(row["tokens"]) for row in rows])  # [b]
     width = round_up(int(lengths.max()), pad_to_multiple_of)
     fills = {"tokens": padding_idx, "labels": ignore_idx, "input_pos": 0}
     collated: dict[str, Any] = {
-        name: torch.stack([_pad(row[name], width, fill, padding_side) for row in rows])
-        for name, fill in fills.items()
+        name: torch.stack([_pad(row[name], width, fills[name], padding_side) for row in rows])
+        for name in rows[0]
     }
     if padding_side == "left":
         collated["mask"] = _left_padded_mask(lengths, width)
@@ -90,19 +91,21 @@ def packed_collate(
         cp_degree: devices that share one row; only 1 is possible
 
     Raises:
-        ValueError: where a sample lacks a field, or `cp_degree` is over 1.
+        ValueError: where a sample lacks a field, some samples have labels and others none, or
+            `cp_degree` is over 1.
     """
     _refuse_context_parallel(cp_degree)
-    rows = [_row(sample) for sample in batch]
+    rows = _rows(batch)
     for row in rows:
-        row["labels"] = row["labels"].clone()
-        row["labels"][0] = ignore_idx
+        if "labels" in row:
+            row["labels"] = row["labels"].clone()
+            row["labels"][0] = ignore_idx
     lengths = [len(row["tokens"]) for row in rows]
     width = round_up(sum(lengths), pad_to_multiple_of)
     fills = {"tokens": padding_idx, "labels": ignore_idx, "input_pos": 0}
     collated: dict[str, Any] = {
-        name: _pad(torch.cat([row[name] for row in rows]), width, fill, "right").unsqueeze(0)
-        for name, fill in fills.items()
+        name: _pad(torch.cat([row[name] for row in rows]), width, fills[name], "right")[None]
+        for name in rows[0]
     }
     if dense_mask:
         collated["mask"] = _block_causal_mask([*lengths, width - sum(lengths)])
@@ -124,11 +127,27 @@ def packed_collate_labelled(
 
 
 def _labelled(batch: dict[str, Any], ignore_idx: int) -> dict[str, Any]:
+    if "labels" not in batch:
+        raise ValueError(
+            "the rows whose logits are read are those with labels, but the samples have none "
+            "(inference=True makes none); use padded_collate or packed_collate"
+        )
     return batch | {"output_mask": labelled_rows(batch["labels"], ignore_idx)}
 
 
-def _row(sample: Sample) -> dict[str, Tensor]:
-    fields = ("tokens", "labels", "input_pos")
+def _rows(batch: Sequence[Sample]) -> list[dict[str, Tensor]]:
+    """The fields of each sample that become rows: tokens and input_pos, labels if all have them."""
+    labelled = sum("labels" in sample for sample in batch)
+    if labelled not in (0, len(batch)):
+        raise ValueError(
+            f"all samples of a batch have labels or none has, but {labelled} of {len(batch)} have; "
+            "samples made with inference=True have none"
+        )
+    fields = ("tokens", "labels", "input_pos") if labelled else ("tokens", "input_pos")
+    return [_row(sample, fields) for sample in batch]
+
+
+def _row(sample: Sample, fields: Sequence[str]) -> dict[str, Tensor]:
     if missing := [name for name in fields if name not in sample]:
         raise ValueError(
             f"a sample needs {', '.join(fields)}, this one lacks {', '.join(missing)}; it should "

@@ -157,7 +157,7 @@ class Qwen25VLTransform(Transform):
             the rest of `sample`, and
                 "tokens" int64 [s]
                 "mask" bool [s], True where a token is not trained on
-                "labels" int64 [s], the tokens trained on, not shifted
+                "labels" int64 [s], the tokens trained on, not shifted; not with `inference`
                 "input_pos" int64 [s, 3]
                 "encoder_input" {"vision": {"pixel_values": [p, 1176], "grid_thw": int64 [i, 3]}},
                     images and videos in the order of the conversation, where it has any
@@ -173,7 +173,10 @@ class Qwen25VLTransform(Transform):
         if len(tokens) > self._limit:
             chat = self._fitted(chat, len(tokens))
             tokens, mask = self._tokenize(chat)
-        return rest | self._tensors(tokens, mask, chat.media)
+        made = self._tensors(tokens, mask, chat.media)
+        if not inference:
+            made["labels"] = made["tokens"].masked_fill(made["mask"], CROSS_ENTROPY_IGNORE_IDX)
+        return rest | made
 
     @property
     def _limit(self) -> float:
@@ -270,13 +273,12 @@ class Qwen25VLTransform(Transform):
     def _tensors(
         self, tokens: list[int], mask: list[bool], media: Sequence[_Medium]
     ) -> dict[str, Any]:
-        row, untrained = torch.tensor(tokens), torch.tensor(mask)
+        row = torch.tensor(tokens)
         images = [medium.grid_thw for medium in media if medium.seconds is None]
         videos = [medium.grid_thw for medium in media if medium.seconds is not None]
         tensors: dict[str, Any] = {
             "tokens": row,
-            "mask": untrained,
-            "labels": row.masked_fill(untrained, CROSS_ENTROPY_IGNORE_IDX),
+            "mask": torch.tensor(mask),
             "input_pos": mrope_position_ids(
                 row.unsqueeze(0),
                 torch.cat(images) if images else None,
