@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
-from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 from tqdm import tqdm
 
+from torchtune_qwen25vl._torchtune import labelled_rows
 from torchtune_qwen25vl.data._dataset import SampleDataset
 from torchtune_qwen25vl.transform import SkipSample
 
@@ -70,17 +73,11 @@ def check_rows(dataset: SampleDataset, *, num_workers: int) -> tuple[list[Sound]
     return sound, bad
 
 
-def trained_tokens(sample: dict[str, Any]) -> np.ndarray:
-    """Which tokens of a sample its labels ask for, bool [s], shifted labels or not.
-
-    torchtune 0.6.1 shifts labels in its recipes, later versions in the dataset.
-    """
-    tokens, labels = np.asarray(sample["tokens"]), np.asarray(sample["labels"])
-    at = np.flatnonzero(labels != CROSS_ENTROPY_IGNORE_IDX)
-    shift = int((tokens[at] != labels[at]).any())
-    trained = np.zeros(len(tokens), dtype=bool)
-    trained[at + shift] = True
-    return trained
+def trained_tokens(sample: dict[str, Any]) -> Tensor:
+    """Return which tokens of a dataset's sample are trained on, bool [s]."""
+    labels = torch.as_tensor(np.asarray(sample["labels"]))
+    predicting = labelled_rows(labels.unsqueeze(0))[0]  # each the token after it
+    return F.pad(predicting[:-1], (1, 0))
 
 
 def _records(dataset: SampleDataset, num_workers: int) -> Iterator[Sound | Bad]:
