@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from tests.data_samples import picture
-from torchtune_qwen25vl.data import as_seen, load_image
+from torchtune_qwen25vl.media import load_image
 
 ORIENTED = {  # EXIF orientation: how the upright picture was turned before it was stored
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -88,7 +88,7 @@ def test_a_transparent_color_is_white(mode, key):
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV"])
 def test_other_modes_are_converted(mode):
     image = picture(6, 4).convert(mode)
-    equal(as_seen(image), image.convert("RGB"))
+    equal(load_image(image), image.convert("RGB"))
 
 
 def test_16_bit_greys_are_scaled_not_clipped():

@@ -13,7 +13,6 @@ Builder                   a row
 `python -m torchtune_qwen25vl.data check CONFIG` reads a whole set before it is trained on.
 """
 
-from torchtune_qwen25vl.data._boxes import boxes_to_original, boxes_to_resized
 from torchtune_qwen25vl.data._builders import (
     caption_dataset,
     caption_folder_dataset,
@@ -26,21 +25,15 @@ from torchtune_qwen25vl.data._builders import (
 )
 from torchtune_qwen25vl.data._dataset import SampleDataset
 from torchtune_qwen25vl.data._options import Options
-from torchtune_qwen25vl.media import as_seen, load_image, load_video
 
 __all__ = [
     "Options",
     "SampleDataset",
-    "as_seen",
-    "boxes_to_original",
-    "boxes_to_resized",
     "caption_dataset",
     "caption_folder_dataset",
     "coco_caption_dataset",
     "hf_dataset",
     "llava_dataset",
-    "load_image",
-    "load_video",
     "openai_dataset",
     "sharegpt_dataset",
     "swift_dataset",

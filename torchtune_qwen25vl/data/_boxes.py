@@ -35,25 +35,6 @@ def boxes_to_resized(text: str, size: Size, resized: Size) -> str:
     return _VALUE.sub(lambda found: found[1] + str(scale_box(_numbers(found), size, resized)), text)
 
 
-def boxes_to_original(text: str, size: Size, resized: Size) -> str:
-    """Rewrites every box and point of a model's answer in pixels of the original picture.
-
-    The inverse of `boxes_to_resized`. A model can answer anything: a box that reaches over the
-    border is cut there, and what is no list of 2 or 4 numbers stays as it is.
-
-    Args:
-        text: the answer.
-        size: of the original picture, EXIF orientation applied.
-        resized: of the picture that the model saw: `smart_resize` of `size`.
-    """
-
-    def restore(found: re.Match[str]) -> str:
-        box = _numbers(found)
-        return found[1] + str(_scale(box, resized, size)) if len(box) in (2, 4) else found[0]
-
-    return _VALUE.sub(restore, text)
-
-
 def scale_box(box: Sequence[float], size: Size, new_size: Size) -> list[int]:
     """Moves a box or a point of a data set from a picture of `size` to one of `new_size`.
 
@@ -72,7 +53,11 @@ def scale_box(box: Sequence[float], size: Size, new_size: Size) -> list[int]:
         )
     if len(box) == 4 and (box[0] > box[2] or box[1] > box[3]):
         raise ValueError(f"a box is [left, top, right, bottom], got {list(box)}")
-    return _scale(box, size, new_size)
+    scaled = []
+    for i, value in enumerate(box):
+        old, new = size[1 - i % 2], new_size[1 - i % 2]  # x along the width, y along the height
+        scaled.append(min(max(round(value * new / old), 0), new))
+    return scaled
 
 
 def move_boxes(texts: Sequence[str], sizes: Sequence[tuple[Size, Size]]) -> list[str]:
@@ -139,14 +124,6 @@ def _moved(box: Sequence[float], kind: str, size: Size, resized: Size) -> str:
     if kind == "norm1":
         box = [value * size[1 - i % 2] for i, value in enumerate(box)]
     return str(scale_box(box, size, resized))
-
-
-def _scale(box: Sequence[float], size: Size, new_size: Size) -> list[int]:
-    scaled = []
-    for i, value in enumerate(box):
-        old, new = size[1 - i % 2], new_size[1 - i % 2]  # x along the width, y along the height
-        scaled.append(min(max(round(value * new / old), 0), new))
-    return scaled
 
 
 def _numbers(found: re.Match[str]) -> list[float]:

@@ -26,6 +26,7 @@ from dataclasses import replace
 from typing import Any
 
 from torchtune_qwen25vl.data._conversation import Conversation, Turn
+from torchtune_qwen25vl.data._frames import SAMPLING
 from torchtune_qwen25vl.data._parse import calls_of, is_trained, listed, required, role_of, tools_of
 
 ROLES = {
@@ -39,7 +40,7 @@ TYPES = {"image": "image", "image_url": "image", "video": "video", "video_url": 
 SOURCES = ("path", "url", "base64")
 OPTIONS = {  # Qwen's, for one medium
     "image": ("min_pixels", "max_pixels"),
-    "video": ("fps", "num_frames", "min_frames", "max_frames"),
+    "video": SAMPLING,
 }
 REFUSED = ("resized_height", "resized_width", "total_pixels", "nframes", "video_start", "video_end")
 

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torchtune_qwen25vl.data._boxes import Size, move_boxes, name_objects
 from torchtune_qwen25vl.data._conversation import Conversation, Turn, to_messages
+from torchtune_qwen25vl.data._frames import SAMPLING, kept_frames, resampled_rate
 from torchtune_qwen25vl.data._options import Options
 from torchtune_qwen25vl.data._places import fill_places
-from torchtune_qwen25vl.media import SAMPLING, load_image, load_video, resampled_rate
+from torchtune_qwen25vl.media import load_image, load_video
 from torchtune_qwen25vl.transform import resized, smart_resize
 
 LIMITS = ("min_pixels", "max_pixels")
@@ -65,8 +67,8 @@ class Reader:
         if part["type"] == "video":
             own = {name: part[name] for name in SAMPLING if name in part}
             rate = {"fps": None, "num_frames": None} if "fps" in own or "num_frames" in own else {}
-            sampling = {**self.sampling, **rate, **own}
-            frames, fps = load_video(part["content"], sampling=sampling, root=self.root)
+            keep = partial(kept_frames, sampling={**self.sampling, **rate, **own})
+            frames, fps = load_video(part["content"], keep=keep, root=self.root)
             fps = resampled_rate(len(frames), fps, self.sampling)
             return {"type": "video", "content": frames, "fps": fps}
         return part

@@ -47,7 +47,7 @@ def load_image(
         return _decode(name, image, pixel_limit)
 
 
-def as_seen(image: Image.Image) -> Image.Image:
+def _as_seen(image: Image.Image) -> Image.Image:
     """Returns the picture a viewer shows: upright, 8 bits a channel, transparency on white, RGB.
 
     16-bit greys (modes I;16 and I) are scaled by 255 / 65535, so that one value is one grey in
@@ -93,7 +93,7 @@ def _decode(name: str, image: Image.Image, pixel_limit: int) -> Image.Image:
         )
     try:
         image.load()
-        return as_seen(image)
+        return _as_seen(image)
     except Exception as error:  # and a dozen more on damaged bodies
         raise ValueError(f"{name}: cannot be decoded ({error})") from error
 
