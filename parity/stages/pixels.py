@@ -11,7 +11,8 @@ from torch import Tensor
 
 from parity import photos, reference
 from parity.stages._stage import Measurement, Setting, Stage, max_error
-from torchtune_qwen25vl.transform._image import IMAGE_MEAN, IMAGE_STD, Qwen25VLImageTransform
+from torchtune_qwen25vl.transform._image import Qwen25VLImageTransform
+from torchtune_qwen25vl.transform._patches import IMAGE_MEAN, IMAGE_STD
 from torchtune_qwen25vl.transform._pixel_limits import read_pixel_limits
 from torchtune_qwen25vl.transform._video import Qwen25VLVideoTransform
 from torchtune_qwen25vl.weights._safetensors import find_weights

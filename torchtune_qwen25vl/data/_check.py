@@ -13,10 +13,7 @@ from tqdm import tqdm
 
 from torchtune_qwen25vl._torchtune import labelled_rows
 from torchtune_qwen25vl.data._dataset import SampleDataset
-from torchtune_qwen25vl.transform import SkipSample
-
-PATCH_PIXELS = 14 * 14
-PATCHES_PER_TOKEN = 4  # two by two patches become one placeholder
+from torchtune_qwen25vl.transform import PATCHES_PER_PLACEHOLDER, PLACEHOLDER_PIXELS, SkipSample
 
 
 @dataclass(frozen=True)
@@ -105,10 +102,10 @@ class _Checked(Dataset):
 def _measure(sample: dict[str, Any]) -> Sound:
     vision = sample.get("encoder_input", {}).get("vision")
     grids = vision["grid_thw"].tolist() if vision else []
-    patches = [t * h * w for t, h, w in grids]
+    placeholders = [t * h * w // PATCHES_PER_PLACEHOLDER for t, h, w in grids]
     return Sound(
         tokens=len(sample["tokens"]),
         labelled=int(trained_tokens(sample).sum()),
-        visual=sum(patches) // PATCHES_PER_TOKEN,
-        pixels=tuple(PATCH_PIXELS * count for count in patches),
+        visual=sum(placeholders),
+        pixels=tuple(PLACEHOLDER_PIXELS * count for count in placeholders),
     )

@@ -17,19 +17,14 @@ from torchtune.data import CROSS_ENTROPY_IGNORE_IDX, Message
 from torchtune.modules.transforms import Transform
 
 from torchtune_qwen25vl._position_ids import mrope_position_ids
-from torchtune_qwen25vl.transform._image import (
-    Qwen25VLImageTransform,
-    as_pixels,
-    size,
-    smart_resize,
-)
+from torchtune_qwen25vl.transform._geometry import PATCHES_PER_PLACEHOLDER, PLACEHOLDER_PIXELS
+from torchtune_qwen25vl.transform._image import Qwen25VLImageTransform, smart_resize
 from torchtune_qwen25vl.transform._pixel_limits import read_pixel_limits
+from torchtune_qwen25vl.transform._pixels import as_pixels, size
 from torchtune_qwen25vl.transform._tokenizer import Qwen25VLTokenizer, media_parts, turns
 from torchtune_qwen25vl.transform._video import Qwen25VLVideoTransform
 
 OVER_LONG = ("error", "shrink_images", "truncate", "skip")
-PATCHES_PER_PLACEHOLDER = 4
-FACTOR = 28  # pixels on each side of a placeholder
 
 
 class SkipSample(ValueError):
@@ -231,12 +226,14 @@ class Qwen25VLTransform(Transform):
 
         def shrunk_length(max_pixels: int) -> int:
             limits = {"min_pixels": self.min_pixels, "max_pixels": max_pixels}
-            resized = [smart_resize(*hw, factor=FACTOR, **limits) for hw in sizes]
+            resized = [smart_resize(*hw, **limits) for hw in sizes]
             return (
-                length - shrinkable + sum(height * width // FACTOR**2 for height, width in resized)
+                length
+                - shrinkable
+                + sum(height * width // PLACEHOLDER_PIXELS for height, width in resized)
             )
 
-        choices = range(self.min_pixels, self.max_pixels + 1, FACTOR**2)
+        choices = range(self.min_pixels, self.max_pixels + 1, PLACEHOLDER_PIXELS)
         fitting = bisect_right(choices, self._limit, key=shrunk_length)
         if fitting == 0:
             raise ValueError(

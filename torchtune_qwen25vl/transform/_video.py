@@ -13,15 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from torchtune_qwen25vl.transform._image import (
-    IMAGE_MEAN,
-    IMAGE_STD,
-    Patchify,
-    as_pixels,
-    resized_rgbx,
-    size,
-    smart_resize,
+from torchtune_qwen25vl.transform._geometry import (
+    PATCH_SIZE,
+    SPATIAL_MERGE_SIZE,
+    TEMPORAL_PATCH_SIZE,
 )
+from torchtune_qwen25vl.transform._image import smart_resize
+from torchtune_qwen25vl.transform._patches import IMAGE_MEAN, IMAGE_STD, Patchify
+from torchtune_qwen25vl.transform._pixels import as_pixels, resized_rgbx, size
 
 DEFAULT_FPS = {"hf": 24.0, "qwen_vl_utils": 2.0}
 """Rate that each way of sampling takes the kept frames to have where the video's is unknown."""
@@ -35,7 +34,7 @@ def sample_frames(
     source_fps: float | None = None,
     min_frames: int = 4,
     max_frames: int = 768,
-    temporal_patch_size: int = 2,
+    temporal_patch_size: int = TEMPORAL_PATCH_SIZE,
     sampling: Literal["hf", "qwen_vl_utils"] = "hf",
 ) -> Tensor:
     """Indices of the frames to keep: int64, a multiple of `temporal_patch_size` of them.
@@ -126,9 +125,9 @@ class Qwen25VLVideoTransform:
         min_frames: int = 4,
         max_frames: int = 768,
         sampling: Literal["hf", "qwen_vl_utils"] = "hf",
-        patch_size: int = 14,
-        merge_size: int = 2,
-        temporal_patch_size: int = 2,
+        patch_size: int = PATCH_SIZE,
+        merge_size: int = SPATIAL_MERGE_SIZE,
+        temporal_patch_size: int = TEMPORAL_PATCH_SIZE,
         image_mean: Sequence[float] = IMAGE_MEAN,
         image_std: Sequence[float] = IMAGE_STD,
         dtype: torch.dtype = torch.float32,
