@@ -13,7 +13,9 @@ Builder                   a row
 `python -m torchtune_qwen25vl.data check CONFIG` reads a whole set before it is trained on.
 """
 
-from torchtune_qwen25vl.data._builders import (
+from torchtune_qwen25vl.data._dataset import SampleDataset
+from torchtune_qwen25vl.data._options import Options
+from torchtune_qwen25vl.data.formats import (
     caption_dataset,
     caption_folder_dataset,
     coco_caption_dataset,
@@ -23,8 +25,6 @@ from torchtune_qwen25vl.data._builders import (
     sharegpt_dataset,
     swift_dataset,
 )
-from torchtune_qwen25vl.data._dataset import SampleDataset
-from torchtune_qwen25vl.data._options import Options
 
 __all__ = [
     "Options",

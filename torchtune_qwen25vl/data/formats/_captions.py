@@ -1,10 +1,9 @@
-"""Pictures with captions: tables, JSON lists, COCO's annotations, folders with .txt sidecars.
+"""Images with captions: tables, JSON lists, folders with .txt sidecars.
 
 Each caption is a row of its own: a picture with five of them is seen five times in an epoch, which
 uses all of them in an order that the sampler's seed alone decides.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from torchtune_qwen25vl.data._conversation import Conversation, Turn
-from torchtune_qwen25vl.data._parse import listed, required
+from torchtune_qwen25vl.data._dataset import SampleDataset, sample_dataset
+from torchtune_qwen25vl.data.formats._shared import listed, opened, required
 from torchtune_qwen25vl.media import EXTRA_FIELDS, SUFFIXES, JsonRows, Rows, json_texts
+from torchtune_qwen25vl.transform import Qwen25VLTransform
 
 PROMPT = "Describe this image."
 
@@ -75,24 +76,6 @@ class CaptionRows:
         return f"{self._rows.digest(self._row[index])}-{self._which[index]}"
 
 
-def coco_rows(source: str) -> JsonRows:
-    """Rows of COCO's `captions_*.json`: one for each annotation, in the file's order.
-
-    Raises:
-        ValueError: if the file has no images and annotations, or an annotation has no image.
-    """
-    content = json.loads(Path(source).read_text("utf-8"))
-    if not isinstance(content, dict) or not {"images", "annotations"} <= set(content):
-        raise ValueError(f"{source}: COCO captions hold 'images' and 'annotations'")
-    names = {image["id"]: image["file_name"] for image in content["images"]}
-    if strays := [note["id"] for note in content["annotations"] if note["image_id"] not in names]:
-        raise ValueError(f"{source}: annotations {strays[:5]} belong to none of its images")
-    rows = [
-        {"image": names[n["image_id"]], "caption": n["caption"]} for n in content["annotations"]
-    ]
-    return JsonRows(json_texts(rows))
-
-
 class FolderRows(JsonRows):
     """The pictures in a folder and its subfolders, by path, with the text of the .txt beside each.
 
@@ -120,3 +103,54 @@ class FolderRows(JsonRows):
         if not sidecar.is_file():
             raise ValueError(f"{row['image']} has no {sidecar.name} beside it")
         return {**row, "caption": sidecar.read_text("utf-8-sig").rstrip("\r\n")}
+
+
+def caption_dataset(
+    model_transform: Qwen25VLTransform,
+    *,
+    source: str,
+    image_column: str = "image",
+    caption_column: str = "caption",
+    prompt: str = PROMPT,
+    **options: Any,
+) -> SampleDataset:
+    """Pictures with a caption, or a list of captions each of which is a sample, in a table or list.
+
+    Args:
+        model_transform: the recipe's tokenizer.
+        source: a .csv or .tsv file with a header, a .jsonl or .json file, or another that
+            `open_rows` takes.
+        image_column: where the pictures are.
+        caption_column: where the captions are.
+        prompt: what the user asks, after the picture.
+        **options: `Options`, and arguments of ``datasets.load_dataset``.
+
+    Raises:
+        ValueError: if the source or an option cannot be; a bad row raises when it is read.
+    """
+    rows, common = opened(source, options)
+    parse = CaptionParser(prompt, image_column, caption_column)
+    rows = CaptionRows(rows, caption_column)
+    return sample_dataset(model_transform, rows, parse, source=source, **common)
+
+
+def caption_folder_dataset(
+    model_transform: Qwen25VLTransform,
+    *,
+    source: str,
+    prompt: str = PROMPT,
+    **options: Any,
+) -> SampleDataset:
+    """A folder of pictures, subfolders included, with a .txt of the same name beside each.
+
+    Args:
+        model_transform: the recipe's tokenizer.
+        source: the folder.
+        prompt: what the user asks, after the picture.
+        **options: `Options`.
+
+    Raises:
+        ValueError: if it holds no pictures or an option cannot be; a bad row raises when read.
+    """
+    rows, parse = FolderRows(source), CaptionParser(prompt)
+    return sample_dataset(model_transform, rows, parse, source=source, **options)

@@ -1,11 +1,19 @@
-"""Small steps that the formats share: fields, roles, placeholders in text, tools."""
+"""What the formats share: fields, roles, placeholders in text, tools, and how a dataset is built.
+
+The source of a dataset says where its rows are stored (`open_rows`), its builder how a row is laid
+out.
+"""
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from torchtune_qwen25vl.data._conversation import Turn
+from torchtune_qwen25vl.data._conversation import Conversation, Turn
+from torchtune_qwen25vl.data._dataset import SampleDataset, sample_dataset
+from torchtune_qwen25vl.data._options import OPTIONS
+from torchtune_qwen25vl.media import Rows, open_rows
+from torchtune_qwen25vl.transform import Qwen25VLTransform
 
 _PLACEHOLDER = r"<(image|video)>"
 
@@ -115,3 +123,20 @@ def tools_of(tools: Any) -> list[dict[str, Any]] | None:
 
 def _from_json(value: Any) -> Any:
     return json.loads(value) if isinstance(value, str) else value
+
+
+def conversations(
+    model_transform: Qwen25VLTransform,
+    source: str,
+    parse: Callable[[dict[str, Any]], Conversation],
+    options: Mapping[str, Any],
+) -> SampleDataset:
+    rows, common = opened(source, options)
+    return sample_dataset(model_transform, rows, parse, source=source, **common)
+
+
+def opened(source: str, options: Mapping[str, Any]) -> tuple[Rows, dict[str, Any]]:
+    """The rows, and those of the options that are `Options`."""
+    common = {name: value for name, value in options.items() if name in OPTIONS}
+    others = {name: value for name, value in options.items() if name not in OPTIONS}
+    return open_rows(source, **others), common
