@@ -72,7 +72,7 @@ def test_width_and_height_are_not_confused():
     ("box", "match"),
     [
         ([1, 2, 3], r"\[x1, y1, x2, y2\] and a point"),
-        ([0, 0, 102, 50], "reaches outside its picture, 100 wide and 50 high"),
+        ([0, 0, 102, 50], "reaches outside its image, 100 wide and 50 high"),
         ([-2, 0, 10, 10], "reaches outside"),
         ([30, 0, 20, 10], r"\[left, top, right, bottom\]"),
     ],

@@ -143,5 +143,5 @@ def test_a_folder_with_sidecars(tmp_path, shown):
     (tmp_path / "c.txt").unlink()
     refused(dataset, 1, r"c\.webp has no c\.txt beside it")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         caption_folder_dataset(transform(), source=str(tmp_path / "empty"))

@@ -1,4 +1,4 @@
-"""Readers of the public data formats, for torchtune's recipes and for the check command.
+"""Datasets of the public formats, for recipes and for the check command.
 
 Builder                   a row
 `llava_dataset`           conversations of from/value, beside image or video (LLaVA, QwenLM)

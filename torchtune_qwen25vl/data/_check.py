@@ -1,4 +1,4 @@
-"""Reads every row as training would, and keeps what it was or why it cannot be trained on."""
+"""Every row read as training would read it: what it was, or why it cannot be trained on."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ class Sound:
     """A row that can be trained on.
 
     Attributes:
-        tokens: in all.
-        labelled: tokens that are trained on.
-        visual: tokens that stand for images and videos.
-        pixels: of each image after resizing; of a video, of all its frame groups.
+        tokens: number of tokens, all kinds together
+        labelled: number of tokens that are trained on
+        visual: number of placeholders of images and videos
+        pixels: pixels of each image after resizing, and of all frame groups of each video
     """
 
     tokens: int
@@ -35,13 +35,13 @@ class Sound:
 
 @dataclass(frozen=True)
 class Bad:
-    """A row that cannot.
+    """A row that cannot be trained on.
 
     Attributes:
-        row: its number, counted from 0.
-        kind: "bad", or "skipped" where the transform was told to skip such rows.
-        error: what is wrong.
-        digest: name of its content, by which a changed row is noticed later.
+        row: number of the row, counted from 0
+        kind: "bad", or "skipped" where the transform was told to skip such rows
+        error: what is wrong with it
+        digest: name of its content, by which a changed row is noticed later
     """
 
     row: int
@@ -51,11 +51,11 @@ class Bad:
 
 
 def check_rows(dataset: SampleDataset, *, num_workers: int) -> tuple[list[Sound], list[Bad]]:
-    """Reads all rows of a dataset, with a progress bar.
+    """Read all rows of a dataset, with a progress bar.
 
     Args:
-        dataset: as a recipe would build it, none of its rows left out.
-        num_workers: processes that read; 0 reads in this one.
+        dataset: dataset as a recipe would build it, none of its rows left out
+        num_workers: number of processes that read; with 0, this one reads
     """
     sound: list[Sound] = []
     bad: list[Bad] = []

@@ -35,7 +35,7 @@ def resampled_rate(num_frames: int, fps: float, sampling: Mapping[str, Any]) -> 
 
     Args:
         num_frames: frames that were kept
-        fps: of these frames in each second
+        fps: frames in each second, of those kept
         sampling: arguments of `sample_frames`, as in `Qwen25VLVideoTransform.sampling`
 
     Raises:

@@ -1,4 +1,4 @@
-"""A row of any format -> the messages that Qwen25VLTransform takes, media decoded."""
+"""A row of any format to the messages that Qwen25VLTransform takes, media decoded."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -19,15 +19,15 @@ LIMITS = ("min_pixels", "max_pixels")
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads rows: parses, decodes media, moves boxes, checks. Called in dataloader workers.
+    """The reader of rows, called in dataloader workers: it parses, decodes, moves boxes, checks.
 
     Attributes:
-        parse: of one row, the format's own.
-        limits: "min_pixels" and "max_pixels" of the image transform.
-        sampling: of the video transform.
-        may_shrink: whether the transform may resize images further to make a sample fit.
-        root: folder that relative paths start from.
-        options: the user's.
+        parse: parser of the format, from a row to a conversation
+        limits: "min_pixels" and "max_pixels" of the image transform
+        sampling: sampling of the video transform
+        may_shrink: whether the transform may resize images further to make a sample fit
+        root: folder that relative paths start from
+        options: options of the user
     """
 
     parse: Callable[[dict[str, Any]], Conversation]
@@ -38,7 +38,7 @@ class Reader:
     options: Options
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Makes {"messages": [Message, ...]}, and "tools" where the row has some.
+        """Make {"messages": [Message, ...]} of a row, and "tools" where it has some.
 
         Raises:
             ValueError: for whatever is wrong with the row.
@@ -74,7 +74,7 @@ class Reader:
         return part
 
     def _boxed(self, turns: list[Turn], objects: Mapping[str, Any] | None) -> list[Turn]:
-        """Turns with the boxes in their texts in resized pixels."""
+        """Move the boxes in the texts of the turns to resized pixels."""
         if not objects and self.options.boxes == "resized":
             return turns
         sizes = [
@@ -99,7 +99,7 @@ class Reader:
         return smart_resize(image.height, image.width, **{**self.limits, **own})
 
     def _limited(self, part: dict[str, Any]) -> dict[str, Any]:
-        """An image with limits of its own (Qwen's "min_pixels", "max_pixels") resized to them.
+        """Resize an image with limits of its own (Qwen's "min_pixels", "max_pixels") to them.
 
         The transform takes it as it is: the row's limits go before the tokenizer's.
         """

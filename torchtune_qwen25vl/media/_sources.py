@@ -1,4 +1,4 @@
-"""Where a picture or a film lies: a path, bytes, a data URL, or the dict that `datasets` keeps."""
+"""Where an image or video lies: a path, bytes, a data URL, or the dict that `datasets` keeps."""
 
 import base64
 import binascii
@@ -14,12 +14,12 @@ _REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
 def locate(source: Any, root: Path | None = None) -> tuple[str, Path | bytes]:
-    """Turns any accepted source into a name for messages and either a file or its bytes.
+    """Turn any accepted source into a name for messages and either a file or its bytes.
 
     Args:
-        source: a path (``str`` or path-like), a ``file://`` URL, a base64 ``data:`` URL, ``bytes``,
-            or a ``{"bytes": ..., "path": ...}`` mapping as `datasets` stores media.
-        root: folder that relative paths start from; None allows absolute paths only.
+        source: a path (`str` or path-like), a `file://` URL, a base64 `data:` URL, `bytes`,
+            or a `{"bytes": ..., "path": ...}` mapping as `datasets` stores media
+        root: folder that relative paths start from; None allows absolute paths only
 
     Raises:
         ValueError: if the source is of another kind, is a remote URL, or names no file.

@@ -1,4 +1,4 @@
-"""Video files -> the frames a transform keeps, decoded without ever holding the others.
+"""Video files to the frames that are kept, decoded without ever holding the others.
 
 Needs PyAV, the optional extra `video`.
 """
@@ -61,7 +61,7 @@ def _kept(name: str, keep: Keep, total: int, fps: float) -> Sequence[int]:
 
 
 def _count(av: Any, name: str, file: Path | bytes) -> tuple[int, float]:
-    """Frames that will be shown, counted without decoding them, and frames per second."""
+    """Count the frames that will be shown, without decoding them; return it with their rate."""
     with _opened(av, file) as container:
         stream = container.streams.video[0]
         packets = [packet for packet in container.demux(stream) if packet.size]
@@ -74,7 +74,7 @@ def _count(av: Any, name: str, file: Path | bytes) -> tuple[int, float]:
 
 
 def _decode(av: Any, file: Path | bytes, kept: set[int]) -> tuple[dict[int, Image.Image], int]:
-    """The frames to be kept by their number, and how many there are in all."""
+    """Decode the frames to be kept, by their number; return them and how many there are in all."""
     frames, seen = {}, 0
     with _opened(av, file) as container:
         for frame in container.decode(video=0):

@@ -35,18 +35,18 @@ def padded_collate(
     pad_to_multiple_of: int = 1,
     cp_degree: int = 1,
 ) -> dict[str, Any]:
-    """A batch with one row for each sample, padded to the longest.
+    """Make a batch with one row for each sample, padded to the longest.
 
     Labels are laid out as they come: torchtune 0.6.1 shifts them in its recipes, its development
     version in its dataset.
 
     Args:
-        batch: what `Qwen25VLTransform` returns, with the labels torchtune's dataset made or its own
+        batch: samples of `Qwen25VLTransform`, with the labels torchtune's dataset made or its own
         padding_idx: token at padding, `tokenizer.pad_id`
         ignore_idx: label at padding
-        padding_side: "right" to train, "left" to generate; "left" adds a mask, in which a padding
+        padding_side: "right" to train, or "left" to generate, which adds a mask in which a padding
             token attends to itself
-        pad_to_multiple_of: the length of the rows is a multiple of this
+        pad_to_multiple_of: number of which the length of the rows is a multiple
         cp_degree: devices that share one row; only 1 is possible
 
     Raises:
@@ -76,18 +76,18 @@ def packed_collate(
     dense_mask: bool = True,
     cp_degree: int = 1,
 ) -> dict[str, Any]:
-    """A batch of one row that holds all samples, none of which sees another.
+    """Make a batch of one row that holds all samples, none of which sees another.
 
     Every sample keeps its own positions. Its first label is dropped: torchtune 0.6.1 shifts labels
     along the whole row, and would ask the last token of the sample before to predict it. In a
     conversation nothing is lost, as its first tokens are a header.
 
     Args:
-        batch: what `Qwen25VLTransform` returns, with the labels torchtune's dataset made or its own
+        batch: samples of `Qwen25VLTransform`, with the labels torchtune's dataset made or its own
         padding_idx: token at padding, `tokenizer.pad_id`
         ignore_idx: label at padding
-        pad_to_multiple_of: the length of the row is a multiple of this; padding sees itself only
-        dense_mask: make the mask [1, s, s]; without it the caller tells samples apart otherwise
+        pad_to_multiple_of: number of which the length of the row is a multiple; padding sees itself
+        dense_mask: whether to make the mask [1, s, s]; without it the caller tells samples apart
         cp_degree: devices that share one row; only 1 is possible
 
     Raises:
@@ -115,14 +115,14 @@ def packed_collate(
 def padded_collate_labelled(
     batch: Sequence[Sample], padding_idx: int, ignore_idx: int = CROSS_ENTROPY_IGNORE_IDX, **kw: Any
 ) -> dict[str, Any]:
-    """`padded_collate` that asks the model for labelled rows only; for `LabelledRowsLoss`."""
+    """Do as `padded_collate`, and ask the model for labelled rows only, for `LabelledRowsLoss`."""
     return _labelled(padded_collate(batch, padding_idx, ignore_idx, **kw), ignore_idx)
 
 
 def packed_collate_labelled(
     batch: Sequence[Sample], padding_idx: int, ignore_idx: int = CROSS_ENTROPY_IGNORE_IDX, **kw: Any
 ) -> dict[str, Any]:
-    """`packed_collate` that asks the model for labelled rows only; for `LabelledRowsLoss`."""
+    """Do as `packed_collate`, and ask the model for labelled rows only, for `LabelledRowsLoss`."""
     return _labelled(packed_collate(batch, padding_idx, ignore_idx, **kw), ignore_idx)
 
 
@@ -136,7 +136,7 @@ def _labelled(batch: dict[str, Any], ignore_idx: int) -> dict[str, Any]:
 
 
 def _rows(batch: Sequence[Sample]) -> list[dict[str, Tensor]]:
-    """The fields of each sample that become rows: tokens and input_pos, labels if all have them."""
+    """Return the fields of each sample that become rows, with labels if all samples have them."""
     labelled = sum("labels" in sample for sample in batch)
     if labelled not in (0, len(batch)):
         raise ValueError(
@@ -165,6 +165,7 @@ def _pad(values: Tensor, width: int, fill: int, side: str) -> Tensor:
 
 
 def round_up(length: int, multiple: int) -> int:
+    """Round a length up to a multiple."""
     return -(-length // multiple) * multiple
 
 

@@ -34,7 +34,7 @@ def smart_resize(
     min_pixels: int = 3136,
     max_pixels: int = 1003520,
 ) -> tuple[int, int]:
-    """Height and width to resize to: multiples of `factor` within the pixel limits, shape kept.
+    """Return the size to resize to: multiples of `factor` within the pixel limits, shape kept.
 
     Halves round to even: 42 and 70 both become 56. Where the rounded size leaves the limits, both
     sides are scaled by one number and rounded inwards. The result can still miss limits that are
@@ -44,7 +44,7 @@ def smart_resize(
     half a `factor`, qwen-vl-utils gives another answer.
 
     Raises:
-        ValueError: if not ``0 < min_pixels <= max_pixels``, if a side is zero, or if one side is
+        ValueError: if not `0 < min_pixels <= max_pixels`, if a side is zero, or if one side is
             more than 200 times the other.
     """
     if not 0 < min_pixels <= max_pixels:
@@ -81,17 +81,17 @@ class Qwen25VLImageTransform:
     `torchtune_qwen25vl.data` sees to both when it reads a file.
 
     Args:
-        min_pixels: images of fewer pixels are enlarged; published checkpoints say 3136.
-        max_pixels: images of more pixels are shrunk; published checkpoints say 12845056.
-        patch_size: pixels on each side of a patch.
-        merge_size: patches on each side of a placeholder.
-        temporal_patch_size: frames in a patch; an image is repeated to fill them.
-        image_mean: of each channel, where full intensity is 1.
-        image_std: of each channel, where full intensity is 1.
-        dtype: of the patches; the arithmetic is float32 in any case.
+        min_pixels: pixels under which an image is enlarged; published checkpoints say 3136
+        max_pixels: pixels over which an image is shrunk; published checkpoints say 12845056
+        patch_size: pixels on each side of a patch
+        merge_size: patches on each side of a placeholder
+        temporal_patch_size: frames in a patch; an image is repeated to fill them
+        image_mean: mean of each channel, where full intensity is 1
+        image_std: standard deviation of each channel, where full intensity is 1
+        dtype: dtype of the patches; the arithmetic is float32 in any case
 
     Raises:
-        ValueError: if not ``0 < min_pixels <= max_pixels``.
+        ValueError: if not `0 < min_pixels <= max_pixels`.
     """
 
     def __init__(
@@ -118,10 +118,10 @@ class Qwen25VLImageTransform:
         smart_resize(1, 1, **self.limits)  # refuses bad limits now
 
     def __call__(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """Adds the patches of the image under "image": a PIL image, uint8 tensor or uint8 array.
+        """Add the patches of the image under "image": a PIL image, uint8 tensor or uint8 array.
 
         Returns:
-            the sample with "pixel_values" [p, c * t * s * s] and "image_grid_thw", int64 [1, 3].
+            The sample with "pixel_values" [p, c * t * s * s] and "image_grid_thw", int64 [1, 3].
 
         Raises:
             ValueError: if it is no image that can be read (`as_pixels`) or has no size that can be

@@ -22,19 +22,19 @@ WORK_BYTES = 1 << 20  # of floats, worked on at once: few enough to stay in the 
 
 
 class Patchify:
-    """Frames of one size -> normalised patches in block order.
+    """The cutter of frames of one size into normalised patches in block order.
 
     The `merge_size` x `merge_size` patches that become one placeholder are neighbours; a patch
     holds its values as [c, t, s, s]. The last frame is repeated where `temporal_patch_size` asks
     for more frames: an image fills both halves of its patches.
 
     Args:
-        patch_size: pixels on each side of a patch.
-        merge_size: patches on each side of a placeholder.
-        temporal_patch_size: frames in a patch.
-        image_mean: of each channel, where full intensity is 1.
-        image_std: of each channel, where full intensity is 1.
-        dtype: of the patches; the arithmetic is float32 in any case.
+        patch_size: pixels on each side of a patch
+        merge_size: patches on each side of a placeholder
+        temporal_patch_size: frames in a patch
+        image_mean: mean of each channel, where full intensity is 1
+        image_std: standard deviation of each channel, where full intensity is 1
+        dtype: dtype of the patches; the arithmetic is float32 in any case
     """
 
     def __init__(
@@ -56,13 +56,13 @@ class Patchify:
 
     @property
     def factor(self) -> int:
-        """Pixels on each side of a placeholder."""
+        """Return the pixels on each side of a placeholder."""
         return self.patch_size * self.merge_size
 
     def __call__(
         self, frames: Iterable[Tensor], num_frames: int, height: int, width: int
     ) -> tuple[Tensor, Tensor]:
-        """Of uint8 frames [3 or 4, h, w]: patches [p, 3 * t * s * s] and `grid_thw`, int64 [1, 3].
+        """Cut uint8 frames [3 or 4, h, w] into patches [p, 3 * t * s * s] of a grid, [1, 3].
 
         The frames come one at a time, `num_frames` of them; a fourth channel is not read.
         """
@@ -76,7 +76,7 @@ class Patchify:
         return patches, torch.tensor([grid])
 
     def _write(self, frame: Tensor, blocks: Tensor) -> None:
-        """Writes a frame [3 or 4, h, w] into [g_h / m, g_w / m, m, m, 3, t, s, s], t times over."""
+        """Write a frame [3 or 4, h, w] into [g_h / m, g_w / m, m, m, 3, t, s, s], t times over."""
         s, m = self.patch_size, self.merge_size
         mean, std = _row(self.mean, frame), _row(self.std, frame)
         for rows in strips(len(blocks), WORK_BYTES // (4 * frame[:, : s * m].numel())):
@@ -87,13 +87,13 @@ class Patchify:
 
 
 def _in_blocks(strip: Tensor, m: int, s: int) -> Tensor:
-    """A strip [3, h, w] as [h / (m * s), w / (m * s), m, m, 3, s, s], contiguous."""
+    """Return a strip [3, h, w] as [h / (m * s), w / (m * s), m, m, 3, s, s], contiguous."""
     parts = strip.unflatten(2, (-1, m, s)).unflatten(1, (-1, m, s))
     return parts.permute(1, 4, 2, 5, 0, 3, 6).contiguous()
 
 
 def _row(values: Tensor, frame: Tensor) -> Tensor:
-    """A value per channel as a row [3 or 4, 1, w], in the memory order in which the frame lies."""
+    """Return a value per channel as a row [3 or 4, 1, w], in the memory order of the frame."""
     row = torch.ones_like(frame[:, :1], dtype=torch.float32)
     row[:3] = values
     return row

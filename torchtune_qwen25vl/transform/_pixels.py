@@ -23,7 +23,7 @@ READ_BYTES = 1 << 20  # of an image, read at once
 
 
 def as_pixels(image: Any, *, channels: Sequence[int] = (1, 3, 4)) -> Image.Image | Tensor:
-    """The image as PIL image, or as uint8 view [c, h, w] of the tensor or array.
+    """Return the image as PIL image, or as uint8 view [c, h, w] of the tensor or array.
 
     The channel axis is the first one if its length is one of `channels`, else the last one
     (`infer_channel_dimension_format` of transformers).
@@ -61,19 +61,19 @@ def as_pixels(image: Any, *, channels: Sequence[int] = (1, 3, 4)) -> Image.Image
 
 
 def size(image: Image.Image | Tensor) -> tuple[int, int]:
-    """Height and width in pixels."""
+    """Return height and width in pixels."""
     if isinstance(image, Image.Image):
         return image.height, image.width
     return image.shape[1], image.shape[2]
 
 
 def resized(image: Image.Image | Tensor, height: int, width: int) -> Tensor:
-    """The image as RGB of this size, uint8 [3, height, width]."""
+    """Resize an image to RGB of this size, uint8 [3, height, width]."""
     return resized_rgbx(image, height, width)[:3]
 
 
 def resized_rgbx(image: Image.Image | Tensor, height: int, width: int) -> Tensor:
-    """The image as RGB of this size, uint8 [3 or 4, height, width]; a fourth channel is unused.
+    """Resize an image to RGB of this size, uint8 [3 or 4, height, width], the fourth unused.
 
     The uint8 resize of torch rounds to uint8 between its horizontal and its vertical pass, so that
     the passes can be run apart: the horizontal one strip by strip while the image is being read.
@@ -93,7 +93,7 @@ def resized_rgbx(image: Image.Image | Tensor, height: int, width: int) -> Tensor
 
 
 def _is_ready(image: Tensor, height: int, width: int) -> bool:
-    """Whether this is RGB that lies as the resize likes it, or needs none."""
+    """Return whether this is RGB that lies as the resize likes it, or needs none."""
     return len(image) == 3 and (image.stride(0) == 1 or size(image) == (height, width))
 
 
@@ -110,7 +110,7 @@ def strips(length: int, step: int) -> Iterator[slice]:
 
 
 def _rgbx(image: Image.Image | Tensor, rows: slice) -> Tensor:
-    """These rows as RGB with transparency laid on white, uint8 [4, r, w], channels last."""
+    """Return these rows as RGB, transparency laid on white, uint8 [4, r, w], channels last."""
     if isinstance(image, Image.Image):
         return _memory(_pillow_rgb(image.crop((0, rows.start, image.width, rows.stop))))
     pixels = image[:, rows]  # [c, r, w]
@@ -131,7 +131,7 @@ def _pillow_rgb(image: Image.Image) -> Image.Image:
 
 
 def _memory(image: Image.Image) -> Tensor:
-    """The memory of an RGB image, uint8 [4, h, w]; a copy where Pillow keeps it in pieces."""
+    """Return the memory of an RGB image, uint8 [4, h, w], or a copy of its pieces."""
     try:
         flat = torch.from_dlpack(pyarrow.array(image).flatten())
     except ValueError:  # so Pillow says that the rows do not follow each other

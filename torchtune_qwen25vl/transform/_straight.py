@@ -43,7 +43,7 @@ def straight_patches(
 
 
 def _rgb(image: Image.Image | Tensor) -> Tensor:
-    """The image as RGB with transparency laid on white, uint8 [3, h, w]."""
+    """Return the image as RGB with transparency laid on white, uint8 [3, h, w]."""
     if isinstance(image, Image.Image):
         if "A" in image.getbands() or image.info.get("transparency") is not None:
             white = Image.new("RGBA", image.size, "white")

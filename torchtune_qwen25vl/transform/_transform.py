@@ -37,7 +37,7 @@ class _Medium:
 
     pixel_values: Tensor  # [p, 1176]
     grid_thw: Tensor  # [1, 3]
-    seconds: float | None = None  # between two frame groups of a video
+    seconds: float | None = None  # from one frame group of a video to the next
 
     @property
     def num_placeholders(self) -> int:
@@ -55,7 +55,7 @@ class _Chat:
 
 
 class Qwen25VLTransform(Transform):
-    """torchtune messages with images and videos to one sample of tensors.
+    """The transform from torchtune messages with images and videos to one sample of tensors.
 
     It is the `tokenizer` of a torchtune recipe: it tokenizes, decodes and knows the ids a recipe
     asks for. Content parts of a message are `{"type": "text", "content": str}`,
@@ -81,7 +81,7 @@ class Qwen25VLTransform(Transform):
         path: `tokenizer.json`, or `vocab.json` together with `merges_file`
         merges_file: `merges.txt`, where `path` is a `vocab.json`
         max_seq_len: most tokens a sample may have; None for no limit
-        over_long: what becomes of a longer sample
+        over_long: treatment of a longer sample
         min_pixels: images of fewer pixels are enlarged
         max_pixels: images of more pixels are shrunk; a placeholder stands for 784 pixels
         video: arguments of `Qwen25VLVideoTransform`
@@ -116,7 +116,7 @@ class Qwen25VLTransform(Transform):
 
     @classmethod
     def from_folder(cls, folder: str | Path, **arguments: Any) -> Self:
-        """The transform of a checkpoint: its tokenizer, its pixel limits, and other `arguments`.
+        """Make the transform of a checkpoint: its tokenizer, its pixel limits, and `arguments`.
 
         Raises:
             ValueError: where the folder has no preprocessor_config.json, or another's tokenizer.
@@ -128,28 +128,28 @@ class Qwen25VLTransform(Transform):
         return cls(path, merges_file, **read_pixel_limits(folder) | arguments)
 
     def encode(self, text: str, add_bos: bool = False, add_eos: bool = False) -> list[int]:
-        """See `Qwen25VLTokenizer.encode`."""
+        """Encode text as `Qwen25VLTokenizer.encode` does."""
         return self.tokenizer.encode(text, add_bos, add_eos)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """See `Qwen25VLTokenizer.decode`."""
+        """Decode tokens as `Qwen25VLTokenizer.decode` does."""
         return self.tokenizer.decode(token_ids, skip_special_tokens)
 
     def tokenize_messages(
         self, messages: Sequence[Message], **kwargs: Any
     ) -> tuple[list[int], list[bool]]:
-        """See `Qwen25VLTokenizer.tokenize_messages`."""
+        """Encode messages as `Qwen25VLTokenizer.tokenize_messages` does."""
         return self.tokenizer.tokenize_messages(messages, **kwargs)
 
     def __call__(self, sample: Mapping[str, Any], inference: bool = False) -> dict[str, Any]:
-        """One sample of tensors.
+        """Make one sample of tensors.
 
         Args:
             sample: "messages", and where an assistant may call them, "tools", JSON schemas
             inference: whether to end with the header of the assistant's answer
 
         Returns:
-            the rest of `sample`, and
+            The rest of `sample`, and
                 "tokens" int64 [s]
                 "mask" bool [s], True where a token is not trained on
                 "labels" int64 [s], the tokens trained on, not shifted; not with `inference`
@@ -200,7 +200,7 @@ class Qwen25VLTransform(Transform):
         )
 
     def _fitted(self, chat: _Chat, length: int) -> _Chat:
-        """What `over_long` leaves of a conversation of this length."""
+        """Return what `over_long` leaves of a conversation of this length."""
         too_long = (
             f"a sample may have max_seq_len = {self.max_seq_len} tokens, this one has {length}, "
             f"{sum(medium.num_placeholders for medium in chat.media)} of them images and videos"
@@ -217,7 +217,7 @@ class Qwen25VLTransform(Transform):
         )
 
     def _shrunk(self, chat: _Chat, length: int, too_long: str) -> _Chat:
-        """The conversation with its images as large as they may be, found by bisection."""
+        """Make the images of a conversation as large as they may be, found by bisection."""
         parts = media_parts(chat.messages)
         shrinks = [part["type"] == "image" and not part.get("resized") for part in parts]
         sizes = [size(as_pixels(part["content"])) for part in compress(parts, shrinks)]
@@ -249,7 +249,7 @@ class Qwen25VLTransform(Transform):
         return replace(chat, media=media)
 
     def _truncated(self, chat: _Chat, too_long: str) -> _Chat:
-        """The longest beginning that ends with an answer, fits, and has something to train on."""
+        """Return the longest beginning that fits, ends with an answer, and trains something."""
         conversation = list(turns(chat.messages))
         ends = accumulate(map(len, conversation))
         after_answers = [

@@ -1,4 +1,4 @@
-"""Video frames -> patches, bit for bit as transformers' Qwen2VLVideoProcessor makes them.
+"""Video frames to patches, bit for bit as transformers' Qwen2VLVideoProcessor makes them.
 
 Shapes: t temporal_patch_size, c channels, s patch_size, h w height and width in pixels,
 p = g_t * g_h * g_w patches, where g_t counts groups of t frames.
@@ -37,21 +37,21 @@ def sample_frames(
     temporal_patch_size: int = TEMPORAL_PATCH_SIZE,
     sampling: Literal["hf", "qwen_vl_utils"] = "hf",
 ) -> Tensor:
-    """Indices of the frames to keep: int64, a multiple of `temporal_patch_size` of them.
+    """Return the numbers of the frames to keep: int64, a multiple of `temporal_patch_size` of them.
 
     Their number is `num_frames`, rounded, or as many as there are at `fps`, from `min_frames` to
     `max_frames`; with neither, every frame is kept. Four frames of ten are [0, 2, 5, 7] for
     transformers, which never reaches the last one, and [0, 3, 6, 9] for qwen-vl-utils.
 
     Args:
-        total_frames: frames of the video.
-        num_frames: frames to keep.
-        fps: frames to keep of each second.
-        source_fps: frames that each second of the video has; needed with `fps`.
-        min_frames: fewest frames to keep with `fps`.
-        max_frames: most frames to keep with `fps`.
-        temporal_patch_size: frames in a patch.
-        sampling: whose frames, "hf" or "qwen_vl_utils".
+        total_frames: frames of the video
+        num_frames: frames to keep
+        fps: frames to keep of each second
+        source_fps: frames that each second of the video has; needed with `fps`
+        min_frames: fewest frames to keep with `fps`
+        max_frames: most frames to keep with `fps`
+        temporal_patch_size: frames in a patch
+        sampling: rule of transformers or of qwen-vl-utils, "hf" or "qwen_vl_utils"
 
     Source: `sample_frames` of transformers' video_processing_qwen2_vl.py; `smart_nframes` of
     qwen-vl-utils' vision_process.py. Where the former's floating-point steps reach one past the
@@ -93,25 +93,25 @@ class Qwen25VLVideoTransform:
     made RGB as images are; there, only RGB frames are read.
 
     Args:
-        min_pixels: of each frame; smaller ones are enlarged.
-        max_pixels: of each frame; larger ones are shrunk.
-        total_pixels: of a whole video, where the frames of one patch count once; None for no such
-            limit. It lowers `max_pixels` for long videos, but not below 1.05 * `min_pixels`.
-            qwen-vl-utils takes 90316800, which is 0.9 * 128000 placeholders.
-        num_frames: frames to keep.
-        fps: frames to keep of each second.
-        min_frames: fewest frames to keep with `fps`.
-        max_frames: most frames to keep with `fps`.
-        sampling: whose frames are kept, "hf" or "qwen_vl_utils" (`sample_frames`).
-        patch_size: pixels on each side of a patch.
-        merge_size: patches on each side of a placeholder.
-        temporal_patch_size: frames in a patch; the last frame is repeated to fill it.
-        image_mean: of each channel, where full intensity is 1.
-        image_std: of each channel, where full intensity is 1.
-        dtype: of the patches; the arithmetic is float32 in any case.
+        min_pixels: pixels under which a frame is enlarged
+        max_pixels: pixels over which a frame is shrunk
+        total_pixels: most pixels of a whole video, where the frames of one patch count once; it
+            lowers `max_pixels` for long videos, but not below 1.05 * `min_pixels`; None for no
+            such limit; qwen-vl-utils takes 90316800, which is 0.9 * 128000 placeholders
+        num_frames: frames to keep
+        fps: frames to keep of each second
+        min_frames: fewest frames to keep with `fps`
+        max_frames: most frames to keep with `fps`
+        sampling: rule by which frames are kept, "hf" or "qwen_vl_utils" (`sample_frames`)
+        patch_size: pixels on each side of a patch
+        merge_size: patches on each side of a placeholder
+        temporal_patch_size: frames in a patch; the last frame is repeated to fill it
+        image_mean: mean of each channel, where full intensity is 1
+        image_std: standard deviation of each channel, where full intensity is 1
+        dtype: dtype of the patches; the arithmetic is float32 in any case
 
     Raises:
-        ValueError: if not ``0 < min_pixels <= max_pixels``.
+        ValueError: if not `0 < min_pixels <= max_pixels`.
     """
 
     def __init__(
@@ -153,15 +153,15 @@ class Qwen25VLVideoTransform:
         smart_resize(1, 1, min_pixels=min_pixels, max_pixels=max_pixels)  # refuses bad limits now
 
     def __call__(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """Adds the patches of the frames under "video".
+        """Add the patches of the frames under "video".
 
         Args:
             sample: "video", a sequence of PIL images, or uint8 tensors or arrays of 1 or 3
                 channels, all frames of one size; optionally "fps", the frames that each second of
-                it has.
+                it has
 
         Returns:
-            the sample with "pixel_values_videos" [p, c * t * s * s], "video_grid_thw", int64
+            The sample with "pixel_values_videos" [p, c * t * s * s], "video_grid_thw", int64
             [1, 3], and "second_per_grid_ts", the seconds that t frames last.
 
         Raises:
@@ -193,7 +193,7 @@ class Qwen25VLVideoTransform:
         }
 
     def _max_pixels(self, num_frames: int) -> int:
-        """Of one frame, where so many share `total_pixels`."""
+        """Return the most pixels of one frame, where so many share `total_pixels`."""
         if self.total_pixels is None:
             return self.max_pixels
         share = self.total_pixels * self.patchify.temporal_patch_size // num_frames
@@ -201,7 +201,7 @@ class Qwen25VLVideoTransform:
 
 
 def _frames(video: Any) -> list[Image.Image | Tensor]:
-    """The frames as `as_pixels` gives them, or ValueError."""
+    """Return the frames as `as_pixels` gives them, or raise ValueError."""
     is_stack = isinstance(video, Tensor | np.ndarray) and video.ndim == 4
     if not is_stack and not isinstance(video, list | tuple):
         raise ValueError(

@@ -1,6 +1,6 @@
 """Images with captions: tables, JSON lists, folders with .txt sidecars.
 
-Each caption is a row of its own: a picture with five of them is seen five times in an epoch, which
+Each caption is a row of its own: an image with five of them is seen five times in an epoch, which
 uses all of them in an order that the sampler's seed alone decides.
 """
 
@@ -21,12 +21,12 @@ PROMPT = "Describe this image."
 
 @dataclass(frozen=True)
 class CaptionParser:
-    """Reads a row of one picture and one caption as a question and its answer.
+    """The parser of rows of one image and one caption: a question and its answer.
 
     Attributes:
-        prompt: the question, asked after the picture.
-        image_column: where the picture is.
-        caption_column: where the caption is.
+        prompt: question, asked after the image
+        image_column: column of the image
+        caption_column: column of the caption
     """
 
     prompt: str = PROMPT
@@ -50,8 +50,8 @@ class CaptionRows:
     """Rows of which those with a list of captions count once for each.
 
     Args:
-        rows: as they are stored.
-        caption_column: where a caption or a list of them is.
+        rows: rows as they are stored
+        caption_column: column of a caption or a list of them
     """
 
     def __init__(self, rows: Rows, caption_column: str = "caption") -> None:
@@ -77,27 +77,27 @@ class CaptionRows:
 
 
 class FolderRows(JsonRows):
-    """The pictures in a folder and its subfolders, by path, with the text of the .txt beside each.
+    """The images in a folder and its subfolders, by path, with the text of the .txt beside each.
 
     A text loses the newlines at its end, nothing else.
 
     Args:
-        source: the folder.
+        source: folder, whose subfolders are included
 
     Raises:
-        ValueError: if it holds no pictures.
+        ValueError: if it holds no images.
     """
 
     def __init__(self, source: str) -> None:
         self._folder = Path(source)
         files = sorted(self._folder.rglob("[!.]*"))
-        pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
-        if not pictures:
-            raise ValueError(f"{source}: no pictures ({' '.join(SUFFIXES)}) in this folder")
-        super().__init__(json_texts({"image": str(picture)} for picture in pictures))
+        images = [file for file in files if file.suffix.lower() in SUFFIXES]
+        if not images:
+            raise ValueError(f"{source}: no images ({' '.join(SUFFIXES)}) in this folder")
+        super().__init__(json_texts({"image": str(image)} for image in images))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The row, its caption read now: a picture without a text is that row's error."""
+        """Return the row, its caption read now: an image without a text is that row's error."""
         row = super().__getitem__(index)
         sidecar = Path(row["image"]).with_suffix(".txt")
         if not sidecar.is_file():
@@ -114,16 +114,16 @@ def caption_dataset(
     prompt: str = PROMPT,
     **options: Any,
 ) -> SampleDataset:
-    """Pictures with a caption, or a list of captions each of which is a sample, in a table or list.
+    """Build a dataset of a table or list of images with a caption, or with several, each a sample.
 
     Args:
-        model_transform: the recipe's tokenizer.
+        model_transform: tokenizer of the recipe
         source: a .csv or .tsv file with a header, a .jsonl or .json file, or another that
-            `open_rows` takes.
-        image_column: where the pictures are.
-        caption_column: where the captions are.
-        prompt: what the user asks, after the picture.
-        **options: `Options`, and arguments of ``datasets.load_dataset``.
+            `open_rows` takes
+        image_column: column of the images
+        caption_column: column of the captions
+        prompt: question of the user, after the image
+        **options: `Options`, and arguments of `datasets.load_dataset`
 
     Raises:
         ValueError: if the source or an option cannot be; a bad row raises when it is read.
@@ -141,16 +141,16 @@ def caption_folder_dataset(
     prompt: str = PROMPT,
     **options: Any,
 ) -> SampleDataset:
-    """A folder of pictures, subfolders included, with a .txt of the same name beside each.
+    """Build a dataset of a folder of images, with a .txt of the same name beside each.
 
     Args:
-        model_transform: the recipe's tokenizer.
-        source: the folder.
-        prompt: what the user asks, after the picture.
-        **options: `Options`.
+        model_transform: tokenizer of the recipe
+        source: folder, whose subfolders are included
+        prompt: question of the user, after the image
+        **options: `Options`
 
     Raises:
-        ValueError: if it holds no pictures or an option cannot be; a bad row raises when read.
+        ValueError: if it holds no images or an option cannot be; a bad row raises when read.
     """
     rows, parse = FolderRows(source), CaptionParser(prompt)
     return sample_dataset(model_transform, rows, parse, source=source, **options)

@@ -11,7 +11,7 @@ from torchtune_qwen25vl.transform import Qwen25VLTransform
 
 
 def coco_rows(source: str) -> JsonRows:
-    """Rows of COCO's `captions_*.json`: one for each annotation, in the file's order.
+    """Return the rows of COCO's `captions_*.json`, one for each annotation, in the file's order.
 
     Raises:
         ValueError: if the file has no images and annotations, or an annotation has no image.
@@ -35,13 +35,13 @@ def coco_caption_dataset(
     prompt: str = PROMPT,
     **options: Any,
 ) -> SampleDataset:
-    """COCO's captions: a sample for each annotation.
+    """Build a dataset of COCO's captions, a sample for each annotation.
 
     Args:
-        model_transform: the recipe's tokenizer.
-        source: `captions_*.json`; `media_root` is the folder of its pictures.
-        prompt: what the user asks, after the picture.
-        **options: `Options`.
+        model_transform: tokenizer of the recipe
+        source: `captions_*.json`; `media_root` is the folder of its images
+        prompt: question of the user, after the image
+        **options: `Options`
 
     Raises:
         ValueError: if the source or an option cannot be; a bad row raises when it is read.

@@ -19,7 +19,7 @@ from torchtune_qwen25vl.transform import Qwen25VLTransform
 
 
 def parse_hf(row: dict[str, Any]) -> Conversation:
-    """Reads one row with media in columns; only a completion is trained on, not its prompt."""
+    """Parse one row with media in columns; only a completion is trained on, not its prompt."""
     if row.get("messages") is not None:
         turns = turns_of_parts(row["messages"], "user")
     else:
@@ -35,13 +35,13 @@ def parse_hf(row: dict[str, Any]) -> Conversation:
 
 
 def hf_dataset(model_transform: Qwen25VLTransform, *, source: str, **options: Any) -> SampleDataset:
-    """HF datasets with image columns: "messages", or "prompt" and "completion", as TRL takes them.
+    """Build a dataset of "messages", or "prompt" and "completion", with media in columns.
 
     Args:
-        model_transform: the recipe's tokenizer.
-        source: a folder of ``save_to_disk``, a .parquet file, a hub id, or another that `open_rows`
-            takes.
-        **options: `Options`, and arguments of ``datasets.load_dataset``.
+        model_transform: tokenizer of the recipe
+        source: a folder of `save_to_disk`, a .parquet file, a hub id, or another that `open_rows`
+            takes
+        **options: `Options`, and arguments of `datasets.load_dataset`
 
     Raises:
         ValueError: if the source or an option cannot be; a bad row raises when it is read.

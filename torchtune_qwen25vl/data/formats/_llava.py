@@ -24,7 +24,7 @@ ROLES = {
 
 
 def parse_llava(row: dict[str, Any]) -> Conversation:
-    r"""Reads one row::
+    r"""Parse one row::
 
         {"image": "a.jpg" | ["a.jpg", "b.jpg"],          (or "video")
          "conversations": [{"from": "human", "value": "<image>\nWhat is this?"},
@@ -45,12 +45,12 @@ def parse_llava(row: dict[str, Any]) -> Conversation:
 def llava_dataset(
     model_transform: Qwen25VLTransform, *, source: str, **options: Any
 ) -> SampleDataset:
-    """LLaVA's and QwenLM's conversations of "from" and "value", with "image" or "video".
+    """Build a dataset of LLaVA's and QwenLM's conversations, with "image" or "video".
 
     Args:
-        model_transform: the recipe's tokenizer.
-        source: a .json or .jsonl file, or another that `open_rows` takes.
-        **options: `Options`, and arguments of ``datasets.load_dataset``.
+        model_transform: tokenizer of the recipe
+        source: .json or .jsonl file, or another that `open_rows` takes
+        **options: `Options`, and arguments of `datasets.load_dataset`
 
     Raises:
         ValueError: if the source or an option cannot be; a bad row raises when it is read.

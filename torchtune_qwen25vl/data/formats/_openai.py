@@ -45,7 +45,7 @@ REFUSED = ("resized_height", "resized_width", "total_pixels", "nframes", "video_
 
 
 def parse_openai(row: dict[str, Any]) -> Conversation:
-    """Reads one row whose parts hold their images and videos."""
+    """Parse one row whose parts hold their images and videos."""
     turns = turns_of_parts(required(row, "messages"), "user")
     return Conversation(turns, tools=tools_of(row.get("tools")))
 
@@ -107,12 +107,12 @@ def _text(text: str) -> dict[str, Any]:
 def openai_dataset(
     model_transform: Qwen25VLTransform, *, source: str, **options: Any
 ) -> SampleDataset:
-    """OpenAI's and Qwen's messages of content parts, each image or video in its own part.
+    """Build a dataset of OpenAI's and Qwen's messages of parts, each medium in its own part.
 
     Args:
-        model_transform: the recipe's tokenizer.
-        source: a .jsonl or .json file, or another that `open_rows` takes.
-        **options: `Options`, and arguments of ``datasets.load_dataset``.
+        model_transform: tokenizer of the recipe
+        source: .jsonl or .json file, or another that `open_rows` takes
+        **options: `Options`, and arguments of `datasets.load_dataset`
 
     Raises:
         ValueError: if the source or an option cannot be; a bad row raises when it is read.

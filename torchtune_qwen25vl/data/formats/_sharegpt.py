@@ -38,13 +38,13 @@ SHAREGPT_TAGS = {
 
 @dataclass(frozen=True)
 class ConversationParser:
-    """Reads rows whose texts hold placeholders for media listed beside them.
+    """The parser of rows whose texts mark places for media listed beside them.
 
     Attributes:
-        columns: where "messages", "images", "videos", "system", "tools" and "objects" are.
-        role_key: key of a message's speaker.
-        content_key: key of its text.
-        roles: torchtune's roles, or `CALL`, by the format's names of the speakers.
+        columns: columns of "messages", "images", "videos", "system", "tools" and "objects"
+        role_key: key of a message's speaker
+        content_key: key of its text
+        roles: torchtune's roles, or `CALL`, by the format's names of the speakers
     """
 
     columns: Mapping[str, str]
@@ -78,13 +78,13 @@ class ConversationParser:
 def sharegpt_parser(
     columns: Mapping[str, str] | None = None, tags: Mapping[str, str] | None = None
 ) -> ConversationParser:
-    """A reader by the names of LLaMA-Factory's `dataset_info.json`.
+    """Make a parser by the names of LLaMA-Factory's `dataset_info.json`.
 
     Args:
         columns: columns that are not called conversations (for "messages"), images, videos, system,
-            tools or objects.
+            tools or objects
         tags: those of `role_tag`, `content_tag`, `user_tag`, `assistant_tag`, `observation_tag`,
-            `function_tag` and `system_tag` that are not ShareGPT's.
+            `function_tag` and `system_tag` that are not ShareGPT's
 
     Raises:
         ValueError: if a column or tag is not one of these.
@@ -119,16 +119,16 @@ def sharegpt_dataset(
     tags: Mapping[str, str] | None = None,
     **options: Any,
 ) -> SampleDataset:
-    """ShareGPT's conversations beside "images" and "videos", named as LLaMA-Factory names them.
+    """Build a dataset of ShareGPT's conversations beside "images" and "videos".
 
     Args:
-        model_transform: the recipe's tokenizer.
-        source: a .json or .jsonl file, or another that `open_rows` takes.
-        columns: as in `dataset_info.json`: where "messages", "images", "videos", "system", "tools"
-            and "objects" are. Messages are in "conversations" by default.
-        tags: as in `dataset_info.json`: `role_tag`, `content_tag`, `user_tag`, `assistant_tag`,
-            `observation_tag`, `function_tag`, `system_tag`.
-        **options: `Options`, and arguments of ``datasets.load_dataset``.
+        model_transform: tokenizer of the recipe
+        source: .json or .jsonl file, or another that `open_rows` takes
+        columns: columns of "messages", "images", "videos", "system", "tools" and "objects", as in
+            `dataset_info.json`; messages are in "conversations" by default
+        tags: as in `dataset_info.json`, `role_tag`, `content_tag`, `user_tag`, `assistant_tag`,
+            `observation_tag`, `function_tag`, `system_tag`
+        **options: `Options`, and arguments of `datasets.load_dataset`
 
     Raises:
         ValueError: if the source or an option cannot be; a bad row raises when it is read.

@@ -37,13 +37,13 @@ def swift_dataset(
     columns: Mapping[str, str] | None = None,
     **options: Any,
 ) -> SampleDataset:
-    """ms-swift's standard rows: "messages" beside "images", "videos", "objects" and "tools".
+    """Build a dataset of ms-swift's "messages" beside "images", "videos", "objects" and "tools".
 
     Args:
-        model_transform: the recipe's tokenizer.
-        source: a .jsonl or .json file, or another that `open_rows` takes.
-        columns: where these columns are, if under other names.
-        **options: `Options`, and arguments of ``datasets.load_dataset``.
+        model_transform: tokenizer of the recipe
+        source: .jsonl or .json file, or another that `open_rows` takes
+        columns: columns of these, if under other names
+        **options: `Options`, and arguments of `datasets.load_dataset`
 
     Raises:
         ValueError: if the source or an option cannot be; a bad row raises when it is read.
