@@ -19,11 +19,14 @@ from torchtune.modules.transforms import Transform
 from torchtune_qwen25vl._position_ids import mrope_position_ids
 from torchtune_qwen25vl.transform._geometry import PATCHES_PER_PLACEHOLDER, PLACEHOLDER_PIXELS
 from torchtune_qwen25vl.transform._image import Qwen25VLImageTransform, smart_resize
-from torchtune_qwen25vl.transform._pixel_limits import read_pixel_limits
+from torchtune_qwen25vl.transform._patches import IMAGE_MEAN, IMAGE_STD
 from torchtune_qwen25vl.transform._pixels import as_pixels, size
+from torchtune_qwen25vl.transform._processor import read_processor
 from torchtune_qwen25vl.transform._tokenizer import Qwen25VLTokenizer, media_parts, turns
 from torchtune_qwen25vl.transform._video import Qwen25VLVideoTransform
 
+GEOMETRY = {"patch_size", "merge_size", "temporal_patch_size"}
+RATES = {"fps", "num_frames"}
 OVER_LONG = ("error", "shrink_images", "truncate", "skip")
 
 
@@ -84,7 +87,9 @@ class Qwen25VLTransform(Transform):
         over_long: treatment of a longer sample
         min_pixels: images of fewer pixels are enlarged
         max_pixels: images of more pixels are shrunk; a placeholder stands for 784 pixels
-        video: arguments of `Qwen25VLVideoTransform`
+        image_mean: mean of each channel of images, where full intensity is 1
+        image_std: standard deviation of each channel of images, where full intensity is 1
+        video: arguments of `Qwen25VLVideoTransform`, but not the geometry of its patches
 
     Raises:
         ValueError: where an argument is out of its range, or the tokenizer is another model's.
@@ -99,14 +104,22 @@ class Qwen25VLTransform(Transform):
         over_long: Literal["error", "shrink_images", "truncate", "skip"] = "error",
         min_pixels: int = 3136,
         max_pixels: int = 1003520,
+        image_mean: Sequence[float] = IMAGE_MEAN,
+        image_std: Sequence[float] = IMAGE_STD,
         video: Mapping[str, Any] | None = None,
     ) -> None:
         if over_long not in OVER_LONG:
             raise ValueError(f"over_long is one of {', '.join(OVER_LONG)}, got {over_long!r}")
+        if fixed := sorted(GEOMETRY & (video or {}).keys()):
+            raise ValueError(
+                f"the geometry of patches is the model's, but video has {', '.join(fixed)}; leave "
+                "it out"
+            )
         self.tokenizer = Qwen25VLTokenizer(path, merges_file)
         self.max_seq_len = max_seq_len
         self.over_long = over_long
         self.min_pixels, self.max_pixels = min_pixels, max_pixels
+        self.normalisation: dict[str, Any] = {"image_mean": image_mean, "image_std": image_std}
         self.image_transform = self._image_transform(max_pixels)
         self.video_transform = Qwen25VLVideoTransform(**video or {})
         self.special_tokens = self.tokenizer.special_tokens
@@ -116,16 +129,24 @@ class Qwen25VLTransform(Transform):
 
     @classmethod
     def from_folder(cls, folder: str | Path, **arguments: Any) -> Self:
-        """Make the transform of a checkpoint: its tokenizer, its pixel limits, and `arguments`.
+        """Make the transform of a checkpoint: its tokenizer, its processor's settings, `arguments`.
+
+        Arguments go before the checkpoint's settings; those of `video` do so one by one, but `fps`
+        and `num_frames` together.
 
         Raises:
-            ValueError: where the folder has no preprocessor_config.json, or another's tokenizer.
+            ValueError: where the folder has no preprocessor_config.json, a setting is not what the
+                transforms compute, or the tokenizer is another model's.
         """
         folder = Path(folder)
         path, merges_file = folder / "tokenizer.json", None
         if not path.exists():
             path, merges_file = folder / "vocab.json", folder / "merges.txt"
-        return cls(path, merges_file, **read_pixel_limits(folder) | arguments)
+        settings, video = read_processor(folder), arguments.pop("video", None) or {}
+        if RATES & video.keys():
+            settings["video"] = {k: v for k, v in settings["video"].items() if k not in RATES}
+        settings["video"] |= video
+        return cls(path, merges_file, **settings | arguments)
 
     def encode(self, text: str, add_bos: bool = False, add_eos: bool = False) -> list[int]:
         """Encode text as `Qwen25VLTokenizer.encode` does."""
@@ -178,7 +199,9 @@ class Qwen25VLTransform(Transform):
         return math.inf if self.max_seq_len is None else self.max_seq_len
 
     def _image_transform(self, max_pixels: int) -> Qwen25VLImageTransform:
-        return Qwen25VLImageTransform(min_pixels=self.min_pixels, max_pixels=max_pixels)
+        return Qwen25VLImageTransform(
+            min_pixels=self.min_pixels, max_pixels=max_pixels, **self.normalisation
+        )
 
     def _read(self, part: Mapping[str, Any], image_transform: Qwen25VLImageTransform) -> _Medium:
         if part["type"] == "video":
