@@ -5,9 +5,10 @@ import struct
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.data_samples import save_video
-from torchtune_qwen25vl.media import load_video
+from torchtune_qwen25vl.media import _videos, load_video
 
 
 def every(total, fps):
@@ -69,6 +70,31 @@ def test_bad_films_are_refused_by_name(tmp_path, film):
     data = save_video(tmp_path / "front.mp4", 40, movflags="faststart").read_bytes()
     load_video(data, keep=every)
     refused(data[: len(data) * 2 // 3], "cut short|cannot be read")
+
+
+def test_whatever_a_decoder_raises_names_the_file(tmp_path, film, monkeypatch):
+    Image.new("RGB", (64, 48)).save(tmp_path / "still.gif")
+    with pytest.raises(ValueError, match=r"still.gif: .*at what rate its frames pass"):
+        load_video(tmp_path / "still.gif", keep=every)
+    for step in ("_count", "_decode"):
+        for raised in (
+            TypeError("odd"),
+            KeyError("odd"),
+            UnicodeDecodeError("utf-8", b"", 0, 1, "odd"),
+        ):
+
+            def fail(*arguments, error=raised):
+                raise error
+
+            monkeypatch.setattr(_videos, step, fail)
+            with pytest.raises(ValueError, match=r"film.mp4: cannot be read as a video .*odd"):
+                load_video(film, keep=every)
+        monkeypatch.undo()
+
+
+def test_a_film_of_one_frame(tmp_path):
+    frames, fps = load_video(save_video(tmp_path / "one.mp4", num_frames=1), keep=every)
+    assert (greys(frames), fps) == ([0], 5.0)
 
 
 def test_without_pyav_the_error_says_what_to_install(film, monkeypatch):

@@ -41,15 +41,20 @@ def load_video(
         import av
     except ImportError as error:
         raise ImportError("reading videos needs PyAV; install torchtune-qwen25vl[video]") from error
+    total, fps = _read(name, _count, av, file)
+    while True:
+        kept = _kept(name, keep, total, fps)
+        frames, seen = _read(name, _decode, av, file, set(kept))
+        if seen == total:
+            return [frames[k] for k in kept], len(kept) / total * fps
+        total = seen
+
+
+def _read(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function that reads a file, and let whatever it raises name the file."""
     try:
-        total, fps = _count(av, name, file)
-        while True:
-            kept = _kept(name, keep, total, fps)
-            frames, seen = _decode(av, file, set(kept))
-            if seen == total:
-                return [frames[k] for k in kept], len(kept) / total * fps
-            total = seen
-    except (av.FFmpegError, IndexError) as error:
+        return function(*arguments)
+    except Exception as error:  # FFmpeg's own kinds, and a dozen more on damaged headers
         raise ValueError(f"{name}: cannot be read as a video ({error})") from error
 
 
@@ -60,15 +65,15 @@ def _kept(name: str, keep: Keep, total: int, fps: float) -> Sequence[int]:
         raise ValueError(f"{name}: {error}") from error
 
 
-def _count(av: Any, name: str, file: Path | bytes) -> tuple[int, float]:
+def _count(av: Any, file: Path | bytes) -> tuple[int, float]:
     """Count the frames that will be shown, without decoding them; return it with their rate."""
     with _opened(av, file) as container:
         stream = container.streams.video[0]
         packets = [packet for packet in container.demux(stream) if packet.size]
         if len(packets) < stream.frames:
-            raise ValueError(
-                f"{name}: cut short, {len(packets)} of {stream.frames} frames are left"
-            )
+            raise ValueError(f"cut short, {len(packets)} of {stream.frames} frames are left")
+        if stream.average_rate is None:
+            raise ValueError("it does not say at what rate its frames pass; is it an image?")
         shown = sum(not packet.is_discard for packet in packets)
         return shown, float(stream.average_rate)
 
@@ -81,6 +86,8 @@ def _decode(av: Any, file: Path | bytes, kept: set[int]) -> tuple[dict[int, Imag
             if seen in kept:
                 frames[seen] = frame.to_image().rotate(frame.rotation, expand=True)
             seen += 1
+    if not seen:
+        raise ValueError("it has no frame that can be decoded")
     return frames, seen
 
 

@@ -4,6 +4,7 @@ Shapes: t temporal_patch_size, c channels, s patch_size, h w height and width in
 p = g_t * g_h * g_w patches, where g_t counts groups of t frames.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchtune.utils import get_logger
 
 from torchtune_qwen25vl.transform._geometry import (
     PATCH_SIZE,
@@ -183,6 +185,7 @@ class Qwen25VLVideoTransform:
         )
         if source_fps is None:
             kept_fps = DEFAULT_FPS[self.sampling["sampling"]]
+            _say_assumed_rate(kept_fps)
         else:
             kept_fps = len(kept) / len(frames) * source_fps
         return {
@@ -198,6 +201,16 @@ class Qwen25VLVideoTransform:
             return self.max_pixels
         share = self.total_pixels * self.patchify.temporal_patch_size // num_frames
         return max(min(self.max_pixels, share), int(1.05 * self.min_pixels))
+
+
+@functools.cache
+def _say_assumed_rate(fps: float) -> None:
+    """Log once in a process at what rate frames are taken to pass that come without one."""
+    get_logger("WARNING").warning(
+        f"frames of a video came without 'fps' and are taken to pass at {fps} a second, as "
+        f"{'transformers' if fps == DEFAULT_FPS['hf'] else 'qwen-vl-utils'} does: their times, and "
+        "so their positions, are those of such a video; give 'fps' beside the frames"
+    )
 
 
 def _frames(video: Any) -> list[Image.Image | Tensor]:

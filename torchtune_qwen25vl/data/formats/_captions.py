@@ -89,8 +89,7 @@ class FolderRows(JsonRows):
     """
 
     def __init__(self, source: str) -> None:
-        self._folder = Path(source)
-        files = sorted(self._folder.rglob("[!.]*"))
+        files = sorted(Path(source).absolute().rglob("[!.]*"))  # not relative to media_root
         images = [file for file in files if file.suffix.lower() in SUFFIXES]
         if not images:
             raise ValueError(f"{source}: no images ({' '.join(SUFFIXES)}) in this folder")
