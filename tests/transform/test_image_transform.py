@@ -280,7 +280,7 @@ def zero_to_one(shape):
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        ("photo.jpg", r"got str; files are read by the loader in torchtune_qwen25vl\.data"),
+        ("photo.jpg", r"got str; files are read by the loader in torchtune_qwen25vl\.media"),
         (b"\xff\xd8", "got bytes"),
         (None, "got NoneType"),
         ([noise(28, 28)], "got list"),

@@ -195,7 +195,7 @@ def test_bad_options_are_refused(options, message):
 @pytest.mark.parametrize(
     ("video", "message"),
     [
-        ("video.mp4", r"got str; files are read by the loader in torchtune_qwen25vl\.data"),
+        ("video.mp4", r"got str; files are read by the loader in torchtune_qwen25vl\.media"),
         (frames(1)[0], "of four axes, got ndarray"),
         ([], "got 0 frames"),
         ([frames(1)[0], frames(1, 61)[0]], r"2 frames of the sizes \[\(60, 80\), \(61, 80\)\]"),

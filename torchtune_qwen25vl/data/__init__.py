@@ -10,6 +10,8 @@ Builder                   a row
 `coco_caption_dataset`    COCO's captions_*.json
 `caption_folder_dataset`  a folder of images with .txt sidecars
 
+`Options` are the arguments that all builders have in common, `SampleDataset` is what they build.
+
 `python -m torchtune_qwen25vl.data check CONFIG` reads a whole set before it is trained on.
 """
 

@@ -13,7 +13,6 @@ packed_collate           samples to one row
 packed_collate_labelled  the same, with logits of labelled rows only
 padded_collate           samples to a row each, padded
 padded_collate_labelled  the same, with logits of labelled rows only
-PLACEHOLDER_SIDE         pixels on each side of a placeholder
 PLACEHOLDER_PIXELS       pixels that a placeholder stands for
 PATCHES_PER_PLACEHOLDER  patches that become one placeholder
 round_up                 a length rounded up to a multiple
@@ -30,7 +29,6 @@ from torchtune_qwen25vl.transform._collate import (
 from torchtune_qwen25vl.transform._geometry import (
     PATCHES_PER_PLACEHOLDER,
     PLACEHOLDER_PIXELS,
-    PLACEHOLDER_SIDE,
 )
 from torchtune_qwen25vl.transform._image import Qwen25VLImageTransform, smart_resize
 from torchtune_qwen25vl.transform._pixels import resized
@@ -43,7 +41,6 @@ __all__ = [
     "PATCHES_PER_PLACEHOLDER",
     "PLACEHOLDERS",
     "PLACEHOLDER_PIXELS",
-    "PLACEHOLDER_SIDE",
     "Qwen25VLImageTransform",
     "Qwen25VLTokenizer",
     "Qwen25VLTransform",

@@ -78,7 +78,7 @@ class Qwen25VLImageTransform:
 
     Equal under `torch.equal` to the default (torchvision) `Qwen2VLImageProcessor` of transformers.
     As there, an EXIF orientation is not applied and greys above 255 are white: the loader in
-    `torchtune_qwen25vl.data` sees to both when it reads a file.
+    `torchtune_qwen25vl.media` sees to both when it reads a file.
 
     Args:
         min_pixels: pixels under which an image is enlarged; published checkpoints say 3136

@@ -36,7 +36,7 @@ def as_pixels(image: Any, *, channels: Sequence[int] = (1, 3, 4)) -> Image.Image
     if not isinstance(image, Tensor | np.ndarray):
         raise ValueError(
             f"an image is a PIL image, a uint8 tensor or a uint8 array, got {type(image).__name__}"
-            "; files are read by the loader in torchtune_qwen25vl.data"
+            "; files are read by the loader in torchtune_qwen25vl.media"
         )
     if image.dtype != (torch.uint8 if isinstance(image, Tensor) else np.uint8):
         raise ValueError(

@@ -6,23 +6,23 @@ Shapes: s tokens, p patches, i images and videos.
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, compress
+from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX, Message
 from torchtune.modules.transforms import Transform
 
 from torchtune_qwen25vl._position_ids import mrope_position_ids
-from torchtune_qwen25vl.transform._geometry import PATCHES_PER_PLACEHOLDER, PLACEHOLDER_PIXELS
+from torchtune_qwen25vl.transform._chat import Chat, Medium
+from torchtune_qwen25vl.transform._geometry import PLACEHOLDER_PIXELS
 from torchtune_qwen25vl.transform._image import Qwen25VLImageTransform, smart_resize
 from torchtune_qwen25vl.transform._patches import IMAGE_MEAN, IMAGE_STD
 from torchtune_qwen25vl.transform._pixels import as_pixels, size
 from torchtune_qwen25vl.transform._processor import read_processor
-from torchtune_qwen25vl.transform._tokenizer import Qwen25VLTokenizer, media_parts, turns
+from torchtune_qwen25vl.transform._tokenizer import Qwen25VLTokenizer, media_parts
 from torchtune_qwen25vl.transform._video import Qwen25VLVideoTransform
 
 GEOMETRY = {"patch_size", "merge_size", "temporal_patch_size"}
@@ -32,29 +32,6 @@ OVER_LONG = ("error", "shrink_images", "truncate", "skip")
 
 class SkipSample(ValueError):
     """A sample that `over_long="skip"` leaves out: whoever reads the data catches and counts it."""
-
-
-@dataclass(frozen=True)
-class _Medium:
-    """One image or video, read."""
-
-    pixel_values: Tensor  # [p, 1176]
-    grid_thw: Tensor  # [1, 3]
-    seconds: float | None = None  # from one frame group of a video to the next
-
-    @property
-    def num_placeholders(self) -> int:
-        return len(self.pixel_values) // PATCHES_PER_PLACEHOLDER
-
-
-@dataclass(frozen=True)
-class _Chat:
-    """A conversation, its media in order."""
-
-    messages: Sequence[Message]
-    tools: Sequence[Mapping[str, Any]]
-    media: Sequence[_Medium]
-    inference: bool
 
 
 class Qwen25VLTransform(Transform):
@@ -184,7 +161,7 @@ class Qwen25VLTransform(Transform):
         rest = dict(sample)
         messages, tools = rest.pop("messages"), rest.pop("tools", None) or ()
         media = [self._read(part, self.image_transform) for part in media_parts(messages)]
-        chat = _Chat(messages, tools, media, inference)
+        chat = Chat(messages, tools, media, inference)
         tokens, mask = self._tokenize(chat)
         if len(tokens) > self._limit:
             chat = self._fitted(chat, len(tokens))
@@ -203,18 +180,18 @@ class Qwen25VLTransform(Transform):
             min_pixels=self.min_pixels, max_pixels=max_pixels, **self.normalisation
         )
 
-    def _read(self, part: Mapping[str, Any], image_transform: Qwen25VLImageTransform) -> _Medium:
+    def _read(self, part: Mapping[str, Any], image_transform: Qwen25VLImageTransform) -> Medium:
         if part["type"] == "video":
             video = self.video_transform({**part, "video": part["content"]})
             seconds = float(video["second_per_grid_ts"])
-            return _Medium(video["pixel_values_videos"], video["video_grid_thw"], seconds)
+            return Medium(video["pixel_values_videos"], video["video_grid_thw"], seconds)
         if part.get("resized"):
             image = image_transform.of_resized(part["content"])
         else:
             image = image_transform({"image": part["content"]})
-        return _Medium(image["pixel_values"], image["image_grid_thw"])
+        return Medium(image["pixel_values"], image["image_grid_thw"])
 
-    def _tokenize(self, chat: _Chat) -> tuple[list[int], list[bool]]:
+    def _tokenize(self, chat: Chat) -> tuple[list[int], list[bool]]:
         return self.tokenizer.tokenize_messages(
             chat.messages,
             num_placeholders=[medium.num_placeholders for medium in chat.media],
@@ -222,7 +199,7 @@ class Qwen25VLTransform(Transform):
             inference=chat.inference,
         )
 
-    def _fitted(self, chat: _Chat, length: int) -> _Chat:
+    def _fitted(self, chat: Chat, length: int) -> Chat:
         """Return what `over_long` leaves of a conversation of this length."""
         too_long = (
             f"a sample may have max_seq_len = {self.max_seq_len} tokens, this one has {length}, "
@@ -239,7 +216,7 @@ class Qwen25VLTransform(Transform):
             "another over_long"
         )
 
-    def _shrunk(self, chat: _Chat, length: int, too_long: str) -> _Chat:
+    def _shrunk(self, chat: Chat, length: int, too_long: str) -> Chat:
         """Make the images of a conversation as large as they may be, found by bisection."""
         parts = media_parts(chat.messages)
         shrinks = [part["type"] == "image" and not part.get("resized") for part in parts]
@@ -271,17 +248,9 @@ class Qwen25VLTransform(Transform):
         ]
         return replace(chat, media=media)
 
-    def _truncated(self, chat: _Chat, too_long: str) -> _Chat:
+    def _truncated(self, chat: Chat, too_long: str) -> Chat:
         """Return the longest beginning that fits, ends with an answer, and trains something."""
-        conversation = list(turns(chat.messages))
-        ends = accumulate(map(len, conversation))
-        after_answers = [
-            end for end, turn in zip(ends, conversation, strict=True) if turn[0].role == "assistant"
-        ]
-        for end in reversed(after_answers):
-            messages = chat.messages[:end]
-            media = chat.media[: len(media_parts(messages))]
-            beginning = replace(chat, messages=messages, media=media)
+        for beginning in chat.beginnings():
             tokens, mask = self._tokenize(beginning)
             if len(tokens) <= self._limit and not all(mask):
                 return beginning
@@ -291,7 +260,7 @@ class Qwen25VLTransform(Transform):
         )
 
     def _tensors(
-        self, tokens: list[int], mask: list[bool], media: Sequence[_Medium]
+        self, tokens: list[int], mask: list[bool], media: Sequence[Medium]
     ) -> dict[str, Any]:
         row = torch.tensor(tokens)
         images = [medium.grid_thw for medium in media if medium.seconds is None]

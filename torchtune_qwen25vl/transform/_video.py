@@ -219,7 +219,7 @@ def _frames(video: Any) -> list[Image.Image | Tensor]:
     if not is_stack and not isinstance(video, list | tuple):
         raise ValueError(
             "a video is a list of frames, or a uint8 tensor or array of four axes, got "
-            f"{type(video).__name__}; files are read by the loader in torchtune_qwen25vl.data"
+            f"{type(video).__name__}; files are read by the loader in torchtune_qwen25vl.media"
         )
     frames = [as_pixels(frame, channels=(1, 3)) for frame in video]
     sizes = {size(frame) for frame in frames}
