@@ -1,7 +1,7 @@
 """Where everything stands: integers in, integers out.
 
 Shapes: b batch, s sequence, i images and videos, t h w the grid of one of them in patches,
-p patches (sum of t*h*w), m merged units (p / merge**2, one per placeholder).
+p patches (sum of t*h*w), m placeholders (p / merge**2).
 
 A patch is 14 x 14 pixels of one frame pair. Patches lie in *block order*: the merge x merge patches
 that become one placeholder are neighbours in memory. A frame of 4 x 4 patches, merge 2, by index:
@@ -22,7 +22,7 @@ Grid = Sequence[int]  # t, h, w of one image or video, in patches
 
 
 def patch_positions(grid_thw: Iterable[Grid], spatial_merge_size: int) -> Tensor:
-    """Row and column of every patch within its frame, in block order, int64 [p, 2].
+    """Return row and column of every patch within its frame, in block order, int64 [p, 2].
 
     The 2-D rotary embedding of the vision encoder reads these; time is not encoded there.
     """
@@ -40,14 +40,14 @@ def _frames_patch_positions(t: int, h: int, w: int, merge: int) -> Tensor:
 def window_order(
     grid_thw: Iterable[Grid], *, spatial_merge_size: int, window_size: int, patch_size: int
 ) -> tuple[Tensor, list[int]]:
-    """The order in which merged units are visited window by window, and the windows' lengths.
+    """Return the order in which placeholders are visited, and the lengths of the windows.
 
     A window is `window_size` pixels square and lies within one frame; windows at the right and
-    bottom edge are smaller. With windows of 2 x 2 units, a frame of 3 x 3 units is visited as
+    bottom edge are smaller. With windows of 2 x 2 placeholders, a frame of 3 x 3 is visited as
     [0 1 3 4 | 2 5 | 6 7 | 8].
 
     Returns:
-        order: int64 [m], so that `units[order]` stands window after window
+        order: int64 [m], so that `placeholders[order]` stands window after window
         lengths: patches in each window; they add up to p
 
     Source: arXiv 2502.13923, section 2.1.1.
@@ -63,7 +63,7 @@ def window_order(
 
 
 def _windows(frames: int, height: int, width: int, side: int) -> Tensor:
-    """The window in which each unit of a frames x height x width raster lies, [m]."""
+    """Return the window in which each of frames x height x width placeholders lies, [m]."""
     f = torch.arange(frames).view(-1, 1, 1)
     y = torch.arange(height).view(1, -1, 1) // side
     x = torch.arange(width).view(1, 1, -1) // side
@@ -72,7 +72,7 @@ def _windows(frames: int, height: int, width: int, side: int) -> Tensor:
 
 
 def frame_lengths(grid_thw: Iterable[Grid]) -> list[int]:
-    """Patches in each frame: what one patch sees in the layers of full attention."""
+    """Return the patches in each frame: what one patch sees in the layers of full attention."""
     return [h * w for t, h, w in grid_thw for _ in range(t)]
 
 
@@ -88,12 +88,12 @@ def mrope_position_ids(
     spatial_merge_size: int = 2,
     tokens_per_second: int = 2,
 ) -> Tensor:
-    """Positions of every token on the axes t, h, w by Qwen's own rule.
+    """Return the positions of every token on the axes t, h, w by Qwen's own rule.
 
     Text advances all three axes together. An image or video starts where the text stands: its
-    units are raised by their row on h, their column on w, and on t by their time,
+    placeholders are raised by their row on h, their column on w, and on t by their time,
     trunc(frame * tokens_per_second * second_per_grid), 0 in an image. Text goes on at 1 + the
-    largest position on any axis. Two rows, then text, in an image of 2 x 3 units after one token:
+    largest position on any axis. After one token, an image of 2 x 3 placeholders, and text:
 
         t  0  1 1 1 1 1 1  4
         h  0  1 1 1 2 2 2  4
@@ -106,7 +106,8 @@ def mrope_position_ids(
         image_grid_thw: grids of the images in patches, [images, 3]
         video_grid_thw: grids of the videos in patches, [videos, 3]
         second_per_grid_ts: seconds between two frame groups of each video, [videos]
-        attention_mask: [b, s], zero or False at padding, on either side; padding gets position 0
+        attention_mask: mask [b, s], zero or False at padding, which may be on either side and gets
+            position 0
         image_token_id: placeholder of images
         video_token_id: placeholder of videos
         spatial_merge_size: patches per placeholder along h and along w
@@ -119,7 +120,7 @@ def mrope_position_ids(
         ValueError: where placeholders and grids do not match, or a video comes without its seconds.
 
     Source: the rule the weights were trained with (QwenLM/Qwen2.5-VL, `get_rope_index_25`), which
-    vLLM serves too; transformers leaves it for some videos (`parity --positions`).
+    vLLM serves too; transformers leaves it for some videos.
     """
     images = [(grid, 0.0) for grid in _as_list(image_grid_thw)]
     videos = _videos(_as_list(video_grid_thw), _as_list(second_per_grid_ts))
@@ -158,7 +159,7 @@ def _row_positions(
     merge: int,
     tokens_per_second: int,
 ) -> Tensor:
-    """Positions of one row without padding, [s, 3]."""
+    """Return the positions of one row without padding, [s, 3]."""
     pieces, index, start = [torch.zeros(0, 3, dtype=torch.int64)], 0, 0
     while index < len(tokens):
         if (token := tokens[index]) in runs:
@@ -190,7 +191,7 @@ def _next_medium(media: Iterator[tuple[Grid, float]], token: int) -> tuple[Grid,
 
 
 def _grid_positions(frames: int, height: int, width: int, per_frame: float) -> Tensor:
-    """Offsets of the units of one image or video, [frames*height*width, 3]."""
+    """Return the offsets of the placeholders of one image or video, [frames*height*width, 3]."""
     # fp32 and the truncation are part of the rule: at 12 fps they decide which integer it is.
     t = (torch.arange(frames) * per_frame).long()
     axes = torch.meshgrid(t, torch.arange(height), torch.arange(width), indexing="ij")

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from parity.faults._fault import Fault, patched
-from torchtune_qwen25vl.transform import _image, _video
-from torchtune_qwen25vl.transform._image import Patchify
+from torchtune_qwen25vl.transform import _patches, _pixels, _video
+from torchtune_qwen25vl.transform._patches import Patchify
 
 
 def _in_float(antialias: bool) -> Callable:
@@ -64,11 +64,11 @@ def _other_sampling(right: Callable) -> Callable:
 
 
 FAULTS: dict[str, Fault] = {
-    "resize without antialiasing": patched(_image, "_resize", _in_float(False), "pixels"),
-    "resize in float": patched(_image, "_resize", _in_float(True), "pixels"),
-    "resize by Pillow": patched(_image, "_resize", _by_pillow, "pixels"),
-    "transparency ignored": patched(_image, "_pillow_rgb", _transparency_ignored, "pixels"),
-    "levels out of 256": patched(_image, "_row", _levels_out_of_256, "pixels"),
+    "resize without antialiasing": patched(_pixels, "_resize", _in_float(False), "pixels"),
+    "resize in float": patched(_pixels, "_resize", _in_float(True), "pixels"),
+    "resize by Pillow": patched(_pixels, "_resize", _by_pillow, "pixels"),
+    "transparency ignored": patched(_pixels, "_pillow_rgb", _transparency_ignored, "pixels"),
+    "levels out of 256": patched(_patches, "_row", _levels_out_of_256, "pixels"),
     "columns before rows in a block": patched(Patchify, "_write", _columns_first, "pixels"),
     "second half of a patch empty": patched(Patchify, "_write", _last_frame_once, "pixels"),
     "frames of qwen-vl-utils": patched(_video, "sample_frames", _other_sampling, "video pixels"),

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from parity import photos, reference
 from parity.stages._stage import Measurement, Setting, Stage, max_error
-from torchtune_qwen25vl.transform._image import IMAGE_MEAN, IMAGE_STD, Qwen25VLImageTransform
-from torchtune_qwen25vl.transform._pixel_limits import read_pixel_limits
+from torchtune_qwen25vl.transform._image import Qwen25VLImageTransform
+from torchtune_qwen25vl.transform._patches import IMAGE_MEAN, IMAGE_STD
+from torchtune_qwen25vl.transform._processor import read_processor
 from torchtune_qwen25vl.transform._video import Qwen25VLVideoTransform
 from torchtune_qwen25vl.weights._safetensors import find_weights
 
@@ -25,7 +26,9 @@ def limits(setting: Setting) -> dict[str, dict[str, Any]]:
     """The pixel limits to run under: a checkpoint's own, or the default and small ones."""
     if setting.checkpoint:
         folder = find_weights(setting.checkpoint)[0]
-        return {"the checkpoint's limits": read_pixel_limits(folder)}
+        settings = read_processor(folder)
+        del settings["video"]
+        return {"the checkpoint's settings": settings}
     return {"default limits": {}, "64 placeholders": SMALL}
 
 

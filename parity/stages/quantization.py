@@ -67,7 +67,6 @@ def _logits(model: Qwen25VL, transform: Qwen25VLTransform, name: str) -> Tensor:
     ]
     sample = transform({"messages": [Message("user", content)]}, inference=True)
     batch = padded_collate([sample], transform.pad_id, padding_side="left")
-    del batch["labels"]
     utils.batch_to_device(batch, next(model.parameters()).device)
     with torch.inference_mode():
         return model(**batch)[0]  # [s, v]

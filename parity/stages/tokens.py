@@ -12,7 +12,6 @@ from torchtune.models.qwen2_5._tokenizer import QWEN2_5_SPECIAL_TOKENS
 from parity import reference, vocabulary
 from parity.conversations import Conversation, corpus, corpus_texts
 from parity.stages._stage import Measurement, Setting, Stage
-from torchtune_qwen25vl.transform._pixel_limits import read_pixel_limits
 from torchtune_qwen25vl.transform._transform import Qwen25VLTransform
 from torchtune_qwen25vl.weights._safetensors import find_weights
 
@@ -32,7 +31,8 @@ def vocabularies(setting: Setting) -> dict[str, Path]:
 def transforms(folder: Path, checkpoint: bool) -> tuple[Qwen25VLTransform, Any]:
     """Ours and theirs with the tokenizer in this folder and the same pixel limits."""
     if checkpoint:
-        ours, limits = Qwen25VLTransform.from_folder(folder), read_pixel_limits(folder)
+        ours = Qwen25VLTransform.from_folder(folder)
+        limits = {"min_pixels": ours.min_pixels, "max_pixels": ours.max_pixels}
     else:
         ours, limits = Qwen25VLTransform(folder / "tokenizer.json", **LIMITS), LIMITS
     return ours, reference.processor(folder, **limits)

@@ -16,7 +16,7 @@ from torchtune.data import Message
 from torchtune_qwen25vl import Qwen25VLTransform, _cli, generate, load_pretrained, padded_collate
 from torchtune_qwen25vl.captioning import claimed, main, read_settings
 from torchtune_qwen25vl.captioning._main import read_words
-from torchtune_qwen25vl.data import load_image
+from torchtune_qwen25vl.media import load_image
 from torchtune_qwen25vl.transform._tokenizer import Qwen25VLTokenizer
 
 

@@ -130,7 +130,7 @@ def test_coco(tmp_path, shown):
         coco_caption_dataset(transform(), source=str(path))
 
 
-def test_a_folder_with_sidecars(tmp_path, shown):
+def test_a_folder_with_sidecars(tmp_path, shown, monkeypatch):
     save_pictures(tmp_path, "c.webp", ".hidden.png")
     (tmp_path / "a.txt").write_text("\ufeff A cat. \n\n", "utf-8")
     (tmp_path / "c.txt").write_bytes(b"caf\xe9")
@@ -140,8 +140,12 @@ def test_a_folder_with_sidecars(tmp_path, shown):
     assert messages_of(dataset) == captioned(shown[0], " A cat. ", "What?")
     refused(dataset, 1, "codec can't decode byte 0xe9")
     assert messages_of(dataset, 2) == captioned(shown[1], "Eine T\u00fcr", "What?")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.chdir(tmp_path.parent)
+        relative = caption_folder_dataset(transform(), source=tmp_path.name, prompt="What?")
+        assert messages_of(relative) == messages_of(dataset)
     (tmp_path / "c.txt").unlink()
     refused(dataset, 1, r"c\.webp has no c\.txt beside it")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         caption_folder_dataset(transform(), source=str(tmp_path / "empty"))

@@ -5,12 +5,14 @@ import runpy
 
 import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX as IGNORE
 
 from parity import vocabulary
 from tests.data_samples import SAYINGS, save_pictures, transform, write_jsonl
+from torchtune_qwen25vl import _torchtune
 from torchtune_qwen25vl.data import llava_dataset
 from torchtune_qwen25vl.data.__main__ import main
 from torchtune_qwen25vl.data._check import trained_tokens
@@ -148,12 +150,20 @@ def test_preview_shows_what_is_trained_on(check):
     assert "train | Ho<|im_end|>" in second
 
 
-def test_preview_goes_by_the_labels_shifted_or_not():
+def test_trained_tokens_go_by_where_the_installed_torchtune_shifts_labels(monkeypatch):
     tokens = np.array([5, 6, 7, 8, 8, 9])
-    for labels in ([IGNORE, IGNORE, 7, 8, IGNORE, IGNORE], [IGNORE, 7, 8, IGNORE, IGNORE, IGNORE]):
+    shifted_by = {
+        "recipes": [IGNORE, IGNORE, 7, 8, IGNORE, IGNORE],
+        "datasets": [IGNORE, 7, 8, IGNORE, IGNORE, IGNORE],
+    }
+    for shifts, labels in shifted_by.items():
+        monkeypatch.setattr(_torchtune, "RECIPES_SHIFT_LABELS", shifts == "recipes")
         trained = trained_tokens({"tokens": tokens, "labels": labels})
         assert trained.tolist() == [False, False, True, True, False, False]
-    assert not trained_tokens({"tokens": tokens, "labels": [IGNORE] * 6}).any()
+        assert not trained_tokens({"tokens": tokens, "labels": [IGNORE] * 6}).any()
+        for other in shifted_by.values():
+            found = trained_tokens({"tokens": tokens, "labels": other})
+            assert torch.equal(found, trained) == (other == labels)
 
 
 def test_several_data_sets(check, tmp_path, recipe):

@@ -289,7 +289,9 @@ def test_limits_of_one_image(tmp_path):
         d[0]["encoder_input"]["vision"]["pixel_values"] for d in (limited, by_tokenizer)
     )
     np.testing.assert_array_equal(ours, theirs)
-    refused(dataset(own, min_pixels=100_000), "39200 pixels, but the tokenizer's are 100000")
+    outside = dataset(own, text, min_pixels=100_000)  # its own limits go before the tokenizer's
+    assert outside[0]["encoder_input"]["vision"]["grid_thw"].tolist() == [[1, 10, 20]]
+    assert messages_of(outside)[0][1][1] == '"bbox_2d": [0, 0, 28, 14]'
     refused(dataset({**own, "resized_height": 28}), "only .* are heeded, got .'resized_height'")
     refused(dataset({"type": "video", "video": "a.mp4", "min_pixels": 9}), "heeded")
 

@@ -18,9 +18,9 @@ from torchtune_qwen25vl.captioning import (
     find_items,
     make_plan,
 )
-from torchtune_qwen25vl.data import load_image
 from torchtune_qwen25vl.jobs._batches import plan_batches
 from torchtune_qwen25vl.jobs._images import count_tokens
+from torchtune_qwen25vl.media import load_image
 
 
 def find(*inputs, **options):

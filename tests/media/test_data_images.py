@@ -6,13 +6,14 @@ import random
 import struct
 import warnings
 import zlib
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
 from tests.data_samples import picture
-from torchtune_qwen25vl.data import as_seen, load_image
+from torchtune_qwen25vl.media import load_image
 
 ORIENTED = {  # EXIF orientation: how the upright picture was turned before it was stored
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -88,7 +89,7 @@ def test_a_transparent_color_is_white(mode, key):
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV"])
 def test_other_modes_are_converted(mode):
     image = picture(6, 4).convert(mode)
-    equal(as_seen(image), image.convert("RGB"))
+    equal(load_image(image), image.convert("RGB"))
 
 
 def test_16_bit_greys_are_scaled_not_clipped():
@@ -131,6 +132,24 @@ def test_every_way_to_say_where_an_image_is(tmp_path):
     ):
         equal(load_image(source), image)
     equal(load_image("with space.png", root=tmp_path), image)
+
+
+def test_data_urls_in_every_valid_form():
+    image = picture(5, 4)
+    data = encoded(image, "BMP")
+    text = base64.b64encode(data).decode()
+    assert text.endswith("=")
+    for url in (
+        f"data:image/png;base64,{text}",
+        f"DATA:image/png;BASE64,{text}",
+        f"data:;base64,{text}",
+        f"data:image/png;name=a.png; base64,{text}",
+        f"data:image/png;base64,{text.rstrip('=')}",
+        "data:image/png;base64," + "\n".join(text[k : k + 76] for k in range(0, len(text), 76)),
+        "data:image/png;base64," + quote(text, safe=""),
+        "data:image/png," + quote(data),
+    ):
+        equal(load_image(url), image)
 
 
 def test_nothing_is_changed_in_a_picture_that_is_handed_over():
@@ -180,7 +199,9 @@ def test_what_is_no_image_is_refused_by_name(tmp_path):
     assert len(refused("x" * 5000, match="cannot be a file", root=tmp_path)) < 300
     refused("https://example.org/a.png", match="download the file first")
     refused("s3://bucket/a.png", match="download the file first")
-    refused("data:image/png,abc", match="base64")
+    refused("data:image/png,abc", match="data:image/png.: not an image")
+    refused("data:image/png;base64", match="comma before its data, this one has none")
+    refused("data:image/png;base64,\u00e9", match="damaged")
     refused("data:image/png;base64,@@@", match="damaged")
     refused(b"", match="no bytes")
     refused({"array": 1}, match="'bytes' or 'path'")

@@ -94,6 +94,24 @@ def test_packing_leaves_the_samples_as_they_are():
     assert batch[0]["labels"].tolist() == [10, 11, 12]
 
 
+@pytest.mark.parametrize("collate", [padded_collate, packed_collate])
+def test_samples_without_labels_make_a_batch_without(collate):
+    unlabelled = [{k: v for k, v in made.items() if k != "labels"} for made in BATCH]
+    expected, found = collate(BATCH, PAD), collate(unlabelled, PAD)
+    assert "labels" in expected
+    assert found.keys() == expected.keys() - {"labels"}
+    assert all(torch.equal(found[name], expected[name]) for name in ("tokens", "input_pos"))
+    with pytest.raises(ValueError, match="have labels or none has, but 2 of 3 have"):
+        collate([unlabelled[0], *BATCH[1:]], PAD)
+
+
+@pytest.mark.parametrize("collate", [padded_collate_labelled, packed_collate_labelled])
+def test_labelled_collates_need_labels(collate):
+    unlabelled = {k: v for k, v in sample(3).items() if k != "labels"}
+    with pytest.raises(ValueError, match="but the samples have none"):
+        collate([unlabelled], PAD)
+
+
 def shifted_loss(logits, labels):
     """The loss of torchtune 0.6.1's recipes: labels shifted along the whole row."""
     labels = torch.hstack([labels[..., 1:], labels.new_full((len(labels), 1), IGNORE)])

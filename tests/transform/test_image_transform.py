@@ -14,8 +14,9 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as tvf
 
 from parity import photos, reference
-from torchtune_qwen25vl.transform import _image
-from torchtune_qwen25vl.transform._image import Qwen25VLImageTransform, as_pixels, smart_resize
+from torchtune_qwen25vl.transform import _patches, _pixels
+from torchtune_qwen25vl.transform._image import Qwen25VLImageTransform, smart_resize
+from torchtune_qwen25vl.transform._pixels import as_pixels
 
 ROOT = pathlib.Path(__file__).parents[2]
 BYTES_PER_PIXEL = {
@@ -223,8 +224,8 @@ def test_strips_of_any_height_give_the_same(monkeypatch):
     images = [noise(300, 500), array_image("array of 4, channels last", 300, 500)]
     expected = [ours(image) for image in images]
     for strip_bytes in (1, 5000, 70000, 1 << 30):
-        monkeypatch.setattr(_image, "READ_BYTES", strip_bytes)
-        monkeypatch.setattr(_image, "WORK_BYTES", strip_bytes)
+        monkeypatch.setattr(_pixels, "READ_BYTES", strip_bytes)
+        monkeypatch.setattr(_patches, "WORK_BYTES", strip_bytes)
         assert all(same(ours(image), right) for image, right in zip(images, expected, strict=True))
 
 
@@ -235,7 +236,7 @@ def test_memory_of_pillow_in_pieces_is_copied(monkeypatch):
     def refuse(image):
         raise ValueError("Image rows are not contiguous in memory.")
 
-    monkeypatch.setattr(_image.pyarrow, "array", refuse)
+    monkeypatch.setattr(_pixels.pyarrow, "array", refuse)
     assert same(ours(image), expected)
 
 
@@ -268,7 +269,7 @@ def resize_by_pillow(pixels, height, width):
 def test_every_other_resize_differs(monkeypatch, resize):
     image = photos.photo("astronaut.png").resize((640, 480)).resize((700, 480))
     expected, _ = theirs(image, max_pixels=100000)
-    monkeypatch.setattr(_image, "_resize", resize)
+    monkeypatch.setattr(_pixels, "_resize", resize)
     assert (ours(image, max_pixels=100000)[0] - expected).abs().max() > 0.014  # one level of 255
 
 
@@ -279,7 +280,7 @@ def zero_to_one(shape):
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        ("photo.jpg", r"got str; files are read by the loader in torchtune_qwen25vl\.data"),
+        ("photo.jpg", r"got str; files are read by the loader in torchtune_qwen25vl\.media"),
         (b"\xff\xd8", "got bytes"),
         (None, "got NoneType"),
         ([noise(28, 28)], "got list"),
@@ -375,11 +376,11 @@ def test_10000_random_images(image, options):
 
 MEMORY = """
 import runpy, torch
+from torchtune_qwen25vl import Qwen25VLImageTransform
 
 peak_memory = runpy.run_path("parity/bench/memory.py")["peak_memory"]
 noise = runpy.run_path("parity/photos.py")["noise"]
-Transform = runpy.run_path("torchtune_qwen25vl/transform/_image.py")["Qwen25VLImageTransform"]
-image, transform = noise(4000, 3000), Transform(max_pixels=12845056)
+image, transform = noise(4000, 3000), Qwen25VLImageTransform(max_pixels=12845056)
 size = transform({"image": image})["pixel_values"].numel()
 
 def with_a_float_copy():
@@ -392,7 +393,7 @@ print(peak_memory(with_a_float_copy) / (4 * size))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from Linux's /proc")
 def test_memory():
-    """In a fresh process, whose allocator keeps nothing back, and which imports little."""
+    """In a fresh process, whose allocator keeps nothing back."""
     run = subprocess.run(
         [sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True, cwd=ROOT
     )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 from torchtune import config
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX as IGNORE
 from torchtune.data import Message
@@ -20,6 +21,7 @@ from parity.photos import noise
 from parity.stages import Setting
 from parity.stages.tokens import differing, measure, our_tokens, their_tokens, transforms
 from torchtune_qwen25vl import mrope_position_ids, smart_resize
+from torchtune_qwen25vl.transform import resized
 from torchtune_qwen25vl.transform._transform import Qwen25VLTransform, SkipSample
 
 IMAGE, VIDEO = 151655, 151656
@@ -150,7 +152,8 @@ def test_text_alone(transform):
 def test_inference_asks_for_an_answer(transform):
     prompt = transform({"messages": ask(image(SQUARE))[:1]}, inference=True)
     assert transform.decode(prompt["tokens"].tolist(), False).endswith("<|im_start|>assistant\n")
-    assert (prompt["labels"] == IGNORE).all()
+    assert prompt.keys() == {"tokens", "mask", "input_pos", "encoder_input"}
+    assert prompt["mask"].all()
 
 
 def test_images_as_tensors(transform):
@@ -238,6 +241,73 @@ def test_videos_are_not_shrunk(path, transform):
     assert torch.equal(made["encoder_input"]["vision"]["grid_thw"][:1], expected)
     with pytest.raises(ValueError, match="with all images at min_pixels"):
         limited(path, alone - 1, "shrink_images")({"messages": ask(clip)})
+
+
+def resized_image(content):
+    return {"type": "image", "content": content, "resized": True}
+
+
+def read_pixels(picture, **limits):
+    """An image as a worker process reads it: uint8 [h, w, 3]."""
+    pixels = resized(picture, *smart_resize(picture.height, picture.width, **limits))
+    return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+
+
+def assert_equal_vision(made, expected):
+    for name, values in expected["encoder_input"]["vision"].items():
+        assert torch.equal(made["encoder_input"]["vision"][name], values)
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor", "image"])
+def test_an_image_that_is_resized_already_gives_the_same_patches(transform, kind):
+    kinds = {"array": np.asarray, "tensor": torch.from_numpy, "image": Image.fromarray}
+    for picture in (BIG, WIDE, SQUARE):
+        content = kinds[kind](read_pixels(picture))
+        made = transform({"messages": ask(resized_image(content))})
+        expected = transform({"messages": ask(image(picture))})
+        assert torch.equal(made["tokens"], expected["tokens"])
+        assert_equal_vision(made, expected)
+
+
+def test_no_pixel_limit_applies_to_an_image_that_is_resized_already(path):
+    pixels = read_pixels(BIG)
+    for limits in ({"max_pixels": 3136}, {"min_pixels": 500_000}):
+        small = Qwen25VLTransform(path, **limits)
+        made = small({"messages": ask(resized_image(pixels))})
+        assert made["encoder_input"]["vision"]["grid_thw"].tolist() == [[1, 30, 40]]
+        again = small({"messages": ask(image(pixels))})
+        assert again["encoder_input"]["vision"]["grid_thw"].tolist() != [[1, 30, 40]]
+
+
+def test_a_long_strip_is_resized_once(path):
+    """Sides of 1 to 143 may be resized; those of its resized copy, 1 to 207, may not again."""
+    strip, limits = Image.new("RGB", (350, 50_000), "teal"), {"max_pixels": 300 * 784}
+    pixels = read_pixels(strip, **limits)
+    assert pixels.shape == (207 * 28, 28, 3)
+    transform = Qwen25VLTransform(path, **limits)
+    made = transform({"messages": ask(resized_image(pixels))})
+    assert_equal_vision(made, transform({"messages": ask(image(strip))}))
+    with pytest.raises(ValueError, match="at most 200 times the other"):
+        transform({"messages": ask(image(pixels))})
+
+
+@pytest.mark.parametrize("shape", [(30, 56, 3), (56, 30, 3), (0, 56, 3)])
+def test_sides_that_are_no_multiples_are_refused(transform, shape):
+    rule = f"sides that are multiples of 28, got {shape[0]} x {shape[1]}; resize it"
+    with pytest.raises(ValueError, match=rule):
+        transform({"messages": ask(resized_image(np.zeros(shape, np.uint8)))})
+
+
+def test_an_image_that_is_resized_already_is_not_shrunk(path, transform):
+    pixels = read_pixels(BIG)  # 300 placeholders
+    alone = len(transform({"messages": ask(resized_image(pixels))})["tokens"])
+    messages = ask(resized_image(pixels), image(BIG))
+    made = limited(path, alone + 50, "shrink_images")({"messages": messages})
+    grids = made["encoder_input"]["vision"]["grid_thw"]
+    assert grids[0].tolist() == [1, 30, 40]
+    assert int(grids[1].prod()) // 4 <= 50
+    with pytest.raises(ValueError, match="resized already, 300 tokens, cannot be shrunk"):
+        limited(path, alone - 1, "shrink_images")({"messages": ask(resized_image(pixels))})
 
 
 def test_truncation_keeps_whole_turns_up_to_an_answer(path, transform):

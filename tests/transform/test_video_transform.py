@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from parity import reference
+from torchtune_qwen25vl.transform import _video
 from torchtune_qwen25vl.transform._image import Qwen25VLImageTransform
 from torchtune_qwen25vl.transform._video import Qwen25VLVideoTransform, sample_frames
 
@@ -194,7 +195,7 @@ def test_bad_options_are_refused(options, message):
 @pytest.mark.parametrize(
     ("video", "message"),
     [
-        ("video.mp4", r"got str; files are read by the loader in torchtune_qwen25vl\.data"),
+        ("video.mp4", r"got str; files are read by the loader in torchtune_qwen25vl\.media"),
         (frames(1)[0], "of four axes, got ndarray"),
         ([], "got 0 frames"),
         ([frames(1)[0], frames(1, 61)[0]], r"2 frames of the sizes \[\(60, 80\), \(61, 80\)\]"),
@@ -223,3 +224,14 @@ def test_the_sample_is_left_alone_and_passed_on():
         "video_grid_thw",
         "second_per_grid_ts",
     }
+
+
+def test_a_rate_that_is_assumed_is_said_once(caplog):
+    _video._say_assumed_rate.cache_clear()
+    for _ in range(2):
+        ours(frames(4), rate=2.0)
+    assert not caplog.records
+    for _ in range(2):
+        ours(frames(4))
+    assert len(caplog.records) == 1
+    assert "without 'fps' and are taken to pass at 24.0 a second" in caplog.text

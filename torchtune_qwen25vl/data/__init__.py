@@ -1,4 +1,4 @@
-"""Readers of the public data formats, for torchtune's recipes and for the check command.
+"""Datasets of the public formats, for recipes and for the check command.
 
 Builder                   a row
 `llava_dataset`           conversations of from/value, beside image or video (LLaVA, QwenLM)
@@ -10,11 +10,14 @@ Builder                   a row
 `coco_caption_dataset`    COCO's captions_*.json
 `caption_folder_dataset`  a folder of images with .txt sidecars
 
+`Options` are the arguments that all builders have in common, `SampleDataset` is what they build.
+
 `python -m torchtune_qwen25vl.data check CONFIG` reads a whole set before it is trained on.
 """
 
-from torchtune_qwen25vl.data._boxes import boxes_to_original, boxes_to_resized
-from torchtune_qwen25vl.data._builders import (
+from torchtune_qwen25vl.data._dataset import SampleDataset
+from torchtune_qwen25vl.data._options import Options
+from torchtune_qwen25vl.data.formats import (
     caption_dataset,
     caption_folder_dataset,
     coco_caption_dataset,
@@ -24,23 +27,15 @@ from torchtune_qwen25vl.data._builders import (
     sharegpt_dataset,
     swift_dataset,
 )
-from torchtune_qwen25vl.data._dataset import SampleDataset
-from torchtune_qwen25vl.data._options import Options
-from torchtune_qwen25vl.media import as_seen, load_image, load_video
 
 __all__ = [
     "Options",
     "SampleDataset",
-    "as_seen",
-    "boxes_to_original",
-    "boxes_to_resized",
     "caption_dataset",
     "caption_folder_dataset",
     "coco_caption_dataset",
     "hf_dataset",
     "llava_dataset",
-    "load_image",
-    "load_video",
     "openai_dataset",
     "sharegpt_dataset",
     "swift_dataset",

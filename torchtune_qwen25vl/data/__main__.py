@@ -23,8 +23,8 @@ from torchtune_qwen25vl.transform import PLACEHOLDERS, Qwen25VLTransform
 
 SHOWN = 20  # bad rows that are printed
 DESCRIPTION = """\
-Reads every row of the data sets that a recipe's YAML names, dataset and val_dataset, exactly as
-training would: files are opened, pictures resized, conversations tokenized. Bad rows are listed
+Read every row of the data sets that a recipe's YAML names, dataset and val_dataset, exactly as
+training would: files are opened, images resized, conversations tokenized. Bad rows are listed
 with their numbers and reasons; nothing is changed or fixed.
 
 Written to the report's folder (each file whole, or not at all):
@@ -43,7 +43,7 @@ example:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     parser = _parser()
     arguments, overrides = parser.parse_known_args(argv)
     if unknown := [argument for argument in overrides if argument.startswith("-")]:
@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
 def _build(
     path: Path, overrides: list[str]
 ) -> tuple[Qwen25VLTransform, list[tuple[str, SampleDataset]]]:
-    """The tokenizer of a recipe, and its data sets with their key, none of whose rows are left out.
+    """Build a recipe's tokenizer, and its data sets with their keys, no row of them left out.
 
     Those of `dataset` come first, and then what `val_dataset` has, if it is there and not null.
     """
@@ -137,7 +137,7 @@ def _build(
 
 
 def _sections(cfg: DictConfig, key: str) -> list[tuple[str, DictConfig]]:
-    """What is under a key: nothing, one section, or a list of them, each with the key."""
+    """Return what is under a key, nothing, one section or a list of them, each with the key."""
     found = cfg.get(key)
     sections = found if isinstance(found, ListConfig) else [found]
     return [(key, section) for section in sections if section is not None]

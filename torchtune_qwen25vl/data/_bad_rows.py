@@ -9,12 +9,12 @@ from torchtune_qwen25vl.media import Rows
 
 
 def read_bad_rows(report: str, source: str, rows: Rows) -> tuple[int, ...]:
-    """Numbers of the bad rows that a report lists for a source.
+    """Return the numbers of the bad rows that a report lists for a source.
 
     Args:
-        report: report.json of the check command.
-        source: the dataset's, as the report names it.
-        rows: of that source, as they are now.
+        report: report.json of the check command
+        source: name of the dataset in the report
+        rows: rows of that source, as they are now
 
     Raises:
         ValueError: if there is no such report, it did not check this source, or the rows are not
@@ -43,6 +43,6 @@ def read_bad_rows(report: str, source: str, rows: Rows) -> tuple[int, ...]:
 
 
 def _describes(entry: Mapping[str, Any], rows: Rows) -> bool:
-    """Whether an entry of a report is about these rows, as they are now."""
+    """Return whether an entry of a report is about these rows, as they are now."""
     same_number = entry["rows"] == len(rows)
     return same_number and all(rows.digest(bad["row"]) == bad["digest"] for bad in entry["bad"])

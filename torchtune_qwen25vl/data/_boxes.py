@@ -1,10 +1,10 @@
 """Boxes and points between an image's own pixels and those of its resized copy.
 
-Qwen2.5-VL names places in absolute pixels of the picture *as resized for it*, so a box moves with
+Qwen2.5-VL names places in absolute pixels of the image *as resized for it*, so a box moves with
 min_pixels and max_pixels. Coordinates are edges, from 0 to the width or height inclusive, and are
 rounded to whole pixels: there and back a coordinate moves by at most one pixel of the coarser grid.
 
-Sizes are (height, width), as in smart_resize; a box is ``[x1, y1, x2, y2]`` and a point ``[x, y]``.
+Sizes are (height, width), as in smart_resize; a box is `[x1, y1, x2, y2]` and a point `[x, y]`.
 """
 
 import re
@@ -20,46 +20,27 @@ Size = tuple[int, int]
 
 
 def boxes_to_resized(text: str, size: Size, resized: Size) -> str:
-    """Rewrites every ``"bbox_2d": [...]`` and ``"point_2d": [...]`` of a text in resized pixels.
+    """Rewrite every `"bbox_2d": [...]` and `"point_2d": [...]` of a text in resized pixels.
 
     Args:
-        text: a question or an answer; all but the numbers stays as it is.
-        size: of the picture that the numbers were measured on, EXIF orientation applied.
-        resized: of the picture that the model sees: `smart_resize` of `size`.
+        text: question or answer, of which all but the numbers stays as it is
+        size: size of the image that the numbers were measured on, EXIF orientation applied
+        resized: size of the image that the model sees, `smart_resize` of `size`
 
     Raises:
-        ValueError: if a box is no list of 2 or 4 numbers, or lies outside the picture.
+        ValueError: if a box is no list of 2 or 4 numbers, or lies outside the image.
     """
     if len(re.findall(_KEY, text)) != len(_VALUE.findall(text)):
         raise ValueError(f"a bbox_2d or point_2d is not a flat list of numbers in {text[:200]!r}")
     return _VALUE.sub(lambda found: found[1] + str(scale_box(_numbers(found), size, resized)), text)
 
 
-def boxes_to_original(text: str, size: Size, resized: Size) -> str:
-    """Rewrites every box and point of a model's answer in pixels of the original picture.
-
-    The inverse of `boxes_to_resized`. A model can answer anything: a box that reaches over the
-    border is cut there, and what is no list of 2 or 4 numbers stays as it is.
-
-    Args:
-        text: the answer.
-        size: of the original picture, EXIF orientation applied.
-        resized: of the picture that the model saw: `smart_resize` of `size`.
-    """
-
-    def restore(found: re.Match[str]) -> str:
-        box = _numbers(found)
-        return found[1] + str(_scale(box, resized, size)) if len(box) in (2, 4) else found[0]
-
-    return _VALUE.sub(restore, text)
-
-
 def scale_box(box: Sequence[float], size: Size, new_size: Size) -> list[int]:
-    """Moves a box or a point of a data set from a picture of `size` to one of `new_size`.
+    """Move a box or a point of a data set from an image of `size` to one of `new_size`.
 
     Raises:
         ValueError: if it is not 2 or 4 numbers, is turned inside out, or reaches more than one
-            pixel over the border (then it was measured on a picture of another size).
+            pixel over the border (then it was measured on an image of another size).
     """
     height, width = size
     if len(box) not in (2, 4):
@@ -67,23 +48,27 @@ def scale_box(box: Sequence[float], size: Size, new_size: Size) -> list[int]:
     ends = [width, height] * (len(box) // 2)
     if not all(-1 <= value <= end + 1 for value, end in zip(box, ends, strict=True)):
         raise ValueError(
-            f"box {list(box)} reaches outside its picture, {width} wide and {height} high; was it "
+            f"box {list(box)} reaches outside its image, {width} wide and {height} high; was it "
             "measured on another size?"
         )
     if len(box) == 4 and (box[0] > box[2] or box[1] > box[3]):
         raise ValueError(f"a box is [left, top, right, bottom], got {list(box)}")
-    return _scale(box, size, new_size)
+    scaled = []
+    for i, value in enumerate(box):
+        old, new = size[1 - i % 2], new_size[1 - i % 2]  # x along the width, y along the height
+        scaled.append(min(max(round(value * new / old), 0), new))
+    return scaled
 
 
 def move_boxes(texts: Sequence[str], sizes: Sequence[tuple[Size, Size]]) -> list[str]:
-    """The texts of a row with one picture, their boxes moved to its resized pixels.
+    """Move the boxes in the texts of a row with one image to its resized pixels.
 
     Args:
-        texts: all of a row.
-        sizes: (original, resized) of each picture of the row.
+        texts: all texts of a row
+        sizes: sizes of each image of the row, (original, resized)
 
     Raises:
-        ValueError: if there are boxes but not one picture, or a box is none of it.
+        ValueError: if there are boxes but not one image, or a box is none of it.
     """
     if len(sizes) == 1:
         return [boxes_to_resized(text, *sizes[0]) for text in texts]
@@ -98,33 +83,33 @@ def move_boxes(texts: Sequence[str], sizes: Sequence[tuple[Size, Size]]) -> list
 def name_objects(
     texts: Sequence[str], objects: Mapping[str, Any], sizes: Sequence[tuple[Size, Size]]
 ) -> list[str]:
-    """Puts ms-swift's `objects` where texts have ``<bbox>`` and ``<ref-object>``, each in order.
+    """Put ms-swift's `objects` where texts have `<bbox>` and `<ref-object>`, each in order.
 
-    Boxes become ``[x1, y1, x2, y2]`` in resized pixels, as in Qwen's own grounding examples.
+    Boxes become `[x1, y1, x2, y2]` in resized pixels, as in Qwen's own grounding examples.
 
     Args:
-        texts: all of a row.
+        texts: all texts of a row
         objects: "bbox" and "ref"; "bbox_type" ("real" pixels by default, or "norm1", shares of 1);
-            "image_id", each box's picture, the first by default.
-        sizes: (original, resized) of each picture of the row.
+            "image_id", the image of each box, the first by default
+        sizes: sizes of each image of the row, (original, resized)
 
     Raises:
         ValueError: if there are more or fewer objects than places for them, or a box does not lie
-            in a picture of the row.
+            in an image of the row.
 
     Source: Custom-dataset.md of ms-swift.
     """
     boxes, kind = objects.get("bbox") or [], objects.get("bbox_type") or "real"
-    pictures = objects.get("image_id") or [0] * len(boxes)
+    images = objects.get("image_id") or [0] * len(boxes)
     if kind not in ("real", "norm1"):
         raise ValueError(f"bbox_type is 'real' or 'norm1', got {kind!r}")
-    if len(pictures) != len(boxes) or not set(pictures) <= set(range(len(sizes))):
+    if len(images) != len(boxes) or not set(images) <= set(range(len(sizes))):
         raise ValueError(
-            f"every bbox belongs to one of the row's {len(sizes)} images, got image_id {pictures} "
+            f"every bbox belongs to one of the row's {len(sizes)} images, got image_id {images} "
             f"for {len(boxes)} boxes"
         )
     names = {
-        "bbox": [_moved(box, kind, *sizes[i]) for box, i in zip(boxes, pictures, strict=True)],
+        "bbox": [_moved(box, kind, *sizes[i]) for box, i in zip(boxes, images, strict=True)],
         "ref-object": list(objects.get("ref") or []),
     }
     for place, given in names.items():
@@ -139,14 +124,6 @@ def _moved(box: Sequence[float], kind: str, size: Size, resized: Size) -> str:
     if kind == "norm1":
         box = [value * size[1 - i % 2] for i, value in enumerate(box)]
     return str(scale_box(box, size, resized))
-
-
-def _scale(box: Sequence[float], size: Size, new_size: Size) -> list[int]:
-    scaled = []
-    for i, value in enumerate(box):
-        old, new = size[1 - i % 2], new_size[1 - i % 2]  # x along the width, y along the height
-        scaled.append(min(max(round(value * new / old), 0), new))
-    return scaled
 
 
 def _numbers(found: re.Match[str]) -> list[float]:

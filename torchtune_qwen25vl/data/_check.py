@@ -1,19 +1,19 @@
-"""Reads every row as training would, and keeps what it was or why it cannot be trained on."""
+"""Every row read as training would read it: what it was, or why it cannot be trained on."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
-from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 from tqdm import tqdm
 
+from torchtune_qwen25vl._torchtune import labelled_rows
 from torchtune_qwen25vl.data._dataset import SampleDataset
-from torchtune_qwen25vl.transform import SkipSample
-
-PATCH_PIXELS = 14 * 14
-PATCHES_PER_TOKEN = 4  # two by two patches become one placeholder
+from torchtune_qwen25vl.transform import PATCHES_PER_PLACEHOLDER, PLACEHOLDER_PIXELS, SkipSample
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Sound:
     """A row that can be trained on.
 
     Attributes:
-        tokens: in all.
-        labelled: tokens that are trained on.
-        visual: tokens that stand for images and videos.
-        pixels: of each image after resizing; of a video, of all its frame groups.
+        tokens: number of tokens, all kinds together
+        labelled: number of tokens that are trained on
+        visual: number of placeholders of images and videos
+        pixels: pixels of each image after resizing, and of all frame groups of each video
     """
 
     tokens: int
@@ -35,13 +35,13 @@ class Sound:
 
 @dataclass(frozen=True)
 class Bad:
-    """A row that cannot.
+    """A row that cannot be trained on.
 
     Attributes:
-        row: its number, counted from 0.
-        kind: "bad", or "skipped" where the transform was told to skip such rows.
-        error: what is wrong.
-        digest: name of its content, by which a changed row is noticed later.
+        row: number of the row, counted from 0
+        kind: "bad", or "skipped" where the transform was told to skip such rows
+        error: what is wrong with it
+        digest: name of its content, by which a changed row is noticed later
     """
 
     row: int
@@ -51,11 +51,11 @@ class Bad:
 
 
 def check_rows(dataset: SampleDataset, *, num_workers: int) -> tuple[list[Sound], list[Bad]]:
-    """Reads all rows of a dataset, with a progress bar.
+    """Read all rows of a dataset, with a progress bar.
 
     Args:
-        dataset: as a recipe would build it, none of its rows left out.
-        num_workers: processes that read; 0 reads in this one.
+        dataset: dataset as a recipe would build it, none of its rows left out
+        num_workers: number of processes that read; with 0, this one reads
     """
     sound: list[Sound] = []
     bad: list[Bad] = []
@@ -70,17 +70,11 @@ def check_rows(dataset: SampleDataset, *, num_workers: int) -> tuple[list[Sound]
     return sound, bad
 
 
-def trained_tokens(sample: dict[str, Any]) -> np.ndarray:
-    """Which tokens of a sample its labels ask for, bool [s], shifted labels or not.
-
-    torchtune 0.6.1 shifts labels in its recipes, later versions in the dataset.
-    """
-    tokens, labels = np.asarray(sample["tokens"]), np.asarray(sample["labels"])
-    at = np.flatnonzero(labels != CROSS_ENTROPY_IGNORE_IDX)
-    shift = int((tokens[at] != labels[at]).any())
-    trained = np.zeros(len(tokens), dtype=bool)
-    trained[at + shift] = True
-    return trained
+def trained_tokens(sample: dict[str, Any]) -> Tensor:
+    """Return which tokens of a dataset's sample are trained on, bool [s]."""
+    labels = torch.as_tensor(np.asarray(sample["labels"]))
+    predicting = labelled_rows(labels.unsqueeze(0))[0]  # each the token after it
+    return F.pad(predicting[:-1], (1, 0))
 
 
 def _records(dataset: SampleDataset, num_workers: int) -> Iterator[Sound | Bad]:
@@ -108,10 +102,10 @@ class _Checked(Dataset):
 def _measure(sample: dict[str, Any]) -> Sound:
     vision = sample.get("encoder_input", {}).get("vision")
     grids = vision["grid_thw"].tolist() if vision else []
-    patches = [t * h * w for t, h, w in grids]
+    placeholders = [t * h * w // PATCHES_PER_PLACEHOLDER for t, h, w in grids]
     return Sound(
         tokens=len(sample["tokens"]),
         labelled=int(trained_tokens(sample).sum()),
-        visual=sum(patches) // PATCHES_PER_TOKEN,
-        pixels=tuple(PATCH_PIXELS * count for count in patches),
+        visual=sum(placeholders),
+        pixels=tuple(PLACEHOLDER_PIXELS * count for count in placeholders),
     )

@@ -24,11 +24,11 @@ class Turn:
     """What one speaker says.
 
     Attributes:
-        role: torchtune's: system, user, assistant or ipython (what a tool returned).
-        parts: ``{"type": "text" | "image" | "video", "content": ...}``; a medium's content is its
-            source, or None for the next one of the row's own list.
-        trained: whether an assistant's turn is trained on.
-        is_call: whether an assistant's turn is a call of a tool.
+        role: role in torchtune: system, user, assistant or ipython (what a tool returned)
+        parts: content parts, `{"type": "text" | "image" | "video", "content": ...}`; the content of
+            a medium is its source, or None for the next one of the row's own list
+        trained: whether an assistant's turn is trained on
+        is_call: whether an assistant's turn is a call of a tool
     """
 
     role: str
@@ -42,11 +42,11 @@ class Conversation:
     """A row, before its media are read.
 
     Attributes:
-        turns: in order.
-        images: sources of the images whose places the turns mark.
-        videos: sources of the videos whose places the turns mark.
-        objects: ms-swift's `objects`: what replaces ``<bbox>`` and ``<ref-object>``.
-        tools: JSON schemas of the functions the assistant may call.
+        turns: turns in order
+        images: sources of the images whose places the turns mark
+        videos: sources of the videos whose places the turns mark
+        objects: ms-swift's `objects`, which replace `<bbox>` and `<ref-object>`
+        tools: JSON schemas of the functions the assistant may call
     """
 
     turns: list[Turn]
@@ -57,7 +57,7 @@ class Conversation:
 
 
 def to_messages(turns: list[Turn]) -> list[Message]:
-    """Checks the order of speakers and makes torchtune messages, masked where not trained on.
+    """Check the order of speakers and make torchtune messages, masked where not trained on.
 
     A call of a tool shares the turn of the assistant message before it.
 

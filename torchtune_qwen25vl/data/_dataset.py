@@ -30,11 +30,11 @@ class SampleDataset(Dataset):
     here).
 
     Args:
-        rows: as stored.
-        read: of one row, its messages.
-        model_transform: `Qwen25VLTransform`.
-        source: name of the rows in messages.
-        bad_rows: rows to leave out.
+        rows: rows as stored
+        read: function from a row to its messages
+        model_transform: transform from messages to a sample
+        source: name of the rows in error messages
+        bad_rows: numbers of the rows to leave out
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class SampleDataset(Dataset):
         return len(self._good)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The sample at `index` among the rows that are not left out.
+        """Return the sample at `index` among the rows that are not left out.
 
         Raises:
             ValueError: naming the row, counted from 0 in the source, if it is bad.
@@ -84,7 +84,7 @@ def sample_dataset(
     source: str,
     **options: Any,
 ) -> SampleDataset:
-    """A dataset of rows, by the parser of their format and the `Options` common to all formats.
+    """Make a dataset of rows by the parser of their format and the options common to all formats.
 
     Raises:
         ValueError: if an option cannot be.
@@ -110,7 +110,7 @@ def sample_dataset(
 
 
 def _root(media_root: str | None, source: str) -> Path | None:
-    """Where relative media paths start: as given, or beside the file or in the folder of rows."""
+    """Return where relative media paths start: as given, or where the rows lie."""
     if media_root is not None:
         return Path(media_root).expanduser()
     path = Path(source)

@@ -1,4 +1,4 @@
-"""What every dataset builder of this package can be told, whatever the format."""
+"""The arguments that all dataset builders have in common."""
 
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -11,13 +11,13 @@ class Options:
     """Arguments common to all builders, by name.
 
     Attributes:
-        media_root: folder that relative media paths start from; by default the one of the source.
-        boxes: whose pixels `bbox_2d` and `point_2d` in texts count: the "resized" picture's (they
-            stay as they are) or the "original" one's (they are moved).
-        prepend_media: whether a row with one image or video, and no place for it, shows it first.
-        pixel_limit: width * height above which an image file is refused.
-        skip_bad_rows: report.json of the check command, whose bad rows are left out.
-        packed: torchtune's switch for its own packing, which keeps no media: must be False.
+        media_root: folder that relative media paths start from, by default that of the source
+        boxes: image whose pixels `bbox_2d` and `point_2d` in texts count, the "resized" one (they
+            stay as they are) or the "original" one (they are moved)
+        prepend_media: whether a row with one image or video, and no place for it, shows it first
+        pixel_limit: width * height above which an image file is refused
+        skip_bad_rows: report.json of the check command, whose bad rows are left out
+        packed: torchtune's switch for its own packing, which keeps no media; must be False
 
     Raises:
         ValueError: if `boxes` is of no known kind, or `packed` is set.

@@ -8,11 +8,11 @@ from torchtune_qwen25vl.data._conversation import Conversation, Turn
 
 
 def fill_places(conversation: Conversation, *, prepend_media: bool) -> list[Turn]:
-    """Turns in which every image and video has its source, taken from the row's lists in order.
+    """Give every image and video of the turns its source, taken from the row's lists in order.
 
     Args:
-        conversation: of one row.
-        prepend_media: whether a row that lists one medium, and marks no place, shows it first.
+        conversation: conversation of one row
+        prepend_media: whether a row that lists one medium, and marks no place, shows it first
 
     Raises:
         ValueError: if there are more or fewer places than media of a kind.

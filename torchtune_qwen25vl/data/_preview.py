@@ -10,14 +10,14 @@ MARKS = {True: "train | ", False: "      | "}
 
 
 def preview(sample: dict[str, Any], decode: Callable[..., str], placeholders: Sequence[int]) -> str:
-    r"""Decodes a sample, line by line, marking the tokens whose labels are trained on.
+    r"""Decode a sample line by line, marking the tokens that are trained on.
 
-    Newlines are written out as ``\n``; a run of placeholders is written once, with its length.
+    Newlines are written out as `\n`; a run of placeholders is written once, with its length.
 
     Args:
-        sample: tokens and labels.
-        decode: of the tokenizer.
-        placeholders: ids that stand for images and videos.
+        sample: sample with tokens and labels
+        decode: decode method of the tokenizer
+        placeholders: ids of the placeholders of images and videos
     """
     trained = trained_tokens(sample).tolist()
     tokens = [int(token) for token in sample["tokens"]]

@@ -1,15 +1,17 @@
-"""A row of any format -> the messages that Qwen25VLTransform takes, media decoded."""
+"""A row of any format to the messages that Qwen25VLTransform takes, media decoded."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torchtune_qwen25vl.data._boxes import Size, move_boxes, name_objects
 from torchtune_qwen25vl.data._conversation import Conversation, Turn, to_messages
+from torchtune_qwen25vl.data._frames import SAMPLING, kept_frames, resampled_rate
 from torchtune_qwen25vl.data._options import Options
 from torchtune_qwen25vl.data._places import fill_places
-from torchtune_qwen25vl.media import SAMPLING, load_image, load_video, resampled_rate
+from torchtune_qwen25vl.media import load_image, load_video
 from torchtune_qwen25vl.transform import resized, smart_resize
 
 LIMITS = ("min_pixels", "max_pixels")
@@ -17,15 +19,15 @@ LIMITS = ("min_pixels", "max_pixels")
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads rows: parses, decodes media, moves boxes, checks. Called in dataloader workers.
+    """The reader of rows, called in dataloader workers: it parses, decodes, moves boxes, checks.
 
     Attributes:
-        parse: of one row, the format's own.
-        limits: "min_pixels" and "max_pixels" of the image transform.
-        sampling: of the video transform.
-        may_shrink: whether the transform may resize images further to make a sample fit.
-        root: folder that relative paths start from.
-        options: the user's.
+        parse: parser of the format, from a row to a conversation
+        limits: "min_pixels" and "max_pixels" of the image transform
+        sampling: sampling of the video transform
+        may_shrink: whether the transform may resize images further to make a sample fit
+        root: folder that relative paths start from
+        options: options of the user
     """
 
     parse: Callable[[dict[str, Any]], Conversation]
@@ -36,7 +38,7 @@ class Reader:
     options: Options
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Makes {"messages": [Message, ...]}, and "tools" where the row has some.
+        """Make {"messages": [Message, ...]} of a row, and "tools" where it has some.
 
         Raises:
             ValueError: for whatever is wrong with the row.
@@ -65,14 +67,14 @@ class Reader:
         if part["type"] == "video":
             own = {name: part[name] for name in SAMPLING if name in part}
             rate = {"fps": None, "num_frames": None} if "fps" in own or "num_frames" in own else {}
-            sampling = {**self.sampling, **rate, **own}
-            frames, fps = load_video(part["content"], sampling=sampling, root=self.root)
+            keep = partial(kept_frames, sampling={**self.sampling, **rate, **own})
+            frames, fps = load_video(part["content"], keep=keep, root=self.root)
             fps = resampled_rate(len(frames), fps, self.sampling)
             return {"type": "video", "content": frames, "fps": fps}
         return part
 
     def _boxed(self, turns: list[Turn], objects: Mapping[str, Any] | None) -> list[Turn]:
-        """Turns with the boxes in their texts in resized pixels."""
+        """Move the boxes in the texts of the turns to resized pixels."""
         if not objects and self.options.boxes == "resized":
             return turns
         sizes = [
@@ -97,17 +99,14 @@ class Reader:
         return smart_resize(image.height, image.width, **{**self.limits, **own})
 
     def _limited(self, part: dict[str, Any]) -> dict[str, Any]:
-        """A picture with limits of its own (Qwen's "min_pixels", "max_pixels") resized to them."""
+        """Resize an image with limits of its own (Qwen's "min_pixels", "max_pixels") to them.
+
+        The transform takes it as it is: the row's limits go before the tokenizer's.
+        """
         if part["type"] != "image" or not any(name in part for name in LIMITS):
             return part
-        height, width = self._resized_size(part)
-        low, high = self.limits["min_pixels"], self.limits["max_pixels"]
-        if not low <= height * width <= high:
-            raise ValueError(
-                f"an image's own limits make it {height * width} pixels, but the tokenizer's are "
-                f"{low} to {high} and would resize it again; widen those"
-            )
-        return {"type": "image", "content": resized(part["content"], height, width)}
+        pixels = resized(part["content"], *self._resized_size(part))
+        return {"type": "image", "content": pixels, "resized": True}
 
 
 def _parts(turns: list[Turn], kind: str) -> list[dict[str, Any]]:

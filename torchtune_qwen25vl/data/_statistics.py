@@ -1,4 +1,4 @@
-"""Numbers and a picture of how long the rows of a data set are."""
+"""Numbers and a histogram of how long the rows of a data set are."""
 
 import io
 from typing import Any
@@ -12,7 +12,7 @@ QUANTILES = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
 
 
 def summary(rows: list[Sound]) -> dict[str, Any]:
-    """Totals, means and quantiles of tokens, labelled tokens, visual tokens and pixels."""
+    """Return totals, means and quantiles of tokens, labelled tokens, placeholders and pixels."""
     tokens, labelled = [row.tokens for row in rows], [row.labelled for row in rows]
     return {
         "tokens": _spread(tokens),
@@ -25,7 +25,7 @@ def summary(rows: list[Sound]) -> dict[str, Any]:
 
 
 def histogram(rows: list[Sound], title: str) -> bytes:
-    """A PNG: how many rows have how many tokens, visual tokens, and which share labelled."""
+    """Draw a PNG of rows by tokens, by placeholders, and by labelled share."""
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     figure.suptitle(title)
     panels: dict[str, list[float]] = {
@@ -46,7 +46,7 @@ def histogram(rows: list[Sound], title: str) -> bytes:
 
 
 def png(figure: Figure, *, dpi: int) -> bytes:
-    """A figure as the content of a PNG file."""
+    """Return a figure as the content of a PNG file."""
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=dpi, format="png")
     return drawn.getvalue()

@@ -19,10 +19,9 @@ from typing import Any
 import torch
 
 from torchtune_qwen25vl.model import Qwen25VL
+from torchtune_qwen25vl.transform import PATCHES_PER_PLACEHOLDER, PLACEHOLDER_PIXELS
 
-TOKEN_PIXELS = 28 * 28  # a token of an image stands for 784 pixels
-PATCHES = 4  # that become one token
-LEAST_PIXELS, MOST_PIXELS = 256 * TOKEN_PIXELS, 1280 * TOKEN_PIXELS
+LEAST_PIXELS, MOST_PIXELS = 256 * PLACEHOLDER_PIXELS, 1280 * PLACEHOLDER_PIXELS
 SPARE = 0.1  # of the free memory is left alone: fragments, and what the formula does not know
 QUANTISED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a number, its scales and the scales of those
@@ -78,7 +77,8 @@ class Footprint:
         patch = tower.patch_embed.proj.weight.shape[1]
         return cls(
             token=cache + _layer(embed, inner, n),
-            image_token=PATCHES * (patch * (4 + n) + _layer(vision[1], vision[0], n)),
+            image_token=PATCHES_PER_PLACEHOLDER
+            * (patch * (4 + n) + _layer(vision[1], vision[0], n)),
             bytes_per_value=n,
             logits=4 * 4 * model.tok_embeddings.weight.shape[0],
         )
@@ -111,11 +111,11 @@ def pixel_budget(
         text_tokens: tokens of a row's prompt and answer, without its image
         min_pixels: fewest pixels of an image
     """
-    least = -(-min_pixels // TOKEN_PIXELS)
-    choices = range(least, max(least, MOST_PIXELS // TOKEN_PIXELS) + 1)
+    least = -(-min_pixels // PLACEHOLDER_PIXELS)
+    choices = range(least, max(least, MOST_PIXELS // PLACEHOLDER_PIXELS) + 1)
     budget = (1 - SPARE) * free
     fitting = bisect_right(choices, budget, key=lambda t: footprint.batch(1, t, text_tokens))
-    return choices[max(fitting - 1, 0)] * TOKEN_PIXELS
+    return choices[max(fitting - 1, 0)] * PLACEHOLDER_PIXELS
 
 
 def token_budget(free: int, footprint: Footprint, *, max_pixels: int, text_tokens: int) -> int:
@@ -129,7 +129,7 @@ def token_budget(free: int, footprint: Footprint, *, max_pixels: int, text_token
         max_pixels: most pixels of an image
         text_tokens: tokens of a row's prompt and answer, without its image
     """
-    image_tokens = max_pixels // TOKEN_PIXELS
+    image_tokens = max_pixels // PLACEHOLDER_PIXELS
     rows = int((1 - SPARE) * free) // footprint.batch(1, image_tokens, text_tokens)
     return max(rows, 1) * (image_tokens + text_tokens)
 

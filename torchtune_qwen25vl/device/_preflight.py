@@ -11,13 +11,12 @@ from torchtune_qwen25vl.device._choice import Choice, choose, downgrades
 from torchtune_qwen25vl.device._machine import Machine
 from torchtune_qwen25vl.device._memory import (
     LEAST_PIXELS,
-    TOKEN_PIXELS,
     Footprint,
     pixel_budget,
     token_budget,
     weights_bytes,
 )
-from torchtune_qwen25vl.transform import Qwen25VLTransform
+from torchtune_qwen25vl.transform import PLACEHOLDER_PIXELS, Qwen25VLTransform
 from torchtune_qwen25vl.weights import Checkpoint, find_weights
 
 
@@ -166,7 +165,7 @@ def _needs(choice: Choice, checkpoint: Checkpoint, load: Load) -> tuple[int, Foo
     return (
         weights_bytes(shapes, choice.dtype, four_bit=choice.four_bit),
         footprint,
-        footprint.batch(1, load.min_pixels // TOKEN_PIXELS, load.text_tokens),
+        footprint.batch(1, load.min_pixels // PLACEHOLDER_PIXELS, load.text_tokens),
     )
 
 

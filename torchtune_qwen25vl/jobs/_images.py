@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from torchtune_qwen25vl.data import load_image
 from torchtune_qwen25vl.jobs._items import Item
 from torchtune_qwen25vl.jobs._workers import Task
-from torchtune_qwen25vl.media import locate
+from torchtune_qwen25vl.media import load_image, locate
 from torchtune_qwen25vl.transform import resized, smart_resize
 
 TOKEN_PIXELS = 28 * 28  # that a placeholder stands for

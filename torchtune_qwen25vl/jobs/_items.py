@@ -57,7 +57,7 @@ class Item:
     problem: str = ""
 
     def read(self) -> Any:
-        """A source of `torchtune_qwen25vl.data.load_image`."""
+        """A source of `torchtune_qwen25vl.media.load_image`."""
         return self.path if self.held is None else self.held.read()
 
 

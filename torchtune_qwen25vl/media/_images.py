@@ -1,6 +1,6 @@
-"""Image files -> the RGB picture a person sees, or an error that names the file.
+"""Image files to the RGB image a person sees, or an error that names the file.
 
-The image transform takes pictures as they are; turning a *file* into one is done here, once, for
+The image transform takes images as they are; turning a *file* into one is done here, once, for
 training and captioning alike: EXIF orientation is applied, transparency lies on white, 16-bit greys
 are scaled to 8 bits, and what is cut short, oversized or no image is refused.
 """
@@ -16,25 +16,25 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torchtune_qwen25vl.media._sources import locate
 
 SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-"""Of files that are images."""
+"""Suffixes of files that are images."""
 
 PIXEL_LIMIT = 178_956_970
-"""Pixels of the largest picture that is decoded: where Pillow itself refuses; 0.5 GB of RGB."""
+"""Pixels of the largest image that is decoded: where Pillow itself refuses; 0.5 GB of RGB."""
 
 
 def load_image(
     source: Any, *, root: Path | None = None, pixel_limit: int = PIXEL_LIMIT
 ) -> Image.Image:
-    """Decodes one image, whatever holds it, into an upright, opaque RGB picture.
+    """Decode one image, whatever holds it, upright, opaque and RGB.
 
     Of animations the first frame is taken. LOAD_TRUNCATED_IMAGES is never switched on.
 
     Args:
-        source: a PIL image, a path, a ``file://`` or ``data:`` URL, bytes, or the
-            ``{"bytes", "path"}`` mapping that `datasets` stores.
-        root: folder that relative paths start from; None allows absolute paths only.
+        source: a PIL image, a path, a `file://` or `data:` URL, bytes, or the
+            `{"bytes", "path"}` mapping that `datasets` stores
+        root: folder that relative paths start from; None allows absolute paths only
         pixel_limit: width * height above which a file is refused before it is decoded. Above
-            Pillow's own limit raise ``PIL.Image.MAX_IMAGE_PIXELS`` as well.
+            Pillow's own limit raise `PIL.Image.MAX_IMAGE_PIXELS` as well
 
     Raises:
         ValueError: naming the file, if it is missing, empty, no image, damaged, cut short, larger
@@ -47,8 +47,8 @@ def load_image(
         return _decode(name, image, pixel_limit)
 
 
-def as_seen(image: Image.Image) -> Image.Image:
-    """Returns the picture a viewer shows: upright, 8 bits a channel, transparency on white, RGB.
+def _as_seen(image: Image.Image) -> Image.Image:
+    """Return what a viewer shows: upright, 8 bits a channel, transparency on white, RGB.
 
     16-bit greys (modes I;16 and I) are scaled by 255 / 65535, so that one value is one grey in
     every file; Pillow's own conversion clips everything above 255 to white.
@@ -73,7 +73,7 @@ def _open(name: str, file: Path | bytes) -> Image.Image:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise ValueError(
             f"{name}: PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on, so a cut file would load as a "
-            "half-grey picture; switch it off"
+            "half-grey image; switch it off"
         )
     try:
         with warnings.catch_warnings():
@@ -93,7 +93,7 @@ def _decode(name: str, image: Image.Image, pixel_limit: int) -> Image.Image:
         )
     try:
         image.load()
-        return as_seen(image)
+        return _as_seen(image)
     except Exception as error:  # and a dozen more on damaged bodies
         raise ValueError(f"{name}: cannot be decoded ({error})") from error
 

@@ -1,4 +1,4 @@
-"""Annotation files -> rows: indexable, picklable, and cheap to share with dataloader workers.
+"""Annotation files to rows: indexable, picklable, and cheap to share with dataloader workers.
 
 JSON is kept as text and parsed row by row, because a table with one type per column (what
 `datasets` and Arrow make of it) cannot hold rows whose `image` is a string here and a list there,
@@ -29,17 +29,17 @@ class Rows(Protocol):
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
     def column(self, name: str) -> list[Any]:
-        """Values of one column, media untouched; None where the row is damaged or lacks it."""
+        """Return the values of one column, media untouched, None where a row has none."""
 
     def digest(self, index: int) -> str:
-        """A short name of what is stored of a row, damaged or not."""
+        """Return a short name of what is stored of a row, damaged or not."""
 
 
 class JsonRows:
     """Rows kept as JSON text in one array, so that forked workers share it instead of copying it.
 
     Args:
-        texts: one JSON object each, in UTF-8.
+        texts: one JSON object each, in UTF-8
     """
 
     def __init__(self, texts: Iterable[bytes]) -> None:
@@ -78,13 +78,13 @@ class JsonRows:
 
 
 class ArrowRows:
-    """Rows of a `datasets.Dataset`, media undecoded as ``{"bytes", "path"}``, without padding.
+    """Rows of a `datasets.Dataset`, media undecoded as `{"bytes", "path"}`, without padding.
 
     Arrow gives every dict of a column the same keys and fills what a dict lacked with null; those
     keys are dropped again.
 
     Args:
-        dataset: a map-style dataset; its indices and row order are kept.
+        dataset: a map-style dataset; its indices and row order are kept
     """
 
     def __init__(self, dataset: datasets.Dataset) -> None:
@@ -110,14 +110,14 @@ class ArrowRows:
 
 
 def open_rows(source: str, *, split: str = "train", **load_dataset_kwargs: Any) -> Rows:
-    """Opens rows by where they lie: the kind of storage, never the format of a row, is looked at.
+    """Open rows by where they lie: the kind of storage, never the format of a row, is looked at.
 
     Args:
-        source: a ``.json`` (array) or ``.jsonl`` file, a ``.csv`` or ``.tsv`` file with a header, a
-            ``.parquet`` file, a folder written by ``datasets``' ``save_to_disk``, or anything
-            ``datasets.load_dataset`` takes (a hub id, a builder name with `data_files`).
-        split: split of a hub set or of a saved ``DatasetDict``; files hold one split only.
-        **load_dataset_kwargs: passed on to ``datasets.load_dataset``.
+        source: a `.json` (array) or `.jsonl` file, a `.csv` or `.tsv` file with a header, a
+            `.parquet` file, a folder written by `datasets`' `save_to_disk`, or anything
+            `datasets.load_dataset` takes (a hub id, a builder name with `data_files`)
+        split: split of a hub set or of a saved `DatasetDict`; files hold one split only
+        **load_dataset_kwargs: passed on to `datasets.load_dataset`
 
     Raises:
         ValueError: if `source` looks like a file that does not exist, or is damaged as a whole.
@@ -140,7 +140,7 @@ def open_rows(source: str, *, split: str = "train", **load_dataset_kwargs: Any) 
 
 
 def json_texts(rows: Iterable[Any]) -> Iterator[bytes]:
-    """JSON text of rows made in Python; of a list of rows (QwenLM's packed files), of each row."""
+    """Yield the JSON text of rows made in Python, and of each row in a list of rows."""
     for row in rows:
         for one in row if isinstance(row, list) else [row]:
             yield json.dumps(one, ensure_ascii=False).encode("utf-8", "surrogatepass")
@@ -204,7 +204,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _without_media(feature: Any) -> Any:
-    """The same features with every Image, Video and Audio kept as bytes and path."""
+    """Return the same features with every Image, Video and Audio kept as bytes and path."""
     if isinstance(feature, dict):
         return {name: _without_media(part) for name, part in feature.items()}
     if isinstance(feature, list):

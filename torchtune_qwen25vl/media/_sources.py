@@ -1,4 +1,4 @@
-"""Where a picture or a film lies: a path, bytes, a data URL, or the dict that `datasets` keeps."""
+"""Where an image or video lies: a path, bytes, a data URL, or the dict that `datasets` keeps."""
 
 import base64
 import binascii
@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 from urllib.request import url2pathname
 
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
 def locate(source: Any, root: Path | None = None) -> tuple[str, Path | bytes]:
-    """Turns any accepted source into a name for messages and either a file or its bytes.
+    """Turn any accepted source into a name for messages and either a file or its bytes.
 
     Args:
-        source: a path (``str`` or path-like), a ``file://`` URL, a base64 ``data:`` URL, ``bytes``,
-            or a ``{"bytes": ..., "path": ...}`` mapping as `datasets` stores media.
-        root: folder that relative paths start from; None allows absolute paths only.
+        source: a path (`str` or path-like), a `file://` URL, a `data:` URL, `bytes`,
+            or a `{"bytes": ..., "path": ...}` mapping as `datasets` stores media
+        root: folder that relative paths start from; None allows absolute paths only
 
     Raises:
         ValueError: if the source is of another kind, is a remote URL, or names no file.
@@ -28,7 +28,7 @@ def locate(source: Any, root: Path | None = None) -> tuple[str, Path | bytes]:
         return f"{len(source)} bytes", _filled(f"{len(source)} bytes", source)
     if isinstance(source, Mapping):
         return _from_mapping(source, root)
-    if isinstance(source, str) and source.startswith("data:"):
+    if isinstance(source, str) and source[:5].lower() == "data:":
         return _from_data_url(source)
     if isinstance(source, str | PathLike):
         path = _path(fspath(source), root)
@@ -49,13 +49,18 @@ def _from_mapping(source: Mapping[str, Any], root: Path | None) -> tuple[str, Pa
     return locate(path, root)
 
 
-def _from_data_url(url: str) -> tuple[str, Path | bytes]:
-    header, _, payload = url.partition(",")
-    if not header.endswith(";base64"):
-        raise ValueError(f"a data URL must be base64, got the header {header[:60]!r}")
+def _from_data_url(url: str) -> tuple[str, bytes]:
+    """Read a `data:` URL in any form of RFC 2397: base64 or percent-encoded, wrapped or not."""
+    header, comma, payload = url.partition(",")
     name = f"data URL {header[:60]!r}"
+    if not comma:
+        raise ValueError(f"{name}: a data URL has a comma before its data, this one has none")
+    data = unquote_to_bytes(payload)
+    if not re.search(r";\s*base64\s*$", header, re.IGNORECASE):
+        return name, _filled(name, data)
+    text = b"".join(data.split()).rstrip(b"=")
     try:
-        data = base64.b64decode(payload, validate=True)
+        data = base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
     except binascii.Error as error:
         raise ValueError(f"{name}: its base64 text is damaged ({error})") from error
     return name, _filled(name, data)

@@ -13,6 +13,8 @@ packed_collate           samples to one row
 packed_collate_labelled  the same, with logits of labelled rows only
 padded_collate           samples to a row each, padded
 padded_collate_labelled  the same, with logits of labelled rows only
+PLACEHOLDER_PIXELS       pixels that a placeholder stands for
+PATCHES_PER_PLACEHOLDER  patches that become one placeholder
 round_up                 a length rounded up to a multiple
 write_pixel_limits       write the pixel limits of a run into a folder
 """
@@ -24,14 +26,21 @@ from torchtune_qwen25vl.transform._collate import (
     padded_collate_labelled,
     round_up,
 )
-from torchtune_qwen25vl.transform._image import Qwen25VLImageTransform, resized, smart_resize
-from torchtune_qwen25vl.transform._pixel_limits import write_pixel_limits
+from torchtune_qwen25vl.transform._geometry import (
+    PATCHES_PER_PLACEHOLDER,
+    PLACEHOLDER_PIXELS,
+)
+from torchtune_qwen25vl.transform._image import Qwen25VLImageTransform, smart_resize
+from torchtune_qwen25vl.transform._pixels import resized
+from torchtune_qwen25vl.transform._processor import write_pixel_limits
 from torchtune_qwen25vl.transform._tokenizer import PLACEHOLDERS, Qwen25VLTokenizer
 from torchtune_qwen25vl.transform._transform import Qwen25VLTransform, SkipSample
 from torchtune_qwen25vl.transform._video import Qwen25VLVideoTransform, sample_frames
 
 __all__ = [
+    "PATCHES_PER_PLACEHOLDER",
     "PLACEHOLDERS",
+    "PLACEHOLDER_PIXELS",
     "Qwen25VLImageTransform",
     "Qwen25VLTokenizer",
     "Qwen25VLTransform",

@@ -3,7 +3,7 @@
 Both return keyword arguments of the model, and the labels for the loss:
 
     tokens     [b, s]
-    labels     [b, s]
+    labels     [b, s], where the samples have them
     input_pos  [b, s, 3]
     mask       [b, s, s], True where a query (row) may attend to a key (column); left padded or
                packed only: right padding needs none, as the causal order hides it
@@ -35,31 +35,32 @@ def padded_collate(
     pad_to_multiple_of: int = 1,
     cp_degree: int = 1,
 ) -> dict[str, Any]:
-    """A batch with one row for each sample, padded to the longest.
+    """Make a batch with one row for each sample, padded to the longest.
 
     Labels are laid out as they come: torchtune 0.6.1 shifts them in its recipes, its development
     version in its dataset.
 
     Args:
-        batch: what `Qwen25VLTransform` returns, with the labels torchtune's dataset made or its own
+        batch: samples of `Qwen25VLTransform`, with the labels torchtune's dataset made or its own
         padding_idx: token at padding, `tokenizer.pad_id`
         ignore_idx: label at padding
-        padding_side: "right" to train, "left" to generate; "left" adds a mask, in which a padding
+        padding_side: "right" to train, or "left" to generate, which adds a mask in which a padding
             token attends to itself
-        pad_to_multiple_of: the length of the rows is a multiple of this
+        pad_to_multiple_of: number of which the length of the rows is a multiple
         cp_degree: devices that share one row; only 1 is possible
 
     Raises:
-        ValueError: where a sample lacks a field, or `cp_degree` is over 1.
+        ValueError: where a sample lacks a field, some samples have labels and others none, or
+            `cp_degree` is over 1.
     """
     _refuse_context_parallel(cp_degree)
-    rows = [_row(sample) for sample in batch]
+    rows = _rows(batch)
     lengths = torch.tensor([len(row["tokens"]) for row in rows])  # [b]
     width = round_up(int(lengths.max()), pad_to_multiple_of)
     fills = {"tokens": padding_idx, "labels": ignore_idx, "input_pos": 0}
     collated: dict[str, Any] = {
-        name: torch.stack([_pad(row[name], width, fill, padding_side) for row in rows])
-        for name, fill in fills.items()
+        name: torch.stack([_pad(row[name], width, fills[name], padding_side) for row in rows])
+        for name in rows[0]
     }
     if padding_side == "left":
         collated["mask"] = _left_padded_mask(lengths, width)
@@ -75,34 +76,36 @@ def packed_collate(
     dense_mask: bool = True,
     cp_degree: int = 1,
 ) -> dict[str, Any]:
-    """A batch of one row that holds all samples, none of which sees another.
+    """Make a batch of one row that holds all samples, none of which sees another.
 
     Every sample keeps its own positions. Its first label is dropped: torchtune 0.6.1 shifts labels
     along the whole row, and would ask the last token of the sample before to predict it. In a
     conversation nothing is lost, as its first tokens are a header.
 
     Args:
-        batch: what `Qwen25VLTransform` returns, with the labels torchtune's dataset made or its own
+        batch: samples of `Qwen25VLTransform`, with the labels torchtune's dataset made or its own
         padding_idx: token at padding, `tokenizer.pad_id`
         ignore_idx: label at padding
-        pad_to_multiple_of: the length of the row is a multiple of this; padding sees itself only
-        dense_mask: make the mask [1, s, s]; without it the caller tells samples apart otherwise
+        pad_to_multiple_of: number of which the length of the row is a multiple; padding sees itself
+        dense_mask: whether to make the mask [1, s, s]; without it the caller tells samples apart
         cp_degree: devices that share one row; only 1 is possible
 
     Raises:
-        ValueError: where a sample lacks a field, or `cp_degree` is over 1.
+        ValueError: where a sample lacks a field, some samples have labels and others none, or
+            `cp_degree` is over 1.
     """
     _refuse_context_parallel(cp_degree)
-    rows = [_row(sample) for sample in batch]
+    rows = _rows(batch)
     for row in rows:
-        row["labels"] = row["labels"].clone()
-        row["labels"][0] = ignore_idx
+        if "labels" in row:
+            row["labels"] = row["labels"].clone()
+            row["labels"][0] = ignore_idx
     lengths = [len(row["tokens"]) for row in rows]
     width = round_up(sum(lengths), pad_to_multiple_of)
     fills = {"tokens": padding_idx, "labels": ignore_idx, "input_pos": 0}
     collated: dict[str, Any] = {
-        name: _pad(torch.cat([row[name] for row in rows]), width, fill, "right").unsqueeze(0)
-        for name, fill in fills.items()
+        name: _pad(torch.cat([row[name] for row in rows]), width, fills[name], "right")[None]
+        for name in rows[0]
     }
     if dense_mask:
         collated["mask"] = _block_causal_mask([*lengths, width - sum(lengths)])
@@ -112,23 +115,39 @@ def packed_collate(
 def padded_collate_labelled(
     batch: Sequence[Sample], padding_idx: int, ignore_idx: int = CROSS_ENTROPY_IGNORE_IDX, **kw: Any
 ) -> dict[str, Any]:
-    """`padded_collate` that asks the model for labelled rows only; for `LabelledRowsLoss`."""
+    """Do as `padded_collate`, and ask the model for labelled rows only, for `LabelledRowsLoss`."""
     return _labelled(padded_collate(batch, padding_idx, ignore_idx, **kw), ignore_idx)
 
 
 def packed_collate_labelled(
     batch: Sequence[Sample], padding_idx: int, ignore_idx: int = CROSS_ENTROPY_IGNORE_IDX, **kw: Any
 ) -> dict[str, Any]:
-    """`packed_collate` that asks the model for labelled rows only; for `LabelledRowsLoss`."""
+    """Do as `packed_collate`, and ask the model for labelled rows only, for `LabelledRowsLoss`."""
     return _labelled(packed_collate(batch, padding_idx, ignore_idx, **kw), ignore_idx)
 
 
 def _labelled(batch: dict[str, Any], ignore_idx: int) -> dict[str, Any]:
+    if "labels" not in batch:
+        raise ValueError(
+            "the rows whose logits are read are those with labels, but the samples have none "
+            "(inference=True makes none); use padded_collate or packed_collate"
+        )
     return batch | {"output_mask": labelled_rows(batch["labels"], ignore_idx)}
 
 
-def _row(sample: Sample) -> dict[str, Tensor]:
-    fields = ("tokens", "labels", "input_pos")
+def _rows(batch: Sequence[Sample]) -> list[dict[str, Tensor]]:
+    """Return the fields of each sample that become rows, with labels if all samples have them."""
+    labelled = sum("labels" in sample for sample in batch)
+    if labelled not in (0, len(batch)):
+        raise ValueError(
+            f"all samples of a batch have labels or none has, but {labelled} of {len(batch)} have; "
+            "samples made with inference=True have none"
+        )
+    fields = ("tokens", "labels", "input_pos") if labelled else ("tokens", "input_pos")
+    return [_row(sample, fields) for sample in batch]
+
+
+def _row(sample: Sample, fields: Sequence[str]) -> dict[str, Tensor]:
     if missing := [name for name in fields if name not in sample]:
         raise ValueError(
             f"a sample needs {', '.join(fields)}, this one lacks {', '.join(missing)}; it should "
@@ -146,6 +165,7 @@ def _pad(values: Tensor, width: int, fill: int, side: str) -> Tensor:
 
 
 def round_up(length: int, multiple: int) -> int:
+    """Round a length up to a multiple."""
     return -(-length // multiple) * multiple
 
 

@@ -52,7 +52,7 @@ TOOLS_AFTER = (
 
 
 def media_parts(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The images and videos of a conversation, as content parts, in the order of the tokens."""
+    """Return the content parts of a conversation that are images or videos, in order."""
     parts = [part for message in messages for part in message.content if part["type"] != "text"]
     for part in parts:
         if part["type"] not in PLACEHOLDERS:
@@ -105,11 +105,11 @@ class Qwen25VLTokenizer(ModelTokenizer):
         self.stop_tokens = [self.eos_id, self.pad_id]
 
     def encode(self, text: str, add_bos: bool = False, add_eos: bool = False) -> list[int]:
-        """Tokens of plain text; Qwen has no token for a beginning, so `add_bos` adds none."""
+        """Encode plain text; Qwen has no token for a beginning, so `add_bos` adds none."""
         return self._bpe.encode(text).ids + [self.eos_id] * add_eos
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of tokens; ids that no token has (a model has 271 or 399 of them) are left out.
+        """Decode tokens; ids that no token has (a model has 271 or 399 of them) are left out.
 
         `skip_special_tokens` leaves out those named tokens that are special: the tags of a call,
         code completion and repositories stay, as they do in transformers.
@@ -131,14 +131,14 @@ class Qwen25VLTokenizer(ModelTokenizer):
         tools: Sequence[Mapping[str, Any]] | None = None,
         inference: bool = False,
     ) -> tuple[list[int], list[bool]]:
-        """Tokens of a conversation, and a mask that is True where a token is not trained on.
+        """Encode a conversation; return tokens and a mask that is True where one is not trained on.
 
         Trained on are the contents of assistant messages and the `<|im_end|>` of their turns,
         unless `Message.masked`; headers, images, videos and every other role never are.
 
         Args:
-            messages: the conversation; without a system message it gets the published default
-            num_placeholders: for each image and video, in order, how many tokens it becomes
+            messages: conversation; without a system message it gets the published default
+            num_placeholders: number of placeholders of each image and video, in order
             tools: JSON schemas of functions the assistant may call
             inference: whether to end with the header of the assistant's answer
 
@@ -210,7 +210,7 @@ class Qwen25VLTokenizer(ModelTokenizer):
         yield from self._markup(TOOLS_AFTER)
 
     def _markup(self, text: str, trained: bool = False) -> Iterator[Piece]:
-        """Text of the template's own, in which names of tokens are those tokens."""
+        """Yield text of the template's own, in which names of tokens are those tokens."""
         for piece in filter(None, self._markup_pattern.split(text)):
             yield self.special_tokens.get(piece, piece), trained
 
@@ -231,7 +231,7 @@ class Qwen25VLTokenizer(ModelTokenizer):
 
 
 def turns(messages: Sequence[Message]) -> Iterator[list[Message]]:
-    """Messages under one header each: results of tools in a row, or one answer in several parts."""
+    """Yield the messages under each header: results of tools in a row, or parts of an answer."""
     turn: list[Message] = []
     for message in messages:
         if message.role not in HEADERS:
@@ -255,7 +255,7 @@ def _same_turn(before: Message, message: Message) -> bool:
 def _read(
     path: str | Path, merges_file: str | Path | None
 ) -> tuple[dict[str, int], list[tuple[str, str]], dict[str, int]]:
-    """Vocabulary, merges and named tokens, from either form in which they are published."""
+    """Read vocabulary, merges and named tokens, in either form in which they are published."""
     content = json.loads(Path(path).read_text("utf-8"))
     if merges_file is not None:
         lines = Path(merges_file).read_text("utf-8").split("\n")
@@ -277,7 +277,7 @@ def _read(
 
 
 def _byte_pair_encoding(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
-    """Qwen's text encoding without any named token, so that no text can become one."""
+    """Make Qwen's text encoding without any named token, so that no text can become one."""
     bpe = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(

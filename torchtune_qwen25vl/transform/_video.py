@@ -1,9 +1,10 @@
-"""Video frames -> patches, bit for bit as transformers' Qwen2VLVideoProcessor makes them.
+"""Video frames to patches, bit for bit as transformers' Qwen2VLVideoProcessor makes them.
 
 Shapes: t temporal_patch_size, c channels, s patch_size, h w height and width in pixels,
 p = g_t * g_h * g_w patches, where g_t counts groups of t frames.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -12,16 +13,16 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchtune.utils import get_logger
 
-from torchtune_qwen25vl.transform._image import (
-    IMAGE_MEAN,
-    IMAGE_STD,
-    Patchify,
-    as_pixels,
-    resized_rgbx,
-    size,
-    smart_resize,
+from torchtune_qwen25vl.transform._geometry import (
+    PATCH_SIZE,
+    SPATIAL_MERGE_SIZE,
+    TEMPORAL_PATCH_SIZE,
 )
+from torchtune_qwen25vl.transform._image import smart_resize
+from torchtune_qwen25vl.transform._patches import IMAGE_MEAN, IMAGE_STD, Patchify
+from torchtune_qwen25vl.transform._pixels import as_pixels, resized_rgbx, size
 
 DEFAULT_FPS = {"hf": 24.0, "qwen_vl_utils": 2.0}
 """Rate that each way of sampling takes the kept frames to have where the video's is unknown."""
@@ -35,24 +36,24 @@ def sample_frames(
     source_fps: float | None = None,
     min_frames: int = 4,
     max_frames: int = 768,
-    temporal_patch_size: int = 2,
+    temporal_patch_size: int = TEMPORAL_PATCH_SIZE,
     sampling: Literal["hf", "qwen_vl_utils"] = "hf",
 ) -> Tensor:
-    """Indices of the frames to keep: int64, a multiple of `temporal_patch_size` of them.
+    """Return the numbers of the frames to keep: int64, a multiple of `temporal_patch_size` of them.
 
     Their number is `num_frames`, rounded, or as many as there are at `fps`, from `min_frames` to
     `max_frames`; with neither, every frame is kept. Four frames of ten are [0, 2, 5, 7] for
     transformers, which never reaches the last one, and [0, 3, 6, 9] for qwen-vl-utils.
 
     Args:
-        total_frames: frames of the video.
-        num_frames: frames to keep.
-        fps: frames to keep of each second.
-        source_fps: frames that each second of the video has; needed with `fps`.
-        min_frames: fewest frames to keep with `fps`.
-        max_frames: most frames to keep with `fps`.
-        temporal_patch_size: frames in a patch.
-        sampling: whose frames, "hf" or "qwen_vl_utils".
+        total_frames: frames of the video
+        num_frames: frames to keep
+        fps: frames to keep of each second
+        source_fps: frames that each second of the video has; needed with `fps`
+        min_frames: fewest frames to keep with `fps`
+        max_frames: most frames to keep with `fps`
+        temporal_patch_size: frames in a patch
+        sampling: rule of transformers or of qwen-vl-utils, "hf" or "qwen_vl_utils"
 
     Source: `sample_frames` of transformers' video_processing_qwen2_vl.py; `smart_nframes` of
     qwen-vl-utils' vision_process.py. Where the former's floating-point steps reach one past the
@@ -94,25 +95,25 @@ class Qwen25VLVideoTransform:
     made RGB as images are; there, only RGB frames are read.
 
     Args:
-        min_pixels: of each frame; smaller ones are enlarged.
-        max_pixels: of each frame; larger ones are shrunk.
-        total_pixels: of a whole video, where the frames of one patch count once; None for no such
-            limit. It lowers `max_pixels` for long videos, but not below 1.05 * `min_pixels`.
-            qwen-vl-utils takes 90316800, which is 0.9 * 128000 placeholders.
-        num_frames: frames to keep.
-        fps: frames to keep of each second.
-        min_frames: fewest frames to keep with `fps`.
-        max_frames: most frames to keep with `fps`.
-        sampling: whose frames are kept, "hf" or "qwen_vl_utils" (`sample_frames`).
-        patch_size: pixels on each side of a patch.
-        merge_size: patches on each side of a placeholder.
-        temporal_patch_size: frames in a patch; the last frame is repeated to fill it.
-        image_mean: of each channel, where full intensity is 1.
-        image_std: of each channel, where full intensity is 1.
-        dtype: of the patches; the arithmetic is float32 in any case.
+        min_pixels: pixels under which a frame is enlarged
+        max_pixels: pixels over which a frame is shrunk
+        total_pixels: most pixels of a whole video, where the frames of one patch count once; it
+            lowers `max_pixels` for long videos, but not below 1.05 * `min_pixels`; None for no
+            such limit; qwen-vl-utils takes 90316800, which is 0.9 * 128000 placeholders
+        num_frames: frames to keep
+        fps: frames to keep of each second
+        min_frames: fewest frames to keep with `fps`
+        max_frames: most frames to keep with `fps`
+        sampling: rule by which frames are kept, "hf" or "qwen_vl_utils" (`sample_frames`)
+        patch_size: pixels on each side of a patch
+        merge_size: patches on each side of a placeholder
+        temporal_patch_size: frames in a patch; the last frame is repeated to fill it
+        image_mean: mean of each channel, where full intensity is 1
+        image_std: standard deviation of each channel, where full intensity is 1
+        dtype: dtype of the patches; the arithmetic is float32 in any case
 
     Raises:
-        ValueError: if not ``0 < min_pixels <= max_pixels``.
+        ValueError: if not `0 < min_pixels <= max_pixels`.
     """
 
     def __init__(
@@ -126,9 +127,9 @@ class Qwen25VLVideoTransform:
         min_frames: int = 4,
         max_frames: int = 768,
         sampling: Literal["hf", "qwen_vl_utils"] = "hf",
-        patch_size: int = 14,
-        merge_size: int = 2,
-        temporal_patch_size: int = 2,
+        patch_size: int = PATCH_SIZE,
+        merge_size: int = SPATIAL_MERGE_SIZE,
+        temporal_patch_size: int = TEMPORAL_PATCH_SIZE,
         image_mean: Sequence[float] = IMAGE_MEAN,
         image_std: Sequence[float] = IMAGE_STD,
         dtype: torch.dtype = torch.float32,
@@ -154,15 +155,15 @@ class Qwen25VLVideoTransform:
         smart_resize(1, 1, min_pixels=min_pixels, max_pixels=max_pixels)  # refuses bad limits now
 
     def __call__(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """Adds the patches of the frames under "video".
+        """Add the patches of the frames under "video".
 
         Args:
             sample: "video", a sequence of PIL images, or uint8 tensors or arrays of 1 or 3
                 channels, all frames of one size; optionally "fps", the frames that each second of
-                it has.
+                it has
 
         Returns:
-            the sample with "pixel_values_videos" [p, c * t * s * s], "video_grid_thw", int64
+            The sample with "pixel_values_videos" [p, c * t * s * s], "video_grid_thw", int64
             [1, 3], and "second_per_grid_ts", the seconds that t frames last.
 
         Raises:
@@ -184,6 +185,7 @@ class Qwen25VLVideoTransform:
         )
         if source_fps is None:
             kept_fps = DEFAULT_FPS[self.sampling["sampling"]]
+            _say_assumed_rate(kept_fps)
         else:
             kept_fps = len(kept) / len(frames) * source_fps
         return {
@@ -194,20 +196,30 @@ class Qwen25VLVideoTransform:
         }
 
     def _max_pixels(self, num_frames: int) -> int:
-        """Of one frame, where so many share `total_pixels`."""
+        """Return the most pixels of one frame, where so many share `total_pixels`."""
         if self.total_pixels is None:
             return self.max_pixels
         share = self.total_pixels * self.patchify.temporal_patch_size // num_frames
         return max(min(self.max_pixels, share), int(1.05 * self.min_pixels))
 
 
+@functools.cache
+def _say_assumed_rate(fps: float) -> None:
+    """Log once in a process at what rate frames are taken to pass that come without one."""
+    get_logger("WARNING").warning(
+        f"frames of a video came without 'fps' and are taken to pass at {fps} a second, as "
+        f"{'transformers' if fps == DEFAULT_FPS['hf'] else 'qwen-vl-utils'} does: their times, and "
+        "so their positions, are those of such a video; give 'fps' beside the frames"
+    )
+
+
 def _frames(video: Any) -> list[Image.Image | Tensor]:
-    """The frames as `as_pixels` gives them, or ValueError."""
+    """Return the frames as `as_pixels` gives them, or raise ValueError."""
     is_stack = isinstance(video, Tensor | np.ndarray) and video.ndim == 4
     if not is_stack and not isinstance(video, list | tuple):
         raise ValueError(
             "a video is a list of frames, or a uint8 tensor or array of four axes, got "
-            f"{type(video).__name__}; files are read by the loader in torchtune_qwen25vl.data"
+            f"{type(video).__name__}; files are read by the loader in torchtune_qwen25vl.media"
         )
     frames = [as_pixels(frame, channels=(1, 3)) for frame in video]
     sizes = {size(frame) for frame in frames}

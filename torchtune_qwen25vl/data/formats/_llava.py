@@ -3,7 +3,16 @@
 from typing import Any
 
 from torchtune_qwen25vl.data._conversation import Conversation, Turn
-from torchtune_qwen25vl.data._parse import is_trained, listed, parts_of, required, role_of
+from torchtune_qwen25vl.data._dataset import SampleDataset
+from torchtune_qwen25vl.data.formats._shared import (
+    conversations,
+    is_trained,
+    listed,
+    parts_of,
+    required,
+    role_of,
+)
+from torchtune_qwen25vl.transform import Qwen25VLTransform
 
 ROLES = {
     "system": "system",
@@ -15,7 +24,7 @@ ROLES = {
 
 
 def parse_llava(row: dict[str, Any]) -> Conversation:
-    r"""Reads one row::
+    r"""Parse one row::
 
         {"image": "a.jpg" | ["a.jpg", "b.jpg"],          (or "video")
          "conversations": [{"from": "human", "value": "<image>\nWhat is this?"},
@@ -31,3 +40,19 @@ def parse_llava(row: dict[str, Any]) -> Conversation:
         parts = parts_of(required(said, "value"), role=role, join_newline=True)
         turns.append(Turn(role, parts, is_trained(said, role)))
     return Conversation(turns, listed(row.get("image")), listed(row.get("video")))
+
+
+def llava_dataset(
+    model_transform: Qwen25VLTransform, *, source: str, **options: Any
+) -> SampleDataset:
+    """Build a dataset of LLaVA's and QwenLM's conversations, with "image" or "video".
+
+    Args:
+        model_transform: tokenizer of the recipe
+        source: .json or .jsonl file, or another that `open_rows` takes
+        **options: `Options`, and arguments of `datasets.load_dataset`
+
+    Raises:
+        ValueError: if the source or an option cannot be; a bad row raises when it is read.
+    """
+    return conversations(model_transform, source, parse_llava, options)

@@ -1,32 +1,32 @@
-"""Rows whose messages hold lists of content parts: OpenAI's, Qwen's, and those of HF datasets.
+"""OpenAI's and Qwen's rows: messages of content parts, each image or video in its own part::
 
-OpenAI and Qwen, each medium in its part::
-
-    {"messages": [
-        {"role": "user", "content": [
-            {"type": "image", "image": "file:///p/a.jpg"},
-            {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,..."}},
-            {"type": "video", "video": "b.mp4"},
-            {"type": "text", "text": "Describe."}]},
-        {"role": "assistant", "content": "A cat.", "tool_calls": [...], "weight": 1}],
-     "tools": [...]}
-
-HF datasets, media in columns beside the messages (`image`, `images`, `video`, `videos`)::
-
-    {"images": [...],
-     "messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "..."}]},
-                  {"role": "assistant", "content": [{"type": "text", "text": "..."}]}]}
-    {"images": [...], "prompt": [messages or a text], "completion": [messages or a text]}
+{"messages": [
+    {"role": "user", "content": [
+        {"type": "image", "image": "file:///p/a.jpg"},
+        {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,..."}},
+        {"type": "video", "video": "b.mp4"},
+        {"type": "text", "text": "Describe."}]},
+    {"role": "assistant", "content": "A cat.", "tool_calls": [...], "weight": 1}],
+ "tools": [...]}
 """
 
 import base64
 import binascii
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from torchtune_qwen25vl.data._conversation import Conversation, Turn
-from torchtune_qwen25vl.data._parse import calls_of, is_trained, listed, required, role_of, tools_of
+from torchtune_qwen25vl.data._dataset import SampleDataset
+from torchtune_qwen25vl.data._frames import SAMPLING
+from torchtune_qwen25vl.data.formats._shared import (
+    calls_of,
+    conversations,
+    is_trained,
+    required,
+    role_of,
+    tools_of,
+)
+from torchtune_qwen25vl.transform import Qwen25VLTransform
 
 ROLES = {
     "system": "system",
@@ -37,36 +37,20 @@ ROLES = {
 }
 TYPES = {"image": "image", "image_url": "image", "video": "video", "video_url": "video"}
 SOURCES = ("path", "url", "base64")
-OPTIONS = {  # Qwen's, for one medium
+PART_OPTIONS = {  # Qwen's, for one medium
     "image": ("min_pixels", "max_pixels"),
-    "video": ("fps", "num_frames", "min_frames", "max_frames"),
+    "video": SAMPLING,
 }
 REFUSED = ("resized_height", "resized_width", "total_pixels", "nframes", "video_start", "video_end")
 
 
 def parse_openai(row: dict[str, Any]) -> Conversation:
-    """Reads one row whose parts hold their images and videos."""
-    turns = _turns(required(row, "messages"), "user")
+    """Parse one row whose parts hold their images and videos."""
+    turns = turns_of_parts(required(row, "messages"), "user")
     return Conversation(turns, tools=tools_of(row.get("tools")))
 
 
-def parse_hf(row: dict[str, Any]) -> Conversation:
-    """Reads one row with media in columns; only a completion is trained on, not its prompt."""
-    if row.get("messages") is not None:
-        turns = _turns(row["messages"], "user")
-    else:
-        prompt = _turns(required(row, "prompt"), "user")
-        turns = [replace(turn, trained=False) for turn in prompt]
-        turns += _turns(required(row, "completion"), "assistant")
-    return Conversation(
-        turns,
-        images=listed(row.get("images")) + listed(row.get("image")),
-        videos=listed(row.get("videos")) + listed(row.get("video")),
-        tools=tools_of(row.get("tools")),
-    )
-
-
-def _turns(messages: Any, role: str) -> list[Turn]:
+def turns_of_parts(messages: Any, role: str) -> list[Turn]:
     if isinstance(messages, str):
         return [Turn(role, [_text(messages)])]
     return [turn for message in messages for turn in _turns_of(message)]
@@ -96,10 +80,12 @@ def _part(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _options(kind: str, part: Mapping[str, Any]) -> dict[str, Any]:
-    known = {key for keys in OPTIONS.values() for key in keys}.union(REFUSED)
+    known = {key for keys in PART_OPTIONS.values() for key in keys}.union(REFUSED)
     given = {key: part[key] for key in known if part.get(key) is not None}
-    if others := given.keys() - OPTIONS[kind]:
-        raise ValueError(f"of {kind} parts only {OPTIONS[kind]} are heeded, got {sorted(others)}")
+    if others := given.keys() - PART_OPTIONS[kind]:
+        raise ValueError(
+            f"of {kind} parts only {PART_OPTIONS[kind]} are heeded, got {sorted(others)}"
+        )
     return given
 
 
@@ -116,3 +102,19 @@ def _source(key: str, value: Any) -> Any:
 
 def _text(text: str) -> dict[str, Any]:
     return {"type": "text", "content": text}
+
+
+def openai_dataset(
+    model_transform: Qwen25VLTransform, *, source: str, **options: Any
+) -> SampleDataset:
+    """Build a dataset of OpenAI's and Qwen's messages of parts, each medium in its own part.
+
+    Args:
+        model_transform: tokenizer of the recipe
+        source: .jsonl or .json file, or another that `open_rows` takes
+        **options: `Options`, and arguments of `datasets.load_dataset`
+
+    Raises:
+        ValueError: if the source or an option cannot be; a bad row raises when it is read.
+    """
+    return conversations(model_transform, source, parse_openai, options)

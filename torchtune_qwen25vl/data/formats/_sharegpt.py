@@ -1,17 +1,8 @@
-"""Rows of a conversation beside lists of media: ShareGPT, LLaMA-Factory, ms-swift.
+"""ShareGPT's rows, named as LLaMA-Factory names them: a conversation beside lists of media::
 
-ShareGPT::
-
-    {"conversations": [{"from": "human", "value": "<image>Who are they?"},
-                       {"from": "gpt", "value": "..."}],
-     "images": ["a.jpg"], "videos": [], "system": "...", "tools": "[...]"}
-
-ms-swift::
-
-    {"messages": [{"role": "user", "content": "<image>Find the <ref-object>"},
-                  {"role": "assistant", "content": "<bbox>", "loss": true}],
-     "images": ["a.jpg"],
-     "objects": {"ref": ["dog"], "bbox": [[331.5, 761.4, 853.5, 1594.8]]}}
+{"conversations": [{"from": "human", "value": "<image>Who are they?"},
+                   {"from": "gpt", "value": "..."}],
+ "images": ["a.jpg"], "videos": [], "system": "...", "tools": "[...]"}
 """
 
 from collections.abc import Mapping
@@ -19,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchtune_qwen25vl.data._conversation import Conversation, Turn
-from torchtune_qwen25vl.data._parse import (
+from torchtune_qwen25vl.data._dataset import SampleDataset
+from torchtune_qwen25vl.data.formats._shared import (
     calls_of,
+    conversations,
     is_trained,
     listed,
     parts_of,
@@ -28,6 +21,7 @@ from torchtune_qwen25vl.data._parse import (
     role_of,
     tools_of,
 )
+from torchtune_qwen25vl.transform import Qwen25VLTransform
 
 CALL = "call"  # a speaker of its own in these formats: the assistant calling a tool
 COLUMNS = ("images", "videos", "system", "tools", "objects")
@@ -40,25 +34,17 @@ SHAREGPT_TAGS = {
     "function_tag": "function_call",
     "system_tag": "system",
 }
-SWIFT_ROLES = {
-    "system": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool_call": CALL,
-    "tool_response": "ipython",
-    "tool": "ipython",
-}
 
 
 @dataclass(frozen=True)
 class ConversationParser:
-    """Reads rows whose texts hold placeholders for media listed beside them.
+    """The parser of rows whose texts mark places for media listed beside them.
 
     Attributes:
-        columns: where "messages", "images", "videos", "system", "tools" and "objects" are.
-        role_key: key of a message's speaker.
-        content_key: key of its text.
-        roles: torchtune's roles, or `CALL`, by the format's names of the speakers.
+        columns: columns of "messages", "images", "videos", "system", "tools" and "objects"
+        role_key: key of a message's speaker
+        content_key: key of its text
+        roles: torchtune's roles, or `CALL`, by the format's names of the speakers
     """
 
     columns: Mapping[str, str]
@@ -92,21 +78,21 @@ class ConversationParser:
 def sharegpt_parser(
     columns: Mapping[str, str] | None = None, tags: Mapping[str, str] | None = None
 ) -> ConversationParser:
-    """A reader by the names of LLaMA-Factory's `dataset_info.json`.
+    """Make a parser by the names of LLaMA-Factory's `dataset_info.json`.
 
     Args:
         columns: columns that are not called conversations (for "messages"), images, videos, system,
-            tools or objects.
+            tools or objects
         tags: those of `role_tag`, `content_tag`, `user_tag`, `assistant_tag`, `observation_tag`,
-            `function_tag` and `system_tag` that are not ShareGPT's.
+            `function_tag` and `system_tag` that are not ShareGPT's
 
     Raises:
         ValueError: if a column or tag is not one of these.
     """
     known = {"messages": "conversations", **{name: name for name in COLUMNS}}
-    names = _override(SHAREGPT_TAGS, tags or {})
+    names = override(SHAREGPT_TAGS, tags or {})
     return ConversationParser(
-        columns=_override(known, columns or {}),
+        columns=override(known, columns or {}),
         role_key=names["role_tag"],
         content_key=names["content_tag"],
         roles={
@@ -119,13 +105,32 @@ def sharegpt_parser(
     )
 
 
-def swift_parser(columns: Mapping[str, str] | None = None) -> ConversationParser:
-    """A reader of ms-swift's standard rows; `columns` renames, as in `sharegpt_parser`."""
-    known = {"messages": "messages", **{name: name for name in COLUMNS}}
-    return ConversationParser(_override(known, columns or {}), "role", "content", SWIFT_ROLES)
-
-
-def _override(known: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+def override(known: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
     if unknown := set(given) - set(known):
         raise ValueError(f"the names that can be mapped are {sorted(known)}, got {sorted(unknown)}")
     return {**known, **given}
+
+
+def sharegpt_dataset(
+    model_transform: Qwen25VLTransform,
+    *,
+    source: str,
+    columns: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] | None = None,
+    **options: Any,
+) -> SampleDataset:
+    """Build a dataset of ShareGPT's conversations beside "images" and "videos".
+
+    Args:
+        model_transform: tokenizer of the recipe
+        source: .json or .jsonl file, or another that `open_rows` takes
+        columns: columns of "messages", "images", "videos", "system", "tools" and "objects", as in
+            `dataset_info.json`; messages are in "conversations" by default
+        tags: as in `dataset_info.json`, `role_tag`, `content_tag`, `user_tag`, `assistant_tag`,
+            `observation_tag`, `function_tag`, `system_tag`
+        **options: `Options`, and arguments of `datasets.load_dataset`
+
+    Raises:
+        ValueError: if the source or an option cannot be; a bad row raises when it is read.
+    """
+    return conversations(model_transform, source, sharegpt_parser(columns, tags), options)

@@ -1,17 +1,25 @@
-"""Small steps that the formats share: fields, roles, placeholders in text, tools."""
+"""What the formats share: fields, roles, placeholders in text, tools, and how a dataset is built.
+
+The source of a dataset says where its rows are stored (`open_rows`), its builder how a row is laid
+out.
+"""
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from torchtune_qwen25vl.data._conversation import Turn
+from torchtune_qwen25vl.data._conversation import Conversation, Turn
+from torchtune_qwen25vl.data._dataset import SampleDataset, sample_dataset
+from torchtune_qwen25vl.data._options import OPTIONS
+from torchtune_qwen25vl.media import Rows, open_rows
+from torchtune_qwen25vl.transform import Qwen25VLTransform
 
 _PLACEHOLDER = r"<(image|video)>"
 
 
 def required(row: Mapping[str, Any], key: str) -> Any:
-    """The value under `key`.
+    """Return the value under `key`.
 
     Raises:
         ValueError: if there is none, saying what there is.
@@ -22,14 +30,14 @@ def required(row: Mapping[str, Any], key: str) -> Any:
 
 
 def listed(value: Any) -> list[Any]:
-    """A list of what may be a list, one thing, or nothing."""
+    """Make a list of what may be a list, one thing, or nothing."""
     if value is None:
         return []
     return value if isinstance(value, list) else [value]
 
 
 def role_of(name: str, roles: Mapping[str, str]) -> str:
-    """The role torchtune has for a format's name of a speaker; an unknown one is never guessed.
+    """Return torchtune's role of a format's speaker; an unknown one is never guessed.
 
     Raises:
         ValueError: if the name is not in `roles`.
@@ -40,7 +48,7 @@ def role_of(name: str, roles: Mapping[str, str]) -> str:
 
 
 def is_trained(message: Mapping[str, Any], role: str) -> bool:
-    """Whether a message may be trained on: not with ``"loss": false`` or ``"weight": 0``.
+    """Return whether a message may be trained on: not with `"loss": false` or `"weight": 0`.
 
     Raises:
         ValueError: if it asks for a fraction, or for loss on what an assistant does not say.
@@ -57,15 +65,15 @@ def is_trained(message: Mapping[str, Any], role: str) -> bool:
 
 
 def parts_of(text: str, *, role: str, join_newline: bool = False) -> list[dict[str, Any]]:
-    """Splits a text at ``<image>`` and ``<video>``, which stand for the row's next image or video.
+    """Split a text at `<image>` and `<video>`, which stand for the row's next image or video.
 
     Placeholders are read in what a user says or a tool returns; in a system prompt or an answer
     they are text. Apart from them every character is kept.
 
     Args:
-        text: what was said.
-        role: who said it.
-        join_newline: whether one newline before and one after a placeholder belong to it.
+        text: what was said
+        role: who said it
+        join_newline: whether one newline before and one after a placeholder belong to it
     """
     if not isinstance(text, str):
         raise ValueError(
@@ -85,11 +93,11 @@ def parts_of(text: str, *, role: str, join_newline: bool = False) -> list[dict[s
 
 
 def calls_of(calls: Any, *, trained: bool) -> Iterator[Turn]:
-    """Turns that call tools: from ``{"name", "arguments"}``, OpenAI's wrapping of it, or a list.
+    """Make turns that call tools of `{"name", "arguments"}`, OpenAI's wrapping of it, or a list.
 
     Args:
-        calls: one call or several, also as JSON text.
-        trained: whether they are trained on.
+        calls: one call or several, also as JSON text
+        trained: whether they are trained on
 
     Raises:
         ValueError: if a call has no name, or its arguments are no JSON object.
@@ -104,7 +112,7 @@ def calls_of(calls: Any, *, trained: bool) -> Iterator[Turn]:
 
 
 def tools_of(tools: Any) -> list[dict[str, Any]] | None:
-    """JSON schemas of tools, also from JSON text; bare functions get OpenAI's wrapping."""
+    """Return JSON schemas of tools, also from JSON text; bare functions get OpenAI's wrapping."""
     if not tools:
         return None
     return [
@@ -115,3 +123,20 @@ def tools_of(tools: Any) -> list[dict[str, Any]] | None:
 
 def _from_json(value: Any) -> Any:
     return json.loads(value) if isinstance(value, str) else value
+
+
+def conversations(
+    model_transform: Qwen25VLTransform,
+    source: str,
+    parse: Callable[[dict[str, Any]], Conversation],
+    options: Mapping[str, Any],
+) -> SampleDataset:
+    rows, common = opened(source, options)
+    return sample_dataset(model_transform, rows, parse, source=source, **common)
+
+
+def opened(source: str, options: Mapping[str, Any]) -> tuple[Rows, dict[str, Any]]:
+    """Open the rows, and return them with those of the options that are `Options`."""
+    common = {name: value for name, value in options.items() if name in OPTIONS}
+    others = {name: value for name, value in options.items() if name not in OPTIONS}
+    return open_rows(source, **others), common

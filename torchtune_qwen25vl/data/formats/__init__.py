@@ -1,0 +1,20 @@
+"""One module for each public format: its rows' parser beside the builder that a YAML names."""
+
+from torchtune_qwen25vl.data.formats._captions import caption_dataset, caption_folder_dataset
+from torchtune_qwen25vl.data.formats._coco import coco_caption_dataset
+from torchtune_qwen25vl.data.formats._hf import hf_dataset
+from torchtune_qwen25vl.data.formats._llava import llava_dataset
+from torchtune_qwen25vl.data.formats._openai import openai_dataset
+from torchtune_qwen25vl.data.formats._sharegpt import sharegpt_dataset
+from torchtune_qwen25vl.data.formats._swift import swift_dataset
+
+__all__ = [
+    "caption_dataset",
+    "caption_folder_dataset",
+    "coco_caption_dataset",
+    "hf_dataset",
+    "llava_dataset",
+    "openai_dataset",
+    "sharegpt_dataset",
+    "swift_dataset",
+]

@@ -1,0 +1,148 @@
+"""The processor settings of a checkpoint, in any of the forms transformers writes them.
+
+About images, the hub's files have `min_pixels` and `max_pixels` in preprocessor_config.json. Newer
+versions save `size` with `shortest_edge` and `longest_edge` (numbers of pixels all the same). About
+videos, video_preprocessor_config.json says the same and how frames are sampled. The whole
+processor may also stand in processor_config.json, which then goes before both.
+
+What changes pixels and is not computed here is refused by name. Where a checkpoint says nothing
+about videos, they have the normalisation of its images and the pixel limits of
+`Qwen25VLVideoTransform`; transformers takes the images' limits then, which published checkpoints
+set to 16384 placeholders for every two frames.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torchtune_qwen25vl.transform._geometry import (
+    PATCH_SIZE,
+    PLACEHOLDER_PIXELS,
+    SPATIAL_MERGE_SIZE,
+    TEMPORAL_PATCH_SIZE,
+)
+
+Settings = Mapping[str, Any]
+
+IMAGES = ("image_processor", "preprocessor_config.json")
+VIDEOS = ("video_processor", "video_preprocessor_config.json")
+EDGES = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
+BICUBIC = 3  # of PIL.Image.Resampling
+COMPUTED = {  # the one value of what pixels depend on beside the settings that are read
+    "do_convert_rgb": True,
+    "do_resize": True,
+    "resample": BICUBIC,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "patch_size": PATCH_SIZE,
+    "temporal_patch_size": TEMPORAL_PATCH_SIZE,
+    "merge_size": SPATIAL_MERGE_SIZE,
+}
+MAX_VIDEO_TOKENS = 128_000  # where cap_pixels_per_frame is set without another number
+
+
+def read_processor(folder: Path) -> dict[str, Any]:
+    """Read the settings of a folder's processor as arguments of `Qwen25VLTransform`.
+
+    Returns:
+        Those of min_pixels, max_pixels, image_mean and image_std that the folder has, and "video",
+        arguments of `Qwen25VLVideoTransform`.
+
+    Raises:
+        ValueError: if the folder has no image processor, or a setting is not what is computed here.
+    """
+    if (found := _find(folder, *IMAGES)) is None:
+        raise ValueError(
+            f"{folder} has no preprocessor_config.json, so the pixel limits are unknown: "
+            f"fetch it from the original checkpoint"
+        )
+    images = _pixels(*found)
+    if (found := _find(folder, *VIDEOS)) is None:
+        normalisation = {name: images[name] for name in images if name not in EDGES}
+        return {**images, "video": normalisation}
+    return {**images, "video": _pixels(*found) | _frames(found[1])}
+
+
+def write_pixel_limits(folder: Path, **limits: int | None) -> None:
+    """Write the limits that are given into a folder's image processor, made if there is none."""
+    given = {limit: pixels for limit, pixels in limits.items() if pixels is not None}
+    if not given:
+        return
+    path, settings = _find(folder, *IMAGES) or (
+        folder / IMAGES[1],
+        {"image_processor_type": "Qwen2VLImageProcessor"},
+    )
+    settings = settings | given
+    if settings.get("size"):
+        settings["size"] = settings["size"] | {EDGES[name]: given[name] for name in given}
+    whole = _json(path) | {IMAGES[0]: settings} if path.name != IMAGES[1] else settings
+    path.write_text(json.dumps(whole, indent=2) + "\n")
+
+
+def _find(folder: Path, key: str, name: str) -> tuple[Path, dict[str, Any]] | None:
+    """Return the file in force and its settings, of images or of videos."""
+    processor, own = folder / "processor_config.json", folder / name
+    if processor.exists() and isinstance((whole := _json(processor)).get(key), dict):
+        return processor, whole[key]
+    return (own, _json(own)) if own.exists() else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); fetch it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds one {type(content).__name__}, not settings; fetch it again")
+    return content
+
+
+def _pixels(path: Path, settings: Settings) -> dict[str, Any]:
+    """Return the pixel limits and the normalisation that settings have, the rest being as here."""
+    for name, computed in COMPUTED.items():
+        if (given := settings.get(name, computed)) != computed:
+            raise ValueError(
+                f"{path} says {name} = {given!r}, but pixels are made with {computed!r} only; "
+                "use a checkpoint with that setting"
+            )
+    size = settings.get("size") or {}
+    if not isinstance(size, dict) or (size and not {*EDGES, *EDGES.values()} & size.keys()):
+        raise ValueError(
+            f"{path} says size = {size!r}, but images are resized to a number of pixels; it has "
+            "shortest_edge and longest_edge, or min_pixels and max_pixels"
+        )
+    arguments: dict[str, Any] = {}
+    for limit, edge in EDGES.items():
+        said = (settings.get(limit), size.get(edge), size.get(limit))
+        if (pixels := next((value for value in said if value is not None), None)) is not None:
+            arguments[limit] = _checked(
+                path, limit, pixels, "a whole number", isinstance(pixels, int)
+            )
+    for name in ("image_mean", "image_std"):
+        if name in settings:
+            values = settings[name]
+            fits = isinstance(values, list) and len(values) == 3
+            fits = fits and all(isinstance(value, int | float) for value in values)
+            fits = fits and (name == "image_mean" or min(values) > 0)
+            arguments[name] = _checked(path, name, values, "a number for each of 3 channels", fits)
+    return arguments
+
+
+def _checked(path: Path, name: str, value: Any, rule: str, fits: bool) -> Any:
+    if not fits:
+        raise ValueError(f"{path} says {name} = {value!r}, but it is {rule}; correct the file")
+    return value
+
+
+def _frames(settings: Settings) -> dict[str, Any]:
+    """Return how many frames of a video are kept, and how many pixels they may have together."""
+    names = ["min_frames", "max_frames"]
+    if settings.get("do_sample_frames"):
+        names += ["num_frames", "fps"]
+    arguments = {name: settings[name] for name in names if settings.get(name) is not None}
+    if settings.get("cap_pixels_per_frame"):
+        tokens = settings.get("max_video_tokens") or MAX_VIDEO_TOKENS
+        arguments["total_pixels"] = int(tokens * PLACEHOLDER_PIXELS * 0.9)
+    return arguments
