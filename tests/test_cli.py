@@ -29,6 +29,10 @@ cfg = OmegaConf.merge(OmegaConf.load(config), OmegaConf.from_dotlist(overrides))
 rank = os.environ.get("RANK", "alone")
 pathlib.Path(cfg.seen, f"{cfg.word}-{rank}").write_text(os.path.abspath(__file__))
 """
+ROW_OF_STOCK = (
+    "qwen2_5_vl/full_single_device",
+    "Train all of the model on one device, by torchtune's recipe",
+)
 PROBE_CONFIG = "# Launch:\n#   tune-qwen25vl run probe --config sizes/small\nword: small\n"
 
 
@@ -89,16 +93,13 @@ def seen(folder):
 
 def test_ls_lists_ours_beside_torchtunes(tune, capsys):
     tune("ls")
-    lines = capsys.readouterr().out.splitlines()
-    rows = [line.split() for line in lines]
+    rows = [re.split(r" {2,}", line) for line in capsys.readouterr().out.splitlines()]
     assert ["full_finetune_single_device", "llama2/7B_full_low_memory"] in rows
-    assert {row[-1] for row in rows} >= set(_cli._configs())
-    names = [row[0] for row in rows]
-    assert set(names) >= {path.stem for path in (ROOT / "recipes").glob("*.py")}
-    stock = rows[
-        names.index("full_finetune_single_device") : names.index("full_finetune_distributed")
-    ]
-    assert ["qwen2_5_vl/3B_full_single_device"] in stock
+    assert ["full_finetune_single_device", *ROW_OF_STOCK] in rows
+    assert {row[0] for row in rows} >= {path.stem for path in (ROOT / "recipes").glob("*.py")}
+    described = {row[1]: row[2] for row in rows if len(row) == 3}
+    assert set(described) == set(_cli._configs())
+    assert all(len(what) > 15 and len(what.splitlines()) == 1 for what in described.values())
 
 
 def test_adding_twice_changes_nothing(tune):
