@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torchtune import _recipe_registry
 from torchtune._cli.tune import TuneCLIParser
@@ -194,19 +196,60 @@ def test_run_under_torchrun(probe, tune, left):
     assert seen(left) == dict.fromkeys(["small-0", "small-1"], str(probe / "probe.py"))
 
 
-def test_from_an_installed_wheel(left, tmp_path):
-    """The wheel carries the recipes, and there they are found before torchtune's `recipes`."""
+@pytest.fixture
+def tiny_config(tmp_path):
+    """A config of the recipe finetune: two steps of a tiny model that needs no files."""
+    cfg = OmegaConf.load(ROOT / "recipes" / "configs" / "shapes_tiny.yaml")
+    cfg.max_steps, cfg.batch_size, cfg.lr_scheduler.num_warmup_steps = 2, 2, 0
+    for key in ("val_dataset", "eval_every_n_steps", "after_training"):
+        del cfg[key]
+    OmegaConf.save(cfg, tmp_path / "my.yaml")
+    return tmp_path / "my.yaml"
+
+
+def plain_tune(*words, cwd, site=ROOT):
+    """Run torchtune's own command line where `site` holds our package."""
+    subprocess.run(
+        [shutil.which("tune", path=str(Path(sys.executable).parent)), *map(str, words)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("torchrun", [[], ["--nproc_per_node", "2"]], ids=["one", "two"])
+def test_plain_tune_runs_our_recipe(tiny_config, tmp_path, torchrun):
+    recipe = "torchtune_qwen25vl/recipes/finetune.py"
+    plain_tune("run", *torchrun, recipe, "--config", tiny_config, "output_dir=out", cwd=tmp_path)
+    assert (tmp_path / "out" / "model" / "model.safetensors").exists()
+    log = "".join(path.read_text() for path in (tmp_path / "out" / "logs").iterdir())
+    assert re.findall(r"Step (\d+) ", log) == ["2"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The files of a wheel, as an installer lays them out."""
     if importlib.util.find_spec("hatchling") is None:
         pytest.skip("hatchling, the build backend, is not installed")
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    site = tmp_path / "site"
-    (wheel,) = tmp_path.glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(site)
-    folder = site / "torchtune_qwen25vl" / "recipes"
-    carried = {path.relative_to(folder) for path in folder.rglob("*.yaml")}
-    assert carried == {path.relative_to(ROOT / "recipes") for path in CONFIGS}
-    add_probe(folder)
+    (path,) = folder.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(folder / "site")
+        carried = [name for name in archive.namelist() if "recipes/" in name]
+    ours = [path for path in (ROOT / "recipes").rglob("*.*") if path.suffix in (".py", ".yaml")]
+    expected = {f"torchtune_qwen25vl/{path.relative_to(ROOT).as_posix()}" for path in ours}
+    assert sorted(carried) == sorted(expected), "each recipe and config once, as a file"
+    return folder / "site"
+
+
+def test_from_an_installed_wheel(wheel, left, tmp_path):
+    """The wheel carries the recipes, and there they are found before torchtune's `recipes`."""
+    site = shutil.copytree(wheel, tmp_path / "site")
+    folder = add_probe(site / "torchtune_qwen25vl" / "recipes")
     launch = f"--nproc_per_node 2 probe --config sizes/small seen={left}".split()
     program = "from torchtune_qwen25vl._cli import main; main()"
     subprocess.run(
@@ -216,4 +259,13 @@ def test_from_an_installed_wheel(left, tmp_path):
         check=True,
         timeout=120,
     )
+    assert seen(left) == dict.fromkeys(["small-0", "small-1"], str(folder / "probe.py"))
+
+
+def test_plain_tune_runs_a_recipe_of_an_installed_wheel(wheel, left, tmp_path):
+    site = shutil.copytree(wheel, tmp_path / "site")
+    folder = add_probe(site / "torchtune_qwen25vl" / "recipes")
+    (tmp_path / "my.yaml").write_text(PROBE_CONFIG)
+    launch = ["--nproc_per_node", "2", "torchtune_qwen25vl/recipes/probe.py", "--config", "my.yaml"]
+    plain_tune("run", *launch, f"seen={left}", cwd=tmp_path, site=site)
     assert seen(left) == dict.fromkeys(["small-0", "small-1"], str(folder / "probe.py"))

@@ -52,7 +52,7 @@ def check_component(key: str, section: Mapping[str, Any] | None) -> None:
     except InstantiationError as error:
         raise ValueError(
             f"{key} must name what can be imported, but {name} cannot ({error.__cause__}); "
-            f"install what is missing, or leave it out by ~{key}"
+            f"install what is missing, or delete {key} from a copy of the config"
         ) from error
 
 
