@@ -262,6 +262,19 @@ def test_from_an_installed_wheel(wheel, left, tmp_path):
     assert seen(left) == dict.fromkeys(["small-0", "small-1"], str(folder / "probe.py"))
 
 
+def test_parity_of_a_wheel_without_its_extra_names_it(wheel):
+    program = "import sys; sys.modules['transformers'] = None; from parity.__main__ import main"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=wheel,
+        env={**os.environ, "PYTHONPATH": str(wheel)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"parity .*needs transformers; install .*\[parity\]\n", done.stderr)
+
+
 def test_plain_tune_runs_a_recipe_of_an_installed_wheel(wheel, left, tmp_path):
     site = shutil.copytree(wheel, tmp_path / "site")
     folder = add_probe(site / "torchtune_qwen25vl" / "recipes")
