@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torchtune import _recipe_registry
 from torchtune._cli.tune import TuneCLIParser
+from training_on_ranks import recipe
 
 from torchtune_qwen25vl import _cli
 
@@ -178,6 +179,37 @@ def test_download_is_torchtunes(tune, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("torchtune._cli.download.snapshot_download", snapshot_download)
     tune("download", "Qwen/Qwen2.5-VL-3B-Instruct", "--output-dir", tmp_path)
     assert (tmp_path / "config.json").read_text() == "Qwen/Qwen2.5-VL-3B-Instruct"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--config", "finetune_lora", "-h"]])
+def test_help_of_a_recipe_says_what_it_does_and_reads(tune, capsys, words):
+    tune("run", "finetune", *words)
+    text = capsys.readouterr().out
+    assert text.startswith("Fine-tune Qwen2.5-VL, each of its parts in its own way")
+    configs = {line.split()[0]: line for line in text.splitlines() if line.startswith("  finetune")}
+    assert configs.keys() >= {"finetune_full", "finetune_lora"}
+    assert "adapters in the decoder" in configs["finetune_lora"]
+    keys = OmegaConf.create(text.partition(" has them:\n")[2])
+    assert keys.parts.vision.train == "full"
+
+
+def test_help_of_a_recipe_of_torchtunes_and_of_none(tune, capsys):
+    tune("run", "lora_finetune_single_device", "--help")
+    text = capsys.readouterr().out
+    assert "LoRA finetuning recipe" in text
+    assert "llama2/7B_lora_single_device" in text
+    assert "decoder_trainable: lora" in text  # keys of ours
+    with pytest.raises(SystemExit, match="there is no recipe finetone"):
+        tune("run", "finetone", "--help")
+
+
+def test_finetune_full_has_every_key():
+    """It is what the help of the recipe shows."""
+    with pytest.raises(ValueError, match="unknown keys") as error:
+        recipe().FinetuneRecipe(OmegaConf.create({"no_key": 1}))
+    known = set(re.findall(r"'(\w+)'", str(error.value).partition("reads")[2]))
+    cfg = OmegaConf.load(ROOT / "recipes" / "configs" / "finetune_full.yaml")
+    assert set(cfg) == known
 
 
 def test_run_on_one_device(probe, tune, left):

@@ -8,12 +8,14 @@ is for stands in the first line of its header, and `ls` shows it.
 """
 
 import argparse
+import ast
 import re
 from pathlib import Path
 from typing import TypeVar
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torchtune import _recipe_registry
+from torchtune._cli.run import ROOT
 from torchtune._cli.tune import TuneCLIParser
 from torchtune._recipe_registry import Config, Recipe
 
@@ -33,6 +35,9 @@ def main() -> None:
     args = tune.parse_args()
     if hasattr(args, "config"):  # `validate` takes a path only
         args.config = _configs().get(str(args.config), args.config)
+    if {"-h", "--help"} & set(getattr(args, "recipe_args", [])):
+        print(recipe_help(args.recipe))
+        return
     try:
         tune.run(args)
     except ChildFailedError as error:  # each process has said what it had to say
@@ -79,6 +84,30 @@ def table() -> str:
         f"{recipe:{widths[0]}}  {config:{widths[1]}}  {what}".rstrip()
         for recipe, config, what in rows
     )
+
+
+def recipe_help(name: str) -> str:
+    """Say what a recipe does, which configs it has, and the keys of the first of ours.
+
+    Raises:
+        SystemExit: if there is no such recipe.
+    """
+    recipes = {recipe.name: recipe for recipe in _recipe_registry.get_all_recipes()}
+    if name not in recipes:
+        raise SystemExit(f"there is no recipe {name}; see tune-qwen25vl ls")
+    module = ast.parse((ROOT / "recipes" / recipes[name].file_path).read_text())
+    classes = [node for node in module.body if isinstance(node, ast.ClassDef)]
+    documented = filter(None, map(ast.get_docstring, [module, *classes]))
+    ours = _configs()
+    listed = [config.name for config in recipes[name].configs]
+    parts = [next(documented, f"{name} describes itself nowhere.")]
+    width = max(map(len, listed), default=0)
+    rows = [f"  {one:{width}}  {_description(ours[one]) if one in ours else ''}" for one in listed]
+    parts.append("\n".join(["Configs, for --config:", *map(str.rstrip, rows)]))
+    if own := [one for one in listed if one in ours]:
+        parts.append(f"Keys, set by key=value behind the command, as {own[0]} has them:")
+        parts.append(ours[own[0]].read_text().partition("\n\n")[2].rstrip())
+    return "\n\n".join(parts)
 
 
 def _description(config: Path) -> str:
