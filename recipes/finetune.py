@@ -1,7 +1,7 @@
 """Fine-tune Qwen2.5-VL, each of its parts in its own way, on one device or many.
 
-    tune-qwen25vl run finetune --config finetune_3b_lora
-    tune-qwen25vl run --nproc_per_node 8 finetune --config finetune_7b_full output_dir=/data/run1
+    tune-qwen25vl run finetune --config finetune_lora
+    tune-qwen25vl run --nproc_per_node 8 finetune --config finetune_full output_dir=/data/run1
 
 It does what the stock recipes cannot. Vision encoder, merger and decoder are frozen, trained in
 full or through adapters, each with its own learning rate. Rows are packed with samples that do not

@@ -1,4 +1,4 @@
-"""Runs configs of torchtune's recipes on a tiny model, in this process or in two of their own."""
+"""Runs configs on a tiny model, in this process or in two of their own."""
 
 import os
 import re
@@ -17,20 +17,17 @@ SMALL = [
     "device=cpu",
     "dtype=fp32",
     "seed=0",
-    "shuffle=False",
     "batch_size=2",
     "gradient_accumulation_steps=1",
     "epochs=2",
-    "max_steps_per_epoch=2",
-    "optimizer.lr=1e-3",
     "lr_scheduler.num_warmup_steps=0",
-    "model._component_=torchtune_qwen25vl.qwen2_5_vl_from_config",
 ]
+OF_STOCK_RECIPES = ["shuffle=False", "max_steps_per_epoch=2", "optimizer.lr=1e-3"]
 
 
 def run_alone(name, folder, rows, output_dir, changes=()):
     """Run a config for one device in this process, as a user does."""
-    words = ["tune-qwen25vl", "run", recipe_of(name), "--config", f"qwen2_5_vl/{name}"]
+    words = ["tune-qwen25vl", "run", _cli.recipe_of(path_of(name)), "--config", name]
     words += overrides(name, folder, rows, output_dir, changes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", words)
@@ -42,19 +39,13 @@ def run_alone(name, folder, rows, output_dir, changes=()):
 
 
 def path_of(name):
-    return _cli._configs()[f"qwen2_5_vl/{name}"]
-
-
-def recipe_of(name):
-    return _cli.recipe_of(path_of(name))
+    return _cli._configs()[name]
 
 
 def overrides(name, folder, rows, output_dir, changes=()):
     """What stands behind the config on the command line."""
-    size = [f"model_dir={folder}", f"model.config={folder}", f"dataset.source={rows}"]
-    if "lora" in name:  # what lora_ and qlora_ builders add
-        size += ["model.decoder_trainable=lora", f"model.quantize_base={'qlora' in name}"]
-    return [f"output_dir={output_dir}", *SMALL, *size, *changes]
+    own = [f"model_dir={folder}", f"dataset.source={rows}", f"output_dir={output_dir}"]
+    return [*own, *SMALL, *(OF_STOCK_RECIPES if "/" in name else []), *changes]
 
 
 def losses(output_dir):
@@ -67,7 +58,7 @@ def run_distributed(runs, folder, rows, base):
     """Run these, each in a folder of its title, in one launch of two processes."""
     words = []
     for title, (name, kind, changes) in runs:
-        words += ["--", recipe_of(name), "--config", str(path_of(name))]
+        words += ["--", _cli.recipe_of(path_of(name)), "--config", str(path_of(name))]
         words += overrides(name, folder(kind), rows, base / title, ["batch_size=1", *changes])
     launch = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     shim = Path(__file__).with_name("gloo_shim.py")

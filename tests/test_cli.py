@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torchtune import _recipe_registry
 from torchtune._cli.tune import TuneCLIParser
+from training_on_ranks import recipe
 
 from torchtune_qwen25vl import _cli
 
@@ -29,6 +32,10 @@ cfg = OmegaConf.merge(OmegaConf.load(config), OmegaConf.from_dotlist(overrides))
 rank = os.environ.get("RANK", "alone")
 pathlib.Path(cfg.seen, f"{cfg.word}-{rank}").write_text(os.path.abspath(__file__))
 """
+ROW_OF_STOCK = (
+    "qwen2_5_vl/full_single_device",
+    "Train all of the model on one device, by torchtune's recipe",
+)
 PROBE_CONFIG = "# Launch:\n#   tune-qwen25vl run probe --config sizes/small\nword: small\n"
 
 
@@ -89,16 +96,13 @@ def seen(folder):
 
 def test_ls_lists_ours_beside_torchtunes(tune, capsys):
     tune("ls")
-    lines = capsys.readouterr().out.splitlines()
-    rows = [line.split() for line in lines]
+    rows = [re.split(r" {2,}", line) for line in capsys.readouterr().out.splitlines()]
     assert ["full_finetune_single_device", "llama2/7B_full_low_memory"] in rows
-    assert {row[-1] for row in rows} >= set(_cli._configs())
-    names = [row[0] for row in rows]
-    assert set(names) >= {path.stem for path in (ROOT / "recipes").glob("*.py")}
-    stock = rows[
-        names.index("full_finetune_single_device") : names.index("full_finetune_distributed")
-    ]
-    assert ["qwen2_5_vl/3B_full_single_device"] in stock
+    assert ["full_finetune_single_device", *ROW_OF_STOCK] in rows
+    assert {row[0] for row in rows} >= {path.stem for path in (ROOT / "recipes").glob("*.py")}
+    described = {row[1]: row[2] for row in rows if len(row) == 3}
+    assert set(described) == set(_cli._configs())
+    assert all(len(what) > 15 and len(what.splitlines()) == 1 for what in described.values())
 
 
 def test_adding_twice_changes_nothing(tune):
@@ -177,6 +181,37 @@ def test_download_is_torchtunes(tune, monkeypatch, tmp_path, capsys):
     assert (tmp_path / "config.json").read_text() == "Qwen/Qwen2.5-VL-3B-Instruct"
 
 
+@pytest.mark.parametrize("words", [["--help"], ["--config", "finetune_lora", "-h"]])
+def test_help_of_a_recipe_says_what_it_does_and_reads(tune, capsys, words):
+    tune("run", "finetune", *words)
+    text = capsys.readouterr().out
+    assert text.startswith("Fine-tune Qwen2.5-VL, each of its parts in its own way")
+    configs = {line.split()[0]: line for line in text.splitlines() if line.startswith("  finetune")}
+    assert configs.keys() >= {"finetune_full", "finetune_lora"}
+    assert "adapters in the decoder" in configs["finetune_lora"]
+    keys = OmegaConf.create(text.partition(" has them:\n")[2])
+    assert keys.parts.vision.train == "full"
+
+
+def test_help_of_a_recipe_of_torchtunes_and_of_none(tune, capsys):
+    tune("run", "lora_finetune_single_device", "--help")
+    text = capsys.readouterr().out
+    assert "LoRA finetuning recipe" in text
+    assert "llama2/7B_lora_single_device" in text
+    assert "decoder_trainable: lora" in text  # keys of ours
+    with pytest.raises(SystemExit, match="there is no recipe finetone"):
+        tune("run", "finetone", "--help")
+
+
+def test_finetune_full_has_every_key():
+    """It is what the help of the recipe shows."""
+    with pytest.raises(ValueError, match="unknown keys") as error:
+        recipe().FinetuneRecipe(OmegaConf.create({"no_key": 1}))
+    known = set(re.findall(r"'(\w+)'", str(error.value).partition("reads")[2]))
+    cfg = OmegaConf.load(ROOT / "recipes" / "configs" / "finetune_full.yaml")
+    assert set(cfg) == known
+
+
 def test_run_on_one_device(probe, tune, left):
     tune("run", "probe", "--config", "sizes/small", f"seen={left}")
     tune("run", "probe", "--config", "sizes/small", f"seen={left}", "word=other")
@@ -193,19 +228,60 @@ def test_run_under_torchrun(probe, tune, left):
     assert seen(left) == dict.fromkeys(["small-0", "small-1"], str(probe / "probe.py"))
 
 
-def test_from_an_installed_wheel(left, tmp_path):
-    """The wheel carries the recipes, and there they are found before torchtune's `recipes`."""
+@pytest.fixture
+def tiny_config(tmp_path):
+    """A config of the recipe finetune: two steps of a tiny model that needs no files."""
+    cfg = OmegaConf.load(ROOT / "recipes" / "configs" / "shapes_tiny.yaml")
+    cfg.max_steps, cfg.batch_size, cfg.lr_scheduler.num_warmup_steps = 2, 2, 0
+    for key in ("val_dataset", "eval_every_n_steps", "after_training"):
+        del cfg[key]
+    OmegaConf.save(cfg, tmp_path / "my.yaml")
+    return tmp_path / "my.yaml"
+
+
+def plain_tune(*words, cwd, site=ROOT):
+    """Run torchtune's own command line where `site` holds our package."""
+    subprocess.run(
+        [shutil.which("tune", path=str(Path(sys.executable).parent)), *map(str, words)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("torchrun", [[], ["--nproc_per_node", "2"]], ids=["one", "two"])
+def test_plain_tune_runs_our_recipe(tiny_config, tmp_path, torchrun):
+    recipe = "torchtune_qwen25vl/recipes/finetune.py"
+    plain_tune("run", *torchrun, recipe, "--config", tiny_config, "output_dir=out", cwd=tmp_path)
+    assert (tmp_path / "out" / "model" / "model.safetensors").exists()
+    log = "".join(path.read_text() for path in (tmp_path / "out" / "logs").iterdir())
+    assert re.findall(r"Step (\d+) ", log) == ["2"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The files of a wheel, as an installer lays them out."""
     if importlib.util.find_spec("hatchling") is None:
         pytest.skip("hatchling, the build backend, is not installed")
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    site = tmp_path / "site"
-    (wheel,) = tmp_path.glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(site)
-    folder = site / "torchtune_qwen25vl" / "recipes"
-    carried = {path.relative_to(folder) for path in folder.rglob("*.yaml")}
-    assert carried == {path.relative_to(ROOT / "recipes") for path in CONFIGS}
-    add_probe(folder)
+    (path,) = folder.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(folder / "site")
+        carried = [name for name in archive.namelist() if "recipes/" in name]
+    ours = [path for path in (ROOT / "recipes").rglob("*.*") if path.suffix in (".py", ".yaml")]
+    expected = {f"torchtune_qwen25vl/{path.relative_to(ROOT).as_posix()}" for path in ours}
+    assert sorted(carried) == sorted(expected), "each recipe and config once, as a file"
+    return folder / "site"
+
+
+def test_from_an_installed_wheel(wheel, left, tmp_path):
+    """The wheel carries the recipes, and there they are found before torchtune's `recipes`."""
+    site = shutil.copytree(wheel, tmp_path / "site")
+    folder = add_probe(site / "torchtune_qwen25vl" / "recipes")
     launch = f"--nproc_per_node 2 probe --config sizes/small seen={left}".split()
     program = "from torchtune_qwen25vl._cli import main; main()"
     subprocess.run(
@@ -215,4 +291,26 @@ def test_from_an_installed_wheel(left, tmp_path):
         check=True,
         timeout=120,
     )
+    assert seen(left) == dict.fromkeys(["small-0", "small-1"], str(folder / "probe.py"))
+
+
+def test_parity_of_a_wheel_without_its_extra_names_it(wheel):
+    program = "import sys; sys.modules['transformers'] = None; from parity.__main__ import main"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=wheel,
+        env={**os.environ, "PYTHONPATH": str(wheel)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"parity .*needs transformers; install .*\[parity\]\n", done.stderr)
+
+
+def test_plain_tune_runs_a_recipe_of_an_installed_wheel(wheel, left, tmp_path):
+    site = shutil.copytree(wheel, tmp_path / "site")
+    folder = add_probe(site / "torchtune_qwen25vl" / "recipes")
+    (tmp_path / "my.yaml").write_text(PROBE_CONFIG)
+    launch = ["--nproc_per_node", "2", "torchtune_qwen25vl/recipes/probe.py", "--config", "my.yaml"]
+    plain_tune("run", *launch, f"seen={left}", cwd=tmp_path, site=site)
     assert seen(left) == dict.fromkeys(["small-0", "small-1"], str(folder / "probe.py"))

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "torchtune_qwen25vl"
 
 LEVELS = (  # a file imports what lies on levels below its own, and what lies in its own room
     {"_files", "_ranks", "_torchtune", "_position_ids", "media"},
-    {"transform", "model"},
+    {"_plots", "transform", "model"},
     {"generation", "weights"},
     {"data", "device"},
     {"jobs", "training"},

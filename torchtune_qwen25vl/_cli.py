@@ -3,22 +3,25 @@
 torchtune finds recipes and configs in a registry that a package cannot add to from outside, so this
 program adds to it and then calls torchtune's. A recipe is a file of the recipes folder under its
 plain name; a config is a file of `configs/` under its path without ".yaml", and belongs to the
-recipe that the launch command in its header names, which may be one of torchtune's.
+recipe that the launch command in its header names, which may be one of torchtune's. What a config
+is for stands in the first line of its header, and `ls` shows it.
 """
 
 import argparse
+import ast
 import re
 from pathlib import Path
+from typing import TypeVar
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torchtune import _recipe_registry
+from torchtune._cli.run import ROOT
 from torchtune._cli.tune import TuneCLIParser
 from torchtune._recipe_registry import Config, Recipe
 
-_HERE = Path(__file__).resolve().parent
-# inside the package where a wheel installed it, beside the package in a checkout
-RECIPES = next(path for path in (_HERE / "recipes", _HERE.parent / "recipes") if path.is_dir())
+RECIPES = Path(__file__).parent / "recipes"
 
+_Text = TypeVar("_Text", str, str | None)
 _LAUNCH = re.compile(r"^# +tune-qwen25vl run .*?(\w+) --config \S+", re.MULTILINE)
 
 
@@ -28,14 +31,18 @@ def main() -> None:
     tune = TuneCLIParser()
     tune._parser.description = "torchtune's command line, with Qwen2.5-VL's recipes and configs."
     _rename(tune._parser)
+    _commands(tune._parser)["ls"].set_defaults(func=lambda _: print(table()))
     args = tune.parse_args()
     if hasattr(args, "config"):  # `validate` takes a path only
         args.config = _configs().get(str(args.config), args.config)
+    if {"-h", "--help"} & set(getattr(args, "recipe_args", [])):
+        print(recipe_help(args.recipe))
+        return
     try:
         tune.run(args)
     except ChildFailedError as error:  # each process has said what it had to say
         codes = [failure.exitcode for failure in error.failures.values()]
-        # that of a signal as a shell says it
+        # a shell reports an end by signal N as 128 + N
         raise SystemExit(max(code if code > 0 else 128 - code for code in codes)) from error
 
 
@@ -50,15 +57,62 @@ def add_to_registry() -> None:
     for name, path in _configs().items():
         recipe = recipes[recipe_of(path)]
         if name not in (config.name for config in recipe.configs):
-            # joined to torchtune's own folder later, which an absolute path survives
+            # torchtune joins this to a folder of its own, which an absolute path survives
             recipe.configs.append(Config(name, str(path)))
 
 
 def recipe_of(config: Path) -> str:
-    """The recipe for which a config is made, by the launch command in its header."""
+    """Name the recipe for which a config is made, by the launch command in its header."""
     launch = _LAUNCH.search(config.read_text())
     assert launch is not None, f"the header of {config} has no launch command"
     return launch[1]
+
+
+def table() -> str:
+    """List every recipe with its configs: torchtune's, and then ours, each with what it is for."""
+    ours = _configs()
+    rows = [("RECIPE", "CONFIG", "")]
+    for listed in (False, True):
+        for recipe in _recipe_registry.get_all_recipes():
+            names = [config.name for config in recipe.configs if (config.name in ours) == listed]
+            if not recipe.configs and not listed:
+                names = ["<>"]  # as `tune ls` says none
+            for first, name in zip([recipe.name, *[""] * len(names)], names, strict=False):
+                rows.append((first, name, _description(ours[name]) if name in ours else ""))
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return "\n".join(
+        f"{recipe:{widths[0]}}  {config:{widths[1]}}  {what}".rstrip()
+        for recipe, config, what in rows
+    )
+
+
+def recipe_help(name: str) -> str:
+    """Say what a recipe does, which configs it has, and the keys of the first of ours.
+
+    Raises:
+        SystemExit: if there is no such recipe.
+    """
+    recipes = {recipe.name: recipe for recipe in _recipe_registry.get_all_recipes()}
+    if name not in recipes:
+        raise SystemExit(f"there is no recipe {name}; see tune-qwen25vl ls")
+    module = ast.parse((ROOT / "recipes" / recipes[name].file_path).read_text())
+    classes = [node for node in module.body if isinstance(node, ast.ClassDef)]
+    documented = filter(None, map(ast.get_docstring, [module, *classes]))
+    ours = _configs()
+    listed = [config.name for config in recipes[name].configs]
+    parts = [next(documented, f"{name} describes itself nowhere.")]
+    width = max(map(len, listed), default=0)
+    rows = [f"  {one:{width}}  {_description(ours[one]) if one in ours else ''}" for one in listed]
+    parts.append("\n".join(["Configs, for --config:", *map(str.rstrip, rows)]))
+    if own := [one for one in listed if one in ours]:
+        parts.append(f"Keys, set by key=value behind the command, as {own[0]} has them:")
+        parts.append(ours[own[0]].read_text().partition("\n\n")[2].rstrip())
+    return "\n\n".join(parts)
+
+
+def _description(config: Path) -> str:
+    """What a config is for: the first line of its header."""
+    return config.read_text().partition("\n")[0].removeprefix("# ").removesuffix(".")
 
 
 def _configs() -> dict[str, Path]:
@@ -69,20 +123,28 @@ def _configs() -> dict[str, Path]:
     }
 
 
+def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parsers of the commands of a parser, by name."""
+    (action,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return action.choices
+
+
 def _rename(parser: argparse.ArgumentParser) -> None:
     """Say "tune-qwen25vl" wherever the help of torchtune's parser says "tune"."""
-    texts: list[tuple[object, str]] = [
-        (parser, name) for name in ("prog", "usage", "description", "epilog")
-    ]
+    parser.prog = _renamed(parser.prog)
+    parser.usage = _renamed(parser.usage)
+    parser.description, parser.epilog = _renamed(parser.description), _renamed(parser.epilog)
     for action in parser._actions:
-        texts.append((action, "help"))
+        action.help = _renamed(action.help)
         if isinstance(action, argparse._SubParsersAction):
-            texts += [(choice, "help") for choice in action._choices_actions]
+            for choice in action._choices_actions:
+                choice.help = _renamed(choice.help)
             for command in action.choices.values():
                 _rename(command)
-    for owner, name in texts:
-        if text := getattr(owner, name):
-            setattr(owner, name, re.sub(r"\btune\b", "tune-qwen25vl", text))
+
+
+def _renamed(text: _Text) -> _Text:
+    return re.sub(r"\btune\b", "tune-qwen25vl", text) if text else text
 
 
 if __name__ == "__main__":

@@ -55,6 +55,14 @@ def test_files_damaged_as_a_whole(tmp_path, name, text, match):
         open_rows(str(tmp_path / name))
 
 
+@pytest.mark.parametrize("name", ["rows.txt", "rows.jsonl.gz", "rows", "ROWS.JSON"])
+def test_files_of_other_kinds_are_not_looked_for_on_the_hub(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", None)
+    (tmp_path / name).write_text("[]")
+    with pytest.raises(ValueError, match=rf"end in \.json, \.jsonl.*got .*{name}; convert it"):
+        open_rows(str(tmp_path / name))
+
+
 def test_sources_that_cannot_be(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         open_rows(str(tmp_path / "gone.jsonl"))

@@ -12,9 +12,10 @@ from torchtune.datasets._sft import SFTTransform
 from training_on_ranks import RECIPE, run
 from training_samples import from_dataset
 
-from parity import shapes as shapes_report
+from parity import shapes as against_transformers
 from torchtune_qwen25vl import shapes
-from torchtune_qwen25vl.shapes import __main__ as pictures_command
+from torchtune_qwen25vl.shapes import __main__ as images_command
+from torchtune_qwen25vl.shapes._report import read_losses
 
 SCENES = [shapes.random_scene(seed) for seed in range(600)]
 
@@ -99,10 +100,10 @@ def test_the_larger_of_two_shapes_is_named_first():
 
 
 def test_pictures_as_files(tmp_path):
-    pictures_command.main([str(tmp_path / "pictures"), "--count", "3"])
+    images_command.main([str(tmp_path / "pictures"), "--count", "3"])
     written = sorted((tmp_path / "pictures").iterdir())
     assert [path.name for path in written] == ["000.png", "001.png", "002.png"]
-    drawn = shapes.pictures(shapes.held_out_scenes(3))
+    drawn = [shapes.draw(scene) for scene in shapes.held_out_scenes(3)]
     assert [Image.open(path).tobytes() for path in written] == [p.tobytes() for p in drawn]
 
 
@@ -112,23 +113,23 @@ def test_losses_of_a_resumed_run_are_read_once(tmp_path):
     )
     (tmp_path / "log_2.txt").write_text("Step 20 | loss:1.0 lr_decoder:0.1 \n")
     expected = {"loss": {10: 2.0, 20: 1.0}, "val_loss": {10: 1.5}}
-    assert shapes_report.read_losses(tmp_path) == expected
+    assert read_losses(tmp_path) == expected
 
 
 def test_two_minutes_of_it(tmp_path):
-    """150 of its steps: more than half of all attributes, blank pictures no better than luck."""
+    """150 of its steps: more than half of all attributes, blank images no better than luck."""
     cfg = OmegaConf.load(RECIPE.parent / "configs" / "shapes_tiny.yaml")
     cfg.output_dir = str(tmp_path)
     cfg.max_steps = 150
-    cfg.after_training.pictures = 200
+    cfg.after_training.images = 200
     run(cfg)
     found = json.loads((tmp_path / "shapes-report.json").read_text())
     assert found["attributes"] > 0.5
     assert found["attributes_blank"] <= found["attributes_constant"] + 0.05 < 0.3
-    assert found["transformers_equal"] is True
+    assert against_transformers.differing(tmp_path / "model", images=200) == 0
     assert 0 < found["seconds"] < math.inf
     for name in ("loss-curve.png", "captions.png"):
         assert Image.open(tmp_path / name).size[0] >= 800
-    losses = shapes_report.read_losses(tmp_path / "logs")
+    losses = read_losses(tmp_path / "logs")
     assert losses["loss"][150] < 0.5 * losses["loss"][10]
     assert set(losses["val_loss"]) == {150}

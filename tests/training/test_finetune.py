@@ -171,7 +171,9 @@ def test_what_is_called_at_the_end_is_imported_at_the_start(cfg, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     cfg.after_training = {"_component_": "report_of_mine.report"}
-    with pytest.raises(ValueError, match=r"No module named 'not_installed'.*the extra parity"):
+    with pytest.raises(
+        ValueError, match=r"No module named 'not_installed'.*install what is missing"
+    ):
         recipe().FinetuneRecipe(cfg)
     (tmp_path / "not_installed.py").touch()
     recipe().FinetuneRecipe(cfg)

@@ -18,7 +18,7 @@ from torchtune_qwen25vl._files import write_file
 from torchtune_qwen25vl.data._check import Bad, Sound, check_rows
 from torchtune_qwen25vl.data._dataset import SampleDataset
 from torchtune_qwen25vl.data._preview import preview
-from torchtune_qwen25vl.data._statistics import histogram, summary
+from torchtune_qwen25vl.data._statistics import summary, write_histogram
 from torchtune_qwen25vl.transform import PLACEHOLDERS, Qwen25VLTransform
 
 SHOWN = 20  # bad rows that are printed
@@ -29,7 +29,8 @@ with their numbers and reasons; nothing is changed or fixed.
 
 Written to the report's folder (each file whole, or not at all):
   report.json      every bad row; counts and quantiles of tokens, labels and pixels
-  histogram-N.png  rows by tokens, by visual tokens, and by labelled share, for data set N
+  histogram-N.png  rows by tokens, by visual tokens, and by labelled share, for data set N; needs
+                   matplotlib, the extra plots, and is left out aloud where that is missing
 
 To train without the bad rows, give the data set its report:
   dataset.skip_bad_rows=data-report/report.json
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         entries.append(_entry(key, dataset, sound, bad))
         _print_entry(entries[-1])
         title = f"{key} {dataset.source}: {len(sound)} rows can be trained on, {len(bad)} cannot"
-        write_file(arguments.report / f"histogram-{number}.png", histogram(sound, title))
+        write_histogram(arguments.report / f"histogram-{number}.png", sound, title)
     report = json.dumps({"datasets": entries}, indent=2) + "\n"
     write_file(arguments.report / "report.json", report.encode())
     print(f"written to {arguments.report}")

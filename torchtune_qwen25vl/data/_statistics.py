@@ -1,12 +1,15 @@
-"""Numbers and a histogram of how long the rows of a data set are."""
+"""Numbers and a figure of how long the rows of a data set are."""
 
-import io
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
+from torchtune_qwen25vl._plots import write_figure
 from torchtune_qwen25vl.data._check import Sound
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 QUANTILES = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
 
@@ -24,9 +27,12 @@ def summary(rows: list[Sound]) -> dict[str, Any]:
     }
 
 
-def histogram(rows: list[Sound], title: str) -> bytes:
-    """Draw a PNG of rows by tokens, by placeholders, and by labelled share."""
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+def write_histogram(path: Path, rows: list[Sound], title: str) -> None:
+    """Draw how many rows have how many tokens, placeholders, and which share labelled."""
+    write_figure(path, lambda figure: _draw(figure, rows, title), size=(12, 3.6), dpi=100)
+
+
+def _draw(figure: "Figure", rows: list[Sound], title: str) -> None:
     figure.suptitle(title)
     panels: dict[str, list[float]] = {
         "tokens": [row.tokens for row in rows],
@@ -42,14 +48,6 @@ def histogram(rows: list[Sound], title: str) -> bytes:
                 float(np.mean(values)), color="#c0392b", label=f"mean {np.mean(values):.0f}"
             )
             axes.legend()
-    return png(figure, dpi=100)
-
-
-def png(figure: Figure, *, dpi: int) -> bytes:
-    """Return a figure as the content of a PNG file."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=dpi, format="png")
-    return drawn.getvalue()
 
 
 def _spread(values: list[int]) -> dict[str, float]:

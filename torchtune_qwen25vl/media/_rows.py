@@ -120,7 +120,8 @@ def open_rows(source: str, *, split: str = "train", **load_dataset_kwargs: Any) 
         **load_dataset_kwargs: passed on to `datasets.load_dataset`
 
     Raises:
-        ValueError: if `source` looks like a file that does not exist, or is damaged as a whole.
+        ValueError: if `source` looks like a file that does not exist, is a file of another kind,
+            or is damaged as a whole.
     """
     path = Path(source)
     if path.suffix in _FILES:
@@ -129,6 +130,11 @@ def open_rows(source: str, *, split: str = "train", **load_dataset_kwargs: Any) 
         if load_dataset_kwargs:
             raise ValueError(f"{source}: {sorted(load_dataset_kwargs)} mean nothing for a file")
         return _FILES[path.suffix](path)
+    if path.is_file():
+        raise ValueError(
+            f"rows are read from files that end in {', '.join(_FILES)}, got {source}; convert it, "
+            "or rename it if it is one of these"
+        )
     if (path / "dataset_dict.json").is_file():
         splits = datasets.load_from_disk(source)
         if split not in splits:

@@ -1,4 +1,4 @@
-"""Captions of pictures by a trained model, and the share of attributes they name."""
+"""Captions of images by a trained model, and the share of attributes they name."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from PIL import Image
 from torchtune_qwen25vl.generation import generate, inference_batch
 from torchtune_qwen25vl.model import Qwen25VL
 from torchtune_qwen25vl.shapes._dataset import caption_messages
-from torchtune_qwen25vl.shapes._scenes import Scene, draw, random_scene, score
+from torchtune_qwen25vl.shapes._scenes import Scene, random_scene, score
 from torchtune_qwen25vl.transform import Qwen25VLTransform
 
 HELD_OUT_SEED = 1_000_003
@@ -16,14 +16,14 @@ BATCH = 50
 
 
 def held_out_scenes(count: int, seed: int = HELD_OUT_SEED) -> list[Scene]:
-    """Scenes of a seed that no training data should have."""
+    """Make scenes of a seed that no training data should have."""
     return [random_scene((seed << 32) + index) for index in range(count)]
 
 
 def caption(
     model: Qwen25VL, transform: Qwen25VLTransform, images: Sequence[Image.Image]
 ) -> list[list[int]]:
-    """Greedy captions as tokens, their end included."""
+    """Caption greedily; captions are tokens, their end included."""
     captions: list[list[int]] = []
     for start in range(0, len(images), BATCH):
         questions = [caption_messages(image) for image in images[start : start + BATCH]]
@@ -37,16 +37,11 @@ def caption(
 
 
 def blank(image: Image.Image) -> Image.Image:
-    """A white picture of the same size."""
+    """Make a white image of the same size."""
     return Image.new("RGB", image.size, "white")
 
 
 def share_right(captions: Sequence[str], scenes: Sequence[Scene]) -> float:
-    """Attributes named in their place, of all attributes."""
+    """Count the attributes named in their place, as a share of all attributes."""
     right = sum(score(said, scene) for said, scene in zip(captions, scenes, strict=True))
     return right / sum(len(scene.attributes) for scene in scenes)
-
-
-def pictures(scenes: Sequence[Scene]) -> list[Image.Image]:
-    """Draw the scenes."""
-    return [draw(scene) for scene in scenes]

@@ -15,22 +15,22 @@ QUESTION = "What is this?"
 
 
 def caption_messages(image: Image.Image, caption: str | None = None) -> list[Message]:
-    """The conversation about one picture; without a caption, the question alone."""
+    """Make the conversation about one image; without a caption, the question alone."""
     parts = [{"type": "image", "content": image}, {"type": "text", "content": QUESTION}]
     messages = [Message("system", ""), Message("user", parts)]
     return messages if caption is None else [*messages, Message("assistant", caption)]
 
 
 class ShapesDataset(Dataset):
-    """Pictures of shapes with their captions.
+    """Images of shapes with their captions.
 
     Labels are made by the installed torchtune (0.6.1 shifts them in its recipes, later versions
     here).
 
     Args:
         transform: messages to samples, `Qwen25VLTransform`
-        length: how many pictures
-        seed: picture k is that of scene seed * 2**32 + k, so that seeds never share one
+        length: how many images
+        seed: image k is that of scene seed * 2**32 + k, so that seeds never share one
     """
 
     def __init__(self, transform: Transform, *, length: int, seed: int) -> None:

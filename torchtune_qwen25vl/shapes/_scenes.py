@@ -1,4 +1,4 @@
-"""What a picture shows, its caption, and how much of a caption is right.
+"""What an image shows, its caption, and how much of a caption is right.
 
 Three kinds of scenes, each with the attributes that its caption names:
 
@@ -6,7 +6,7 @@ Three kinds of scenes, each with the attributes that its caption names:
     count      "three green triangles"                  count, colour, shape
     digit      "a yellow square with the digit 7"       colour, shape, digit
 
-Every picture has one right caption: of two shapes, the larger is named first.
+Every image has one right caption: of two shapes, the larger is named first.
 """
 
 import random
@@ -39,7 +39,7 @@ _PATTERNS = {
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture in words."""
+    """One image in words."""
 
     kind: str
     attributes: tuple[str, ...]  # in the order of the caption
@@ -59,7 +59,7 @@ class Scene:
 
 
 def random_scene(seed: int) -> Scene:
-    """The scene of this seed."""
+    """Make the scene of this seed."""
     rng = random.Random(seed)
     colour, shape = rng.choice(list(COLOURS)), rng.choice(SHAPES)
     kind = rng.choice(["relation", "relation", "count", "digit", "digit"])
@@ -72,7 +72,7 @@ def random_scene(seed: int) -> Scene:
 
 
 def score(caption: str, scene: Scene) -> int:
-    """How many of the scene's attributes a caption names, each in its place."""
+    """Count the scene's attributes that a caption names, each in its place."""
     match = _PATTERNS[scene.kind].fullmatch(caption.strip())
     if match is None:
         return 0
@@ -80,7 +80,7 @@ def score(caption: str, scene: Scene) -> int:
 
 
 def draw(scene: Scene) -> Image.Image:
-    """The picture: shapes of 18 to 66 pixels on a plain ground with a little noise in colour."""
+    """Draw shapes of 18 to 66 pixels on a plain ground, with a little noise in colour."""
     rng = random.Random(f"picture {scene.seed}")
     image = Image.new("RGB", rng.choice(SIZES), rng.choice(BACKGROUNDS))
     painter = ImageDraw.Draw(image)
@@ -110,7 +110,7 @@ def _tint(colour: str, rng: random.Random) -> tuple[int, ...]:
 def _related_places(
     size: tuple[int, int], relation: str, rng: random.Random
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Two centres of which the first is left of (right of, above, below) the second."""
+    """Choose two centres of which the first is left of (right of, above, below) the second."""
     width, height = size
     along, across = (width, height) if "of" in relation else (height, width)
     near, far = along / 4 + rng.uniform(-3, 3), along * 3 / 4 + rng.uniform(-3, 3)
@@ -124,7 +124,7 @@ def _related_places(
 
 
 def _corners(size: tuple[int, int], count: int, rng: random.Random) -> list[tuple[float, float]]:
-    """Centres in different quarters of the picture."""
+    """Choose centres in different quarters of the image."""
     width, height = size
     quarters = [(x * width, y * height) for x in (0.25, 0.75) for y in (0.25, 0.75)]
     return [

@@ -178,6 +178,5 @@ def _check_component(key: str, section: Mapping[str, Any]) -> None:
     except InstantiationError as error:
         raise ValueError(
             f"{key} must name what can be imported, but {name} cannot ({error.__cause__}); "
-            "install what is missing (for parity.* that is the extra parity, `pip install "
-            f"'.[parity]'` in the repository), or leave it out by ~{key}"
+            f"install what is missing, or leave it out by ~{key}"
         ) from error

@@ -1,0 +1,86 @@
+"""Every import is declared: in the core, or in the extra that a room says it needs."""
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+CORE = PROJECT["project"]["dependencies"]
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+ALL_EXTRAS = [requirement for extra in EXTRAS.values() for requirement in extra]
+DEV = PROJECT["dependency-groups"]["dev"]
+EXTRA_OF = {  # by the room, or file of the root, that imports it where it is used
+    "_plots": "plots",
+    "media": "video",
+    "model": "cuda",
+}
+OURS = {"torchtune_qwen25vl", "parity", "tests"}
+FOR_OTHERS = {"torchao"}  # imported by torchtune, which does not declare it
+
+
+def names(requirements):
+    """Names of distributions, as they are compared."""
+    return {_normal(re.match(r"[\w.-]+", requirement)[0]) for requirement in requirements}
+
+
+def _normal(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def imported(path, *, when_used=True):
+    """Distributions that a file imports when it is loaded, and with `when_used` later too."""
+    found = set()
+    stack = [ast.parse(path.read_text())]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            stack += node.orelse
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.split(".")[0])
+        elif when_used or not isinstance(node, ast.FunctionDef):
+            stack += ast.iter_child_nodes(node)
+    installed = packages_distributions()
+    found -= {*OURS, *sys.stdlib_module_names}
+    return {_normal(installed.get(name, [name])[0]) for name in found}
+
+
+def files(folder):
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def room_of(path):
+    return path.relative_to(ROOT).parts[1].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", [*files("torchtune_qwen25vl"), *files("recipes")], ids=str)
+def test_the_package_imports_what_it_declares(path):
+    assert imported(path, when_used=False) <= names(CORE), "what is loaded is in the core"
+    extra = EXTRAS.get(EXTRA_OF.get(room_of(path)), [])
+    assert imported(path) <= names(CORE) | names(extra)
+
+
+@pytest.mark.parametrize("path", files("parity"), ids=str)
+def test_parity_imports_what_its_extra_declares(path):
+    assert imported(path) <= names(CORE) | names(EXTRAS["parity"])
+
+
+def test_tests_import_what_is_declared():
+    local = {path.stem.replace("_", "-") for path in files("tests")}
+    declared = names(CORE) | names(DEV) | names(ALL_EXTRAS)
+    used = set().union(*(imported(path) for path in files("tests")))
+    assert used - local <= declared
+
+
+def test_nothing_is_declared_for_nothing():
+    paths = [*files("torchtune_qwen25vl"), *files("recipes"), *files("parity")]
+    used = set().union(*(imported(path) for path in paths))
+    assert names(CORE) - used == FOR_OTHERS
+    assert names(ALL_EXTRAS) <= used
