@@ -22,7 +22,6 @@ LEVELS = (  # a file imports what lies on levels below its own, and what lies in
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 KNOWN = {  # to be mended
     ("media", "transform"),
-    ("captioning", "_cli"),
 }
 
 

@@ -9,22 +9,18 @@ import datasets
 import pytest
 from PIL import Image
 
-from torchtune_qwen25vl.captioning import (
-    Columns,
-    Past,
-    Policy,
-    Record,
-    TextFiles,
-    find_items,
-    make_plan,
-)
-from torchtune_qwen25vl.data import load_image
-from torchtune_qwen25vl.jobs._batches import plan_batches
-from torchtune_qwen25vl.jobs._images import count_tokens
+from torchtune_qwen25vl.captioning import Record
+from torchtune_qwen25vl.captioning._plan import Policy, make_plan
+from torchtune_qwen25vl.captioning._texts import TextFiles
+from torchtune_qwen25vl.jobs import Past, find_items, plan_batches
+from torchtune_qwen25vl.jobs._images import tokens_of
+from torchtune_qwen25vl.media import load_image
+
+COLUMNS = {"tags": "tags", "caption": "caption"}
 
 
 def find(*inputs, **options):
-    return find_items(list(map(str, inputs)), columns=Columns(), **options)
+    return find_items(list(map(str, inputs)), text_columns=COLUMNS, **options)
 
 
 def names(items, root):
@@ -92,7 +88,10 @@ def test_tables(tree, suffix):
         path.write_text("\n".join(lines) if suffix == ".jsonl" else f"[{','.join(lines)}]")
     found = find(path)
     assert names(found, tree) == ["a.png", "z/c.webp"]
-    assert [(item.tags, item.caption) for item in found] == [("x, y", "Old."), ("", "")]
+    assert [(item.texts["tags"], item.texts["caption"]) for item in found] == [
+        ("x, y", "Old."),
+        ("", ""),
+    ]
 
 
 def test_rows_that_name_no_image_are_items_with_a_problem(tree):
@@ -115,11 +114,11 @@ def test_datasets_on_disk_hold_their_images(tmp_path):
     held.save_to_disk(str(tmp_path / "saved"))
     found = find(tmp_path / "saved")
     assert [item.name for item in found] == [f"{tmp_path}/saved#{k}" for k in range(3)]
-    assert [item.tags for item in found] == ["a, b", "", ""]
+    assert [item.texts["tags"] for item in found] == ["a, b", "", ""]
     for item, file in zip(found, files, strict=True):
         assert load_image(item.read()).tobytes() == load_image(file).tobytes()
         limits = {"min_pixels": 3136, "max_pixels": 12544}
-        assert count_tokens(item.read(), **limits) == count_tokens(file, **limits) > 0
+        assert tokens_of(item.read(), **limits) == tokens_of(file, **limits) > 0
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from torchtune_qwen25vl.captioning._prompts import Preset
 from torchtune_qwen25vl.device import is_out_of_memory, release_cache
 from torchtune_qwen25vl.generation import generate
+from torchtune_qwen25vl.jobs import TOKEN_PIXELS
 from torchtune_qwen25vl.model import Qwen25VL
 from torchtune_qwen25vl.transform import Qwen25VLTransform, padded_collate
 
@@ -49,7 +50,7 @@ class Answer:
 
 
 class Answerer:
-    """Asks a model about batches of images.
+    """Ask a model about batches of images.
 
     An answer is the one that the image gets alone: rows of a batch do not see each other. When
     memory runs out a batch is halved, and an image that does not fit alone is made smaller.
@@ -77,7 +78,7 @@ class Answerer:
         self._seed, self._shrunk, self._min_pixels = seed, shrunk, min_pixels
 
     def __call__(self, questions: Sequence[Question]) -> list[Answer]:
-        """Answers in the order of questions, if there are any; one that fails fails alone.
+        """Answer all questions, in their order; one that fails fails alone.
 
         Raises:
             RuntimeError: of the device, other than that memory ran out.
@@ -100,15 +101,10 @@ class Answerer:
 
     def _generate(self, questions: Sequence[Question]) -> list[Answer]:
         device = self._model.tok_embeddings.weight.device
-        batch = padded_collate(
-            [question.sample for question in questions],
-            self._transform.pad_id,
-            padding_side="left",
-        )
         preset = self._preset
         generation = generate(
             self._model,
-            to_device(batch, device),
+            self._batch(questions, device),
             max_new_tokens=preset.max_new_tokens,
             temperature=preset.temperature,
             top_k=preset.top_k,
@@ -126,8 +122,13 @@ class Answerer:
             for answered in zip(questions, rows, generation.finish_reasons, strict=True)
         ]
 
+    def _batch(self, questions: Sequence[Question], device: torch.device) -> dict[str, Any]:
+        samples = [question.sample for question in questions]
+        batch = padded_collate(samples, self._transform.pad_id, padding_side="left")
+        return to_device(batch, device)
+
     def _generator(self, first: Question, device: torch.device) -> torch.Generator:
-        """Chance that depends on the batch, not on what was captioned before it."""
+        """Seed the sampling by the batch, not by what was captioned before it."""
         digest = hashlib.sha256(f"{self._seed} {first.name!a}".encode()).digest()
         return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -140,7 +141,7 @@ class Answerer:
         return Answer(question, state, text, len(tokens))
 
     def _apart(self, questions: Sequence[Question], problem: str) -> list[Answer]:
-        """One row has the problem; the answers to the others do not depend on it."""
+        """Ask one by one: one row has the problem, and the others do not depend on it."""
         if len(questions) == 1:
             return [Answer(questions[0], "failed", reason=problem)]
         return [answer for question in questions for answer in self([question])]
@@ -154,7 +155,7 @@ class Answerer:
 
     def _smaller(self, question: Question) -> Answer:
         before = question.max_pixels
-        after = max(self._min_pixels, before // 2 // 784 * 784)
+        after = max(self._min_pixels, before // 2 // TOKEN_PIXELS * TOKEN_PIXELS)
         if after >= before:
             reason = f"out of memory with max_pixels {before}, the least there may be"
             return Answer(question, "failed", reason=reason)
@@ -178,7 +179,7 @@ def loops(tokens: Sequence[int]) -> bool:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """A batch with all its tensors on a device."""
+    """Return a batch with all its tensors on a device."""
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
     return {key: to_device(value, device) for key, value in batch.items()}

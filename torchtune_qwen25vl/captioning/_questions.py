@@ -15,7 +15,6 @@ from torchtune_qwen25vl.jobs import (
     Task,
     Workers,
     attempt,
-    count_tokens,
     read_pixels,
     read_task,
 )
@@ -32,16 +31,8 @@ class Batch:
     problems: dict[str, str]
 
 
-def count_all_tokens(
-    items: Sequence[Item], workers: Workers, min_pixels: int, max_pixels: int
-) -> Iterator[Outcome]:
-    """Placeholders of each item's image, by the header of its file."""
-    tasks = (read_task(count_tokens, item, min_pixels, max_pixels) for item in items)
-    return workers.map(tasks, ahead=256)
-
-
 class Questioner:
-    """Makes questions of items.
+    """Make questions of items.
 
     Args:
         transform: of the model
@@ -68,7 +59,7 @@ class Questioner:
     def batches(
         self, batches: Iterable[Sequence[Item]], workers: Workers, ahead: int
     ) -> Iterator[Batch]:
-        """Questions of batch after batch, of which the images are read `ahead`."""
+        """Make the questions of batch after batch, `ahead` images being read beforehand."""
         batches = list(batches)
         tasks = (self._task(item, self._max_pixels) for batch in batches for item in batch)
         outcomes = workers.map(tasks, ahead=ahead)
@@ -76,7 +67,7 @@ class Questioner:
             yield self._batch(batch, [next(outcomes) for _ in batch])
 
     def again(self, item: Item, max_pixels: int) -> Question:
-        """The question of an item with fewer pixels.
+        """Make the question of an item anew, with fewer pixels.
 
         Raises:
             ValueError: if its image cannot be read any more.

@@ -1,4 +1,4 @@
-"""What is to be captioned: folders, patterns, lists, tables and data sets become a list of items.
+"""What a job works on: folders, patterns, lists, tables and data sets become a list of items.
 
 Nothing is decoded here. What cannot be listed (a damaged row, a folder that cannot be read) is an
 item too, with a `problem`, so that it ends in a named state like every other.
@@ -6,10 +6,10 @@ item too, with a `problem`, so that it ends in a named state like every other.
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torchtune_qwen25vl.media import SUFFIXES, Rows, open_rows
 
@@ -20,14 +20,18 @@ SAVED_DATASET = ("state.json", "dataset_dict.json")
 
 @dataclass(frozen=True)
 class RowImage:
-    """An image that lies inside a row of a table and is only read when its turn comes."""
+    """An image that lies inside a row of a table and is read when its turn comes."""
 
     rows: Rows
     index: int
     column: str
 
     def read(self) -> Any:
-        """The image as it is stored, undecoded."""
+        """Return the image as it is stored, undecoded.
+
+        Raises:
+            ValueError: if the row has none, or is damaged.
+        """
         row = self.rows[self.index]
         if row.get(self.column) is None:
             raise ValueError(f"the row has no {self.column!r}, it has {sorted(row)}")
@@ -41,42 +45,36 @@ class Item:
     Attributes:
         name: what it is called in the journal and in tables: its path, or TABLE#ROW
         path: its file; None for an image inside a row
-        root: folder that a mirror of the captions starts from
+        root: folder that a mirror of the results starts from
         held: the image inside a row
-        tags: of its row, for prompts
-        caption: of its row
-        problem: why it cannot be captioned, found while listing
+        texts: of its row, by what they are to the job; none for a file of a folder
+        problem: why it cannot be worked on, found while listing
     """
 
     name: str
     path: Path | None = None
     root: Path = Path()
     held: RowImage | None = None
-    tags: str = ""
-    caption: str = ""
+    texts: Mapping[str, str] = field(default_factory=dict)
     problem: str = ""
 
     def read(self) -> Any:
-        """A source of `torchtune_qwen25vl.data.load_image`."""
+        """Return a source of `torchtune_qwen25vl.media.load_image`.
+
+        Raises:
+            ValueError: if its row has no image, or is damaged.
+        """
         return self.path if self.held is None else self.held.read()
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Where a table has what."""
-
-    image: str = "image"
-    caption: str = "caption"
-    tags: str = "tags"
 
 
 def find_items(
     inputs: Sequence[str],
     *,
-    columns: Columns,
+    image_column: str = "image",
+    text_columns: Mapping[str, str] | None = None,
     recursive: bool = True,
 ) -> list[Item]:
-    """Lists the images of all inputs: inputs in their order, files of a folder by name.
+    """List the images of all inputs: inputs in their order, files of a folder by name.
 
     Files that two inputs share are listed once.
 
@@ -84,12 +82,14 @@ def find_items(
         inputs: each a folder, an image, a pattern (`photos/**/*.jpg`), a list of paths
             (.txt, .lst), a table (.csv, .tsv, .json, .jsonl, .parquet), or a folder that
             `datasets` saved. Paths in a list or table are relative to its folder.
-        columns: of tables
+        image_column: column of a table that holds or names the image
+        text_columns: column of each text that the job reads of a table, by what it is to the job
         recursive: look into the folders of a folder
 
     Raises:
         ValueError: if an input is none of these, or there are no images at all.
     """
+    columns = _Columns(image_column, text_columns or {})
     items: dict[str, Item] = {}
     for one in inputs:
         for item in _listed(one, columns, recursive):
@@ -102,7 +102,12 @@ def find_items(
     return list(items.values())
 
 
-def _listed(one: str, columns: Columns, recursive: bool) -> Iterable[Item]:
+class _Columns(NamedTuple):
+    image: str
+    texts: Mapping[str, str]
+
+
+def _listed(one: str, columns: _Columns, recursive: bool) -> Iterable[Item]:
     path = Path(one).expanduser()
     if path.is_dir():
         if any((path / name).is_file() for name in SAVED_DATASET):
@@ -124,7 +129,7 @@ def _file(path: Path, root: Path | None = None) -> Item:
 
 
 def _is_text_file(path: Path) -> bool:
-    """Whether this is the caption of an image beside it: a.txt or a.jpg.txt of a.jpg."""
+    """Whether this is the text of an image beside it, no list: a.txt or a.jpg.txt of a.jpg."""
     suffixes = [*SUFFIXES, *map(str.upper, SUFFIXES)]
     images = [path.with_suffix(suffix) for suffix in suffixes]
     full = path.with_suffix("")
@@ -132,7 +137,7 @@ def _is_text_file(path: Path) -> bool:
 
 
 def _of_folder(folder: Path, recursive: bool) -> Iterator[Item]:
-    """Links to folders are followed, each real folder is looked into once."""
+    """List a folder; links to folders are followed, each real folder is looked into once."""
     seen: set[str] = set()
     problems: list[Item] = []
 
@@ -153,7 +158,7 @@ def _of_folder(folder: Path, recursive: bool) -> Iterator[Item]:
 
 
 def _of_pattern(pattern: str) -> Iterator[Item]:
-    """The mirror of a pattern starts from its last folder without a wildcard."""
+    """List a pattern; its mirror starts from its last folder without a wildcard."""
     root = Path(pattern)
     while glob.has_magic(str(root)):
         root = root.parent
@@ -168,13 +173,13 @@ def _of_list(path: Path) -> Iterator[Item]:
         yield _file(path.parent / Path(line).expanduser(), path.parent)
 
 
-def _of_rows(path: Path, columns: Columns) -> Iterator[Item]:
+def _of_rows(path: Path, columns: _Columns) -> Iterator[Item]:
     rows = open_rows(str(path))
-    captions, tags = (_texts(rows, name) for name in (columns.caption, columns.tags))
+    texts = {kind: _texts(rows, name) for kind, name in columns.texts.items()}
     make = _named if _names_files(rows, columns.image) else _held
     for index in range(len(rows)):
-        item = make(path, rows, index, columns)
-        yield replace(item, caption=captions(index), tags=tags(index))
+        item = make(path, rows, index, columns.image)
+        yield replace(item, texts={kind: text(index) for kind, text in texts.items()})
 
 
 def _names_files(rows: Rows, column: str) -> bool:
@@ -197,16 +202,16 @@ def _texts(rows: Rows, column: str) -> Callable[[int], str]:
     return text
 
 
-def _held(path: Path, rows: Rows, index: int, columns: Columns) -> Item:
+def _held(path: Path, rows: Rows, index: int, column: str) -> Item:
     name = f"{os.path.abspath(path)}#{index}"
-    return Item(name, held=RowImage(rows, index, columns.image))
+    return Item(name, held=RowImage(rows, index, column))
 
 
-def _named(path: Path, rows: Rows, index: int, columns: Columns) -> Item:
+def _named(path: Path, rows: Rows, index: int, column: str) -> Item:
     try:
-        source = RowImage(rows, index, columns.image).read()
+        source = RowImage(rows, index, column).read()
         if source.startswith(("data:", "file:")):
-            return _held(path, rows, index, columns)
+            return _held(path, rows, index, column)
         return _file(path.parent / Path(source).expanduser(), path.parent)
     except (ValueError, AttributeError) as error:
         return Item(f"{os.path.abspath(path)}#{index}", problem=str(error))
