@@ -1,4 +1,4 @@
-"""A batch of samples to answers: generated, and when memory runs out generated in smaller steps."""
+"""Questions to answers, in batches; when memory runs out, in smaller ones."""
 
 import hashlib
 import logging
@@ -27,9 +27,9 @@ class Question:
 
     Attributes:
         name: of the item
-        sample: what `Qwen25VLTransform` returns
+        sample: the conversation as `Qwen25VLTransform` returns it
         max_pixels: limit the image was resized to
-        steps: what was done to make it fit
+        steps: what was done so that memory holds it, in words
     """
 
     name: str
@@ -52,16 +52,16 @@ class Answer:
 class Answerer:
     """Ask a model about batches of images.
 
-    An answer is the one that the image gets alone: rows of a batch do not see each other. When
+    Rows of a batch do not see each other, so an answer is the one that the image gets alone. When
     memory runs out a batch is halved, and an image that does not fit alone is made smaller.
 
     Args:
         model: in evaluation mode, on its device
         transform: decodes answers
         preset: length and sampling of answers
-        seed: of sampling
-        shrunk: makes the question of an image anew with fewer pixels
-        min_pixels: less is not tried
+        seed: seed of the sampling
+        shrunk: makes the question of an image anew, with at most so many pixels
+        min_pixels: the limit of an image is never set below it
     """
 
     def __init__(

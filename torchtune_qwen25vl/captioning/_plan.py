@@ -26,10 +26,10 @@ class Policy:
     """What becomes of captions, old and new.
 
     Attributes:
-        formats: what is written, of txt, jsonl, csv
-        text_files: where each text file lies
+        formats: formats that are written, of txt, jsonl, csv
+        text_files: place of each text file
         existing: what becomes of a caption that is there already
-        write_states: of a new caption, for it to get a text file
+        write_states: states in which a new caption gets a text file
         uses_existing: whether the prompt tells the model the existing caption
     """
 
@@ -98,11 +98,11 @@ def make_plan(
     """Decide for each item whether it is to be captioned.
 
     Args:
-        items: in input order
-        policy: of captions
-        past: of this run
-        table: captions in the tables of an earlier run
-        retry_failed: caption again what failed
+        items: all images, in input order
+        policy: what becomes of captions
+        past: records of this run
+        table: captions in the tables of an earlier run, by name
+        retry_failed: whether images that failed are captioned again
 
     Raises:
         ValueError: if an image inside a table cannot have a text file, or images that have captions

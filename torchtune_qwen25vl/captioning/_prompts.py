@@ -12,7 +12,7 @@ VARIABLES = ("name", "directory", "tags", "caption")
 
 @dataclass(frozen=True)
 class Preset:
-    """A question, and how the answer to it is sampled."""
+    """A question, and how long its answer may be and how it is sampled."""
 
     prompt: str
     max_new_tokens: int
@@ -80,11 +80,11 @@ class Wording:
 
     Attributes:
         prompt: the question, with {variables}
-        system: of the conversation; None for the model's own
-        language: the answer is asked for in it
-        trigger: a word that every caption begins with, before a comma
-        prefix: put before that, as it is
-        suffix: put behind the caption, as it is
+        system: system prompt; None for the model's own
+        language: language that the answer is asked for in
+        trigger: word that every caption begins with, before a comma
+        prefix: text before that, taken as it is
+        suffix: text behind the caption, taken as it is
     """
 
     prompt: str

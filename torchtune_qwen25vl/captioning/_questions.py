@@ -1,4 +1,4 @@
-"""Items to questions for the model, read by worker processes ahead of it."""
+"""Images to questions for the model, read by worker processes ahead of it."""
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,7 +25,12 @@ ANY_SIZE = 1 << 60  # pixels
 
 @dataclass(frozen=True)
 class Batch:
-    """Questions that go through the model together, and why the other images have none."""
+    """Questions that go through the model together.
+
+    Attributes:
+        questions: those whose image could be read
+        problems: why the other images have no question, by name of the item
+    """
 
     questions: list[Question]
     problems: dict[str, str]
@@ -35,7 +40,7 @@ class Questioner:
     """Make questions of items.
 
     Args:
-        transform: of the model
+        transform: the model's, from messages to samples
         wording: what is asked
         existing: captions that images have already, by name of the item
         min_pixels: images of fewer pixels are enlarged

@@ -60,8 +60,8 @@ def tokens_of(source: Any, min_pixels: int, max_pixels: int) -> int:
 def read_pixels(source: Any, min_pixels: int, max_pixels: int) -> np.ndarray:
     """Read an image as the model will see it, uint8 [h, w, 3], both sides multiples of 28.
 
-    The image transform leaves it as it is: what `Qwen25VLTransform` would make of the file itself
-    is made in two steps, of which this is the slow one.
+    This is the slow half of what `Qwen25VLTransform` does with the file itself; the other half
+    leaves the size as it is.
     """
     image = load_image(source)
     height, width = smart_resize(
