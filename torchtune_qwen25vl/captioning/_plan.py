@@ -120,7 +120,7 @@ def make_plan(
             else:
                 shared = f"its text file {path.name} is that of {Path(owner).name} too: {_APART}"
         record = past.records.get(name)
-        if record is not None and not (retry_failed and record.state == "failed"):
+        if record is not None and not _is_tried_again(record, item, retry_failed):
             if shared and record.state in policy.write_states:
                 raise ValueError(f"{printable(name)} has a caption, but {shared}")
             plan.settled[name] = record
@@ -142,6 +142,11 @@ def make_plan(
     return plan
 
 
+def _is_tried_again(record: Record, item: Item, retry_failed: bool) -> bool:
+    has_come_back = record.absent and item.path is not None and os.path.exists(item.path)
+    return record.state == "failed" and (retry_failed or has_come_back)
+
+
 def _existing(item: Item, text_file: Path | None, table: Mapping[str, str]) -> tuple[str, str]:
     """Find the caption an image has, and say why one cannot be read: it is not UTF-8.
 
@@ -158,17 +163,20 @@ def _existing(item: Item, text_file: Path | None, table: Mapping[str, str]) -> t
 
 
 def moved(plan: Plan, policy: Policy) -> tuple[list[Record], list[Record]]:
-    """Find captions that are to have a text file in another place, or under another name.
+    """Find captions whose text file is gone, or is to lie elsewhere or under another name.
 
     Returns:
-        Their records with the new file, and those of them whose new file is there already: it is
-        somebody's, and stays unless the policy is to overwrite.
+        Their records with the file that is to be written, and those whose new file is there
+        already: it is somebody's, and stays unless the policy is to overwrite.
     """
     found: tuple[list[Record], list[Record]] = ([], [])
     for record in plan.settled.values():
         file = _text_file(record, plan, policy)
-        if record.state not in ("failed", "skipped") and file not in ("", record.file):
-            stays = policy.existing != "overwrite" and os.path.lexists(file)
+        if record.state in ("failed", "skipped") or not file:
+            continue
+        is_there = os.path.lexists(file)
+        if file != record.file or not is_there:
+            stays = policy.existing != "overwrite" and is_there
             found[stays].append(replace(record, file=file, placed=False))
     return found
 

@@ -1,5 +1,6 @@
 """How an image ended: what the journal holds of it, and its text file."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,8 @@ class Record:
         steps: what had to be done to get there, such as halving a batch
         file: text file that the caption goes into, if any
         placed: whether that text file has been written
+        absent: whether it failed as the image, or the folder of its text file, was not there; it
+            is tried again when that has come back
     """
 
     name: str
@@ -38,6 +41,19 @@ class Record:
     steps: str = ""
     file: str = ""
     placed: bool = False
+    absent: bool = False
+
+
+def failure(name: str, reason: str, image: Path | None) -> Record:
+    """Make the record of an image that failed.
+
+    Args:
+        name: of the item
+        reason: why it failed
+        image: its file, if it is one
+    """
+    absent = image is not None and not os.path.exists(image)
+    return Record(name, "failed", reason=reason, absent=absent)
 
 
 def place(record: Record) -> Record:
@@ -51,7 +67,9 @@ def place(record: Record) -> Record:
     try:
         write_text(Path(record.file), record.caption)
     except OSError as error:
-        return replace(record, state="failed", reason=f"its caption is not written: {error}")
+        reason = f"its caption is not written: {error}"
+        absent = not Path(record.file).parent.exists()
+        return replace(record, state="failed", reason=reason, absent=absent)
     return replace(record, placed=True)
 
 

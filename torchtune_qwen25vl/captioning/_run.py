@@ -3,17 +3,19 @@
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from torchtune_qwen25vl.captioning._answers import Answer
 from torchtune_qwen25vl.captioning._plan import Plan, make_plan, moved, with_file
 from torchtune_qwen25vl.captioning._prompts import printable
-from torchtune_qwen25vl.captioning._records import STATES, Record, place
+from torchtune_qwen25vl.captioning._records import STATES, Record, failure, place
 from torchtune_qwen25vl.captioning._review import write_review
 from torchtune_qwen25vl.captioning._settings import Settings
 from torchtune_qwen25vl.captioning._tables import read_table, write_tables
 from torchtune_qwen25vl.jobs import (
+    Past,
     Run,
     Workers,
     claimed,
@@ -77,17 +79,45 @@ def plan_run(settings: Settings, run: Run, workers: Workers, stack: ExitStack) -
     table = read_table(settings.folder)
     plan = make_plan(items, settings.policy, past, table, retry_failed=settings.retry_failed)
     if not settings.dry_run:
+        _make_mirror(plan, settings, past)
         _move_texts(plan, settings)
     return PlannedRun(past.run, plan, _plan_batches(plan, settings, past.run, workers))
 
 
+def _make_mirror(plan: Plan, settings: Settings, past: Past[Record]) -> None:
+    """Make the folders of the mirror.
+
+    Raises:
+        ValueError: if the mirror is gone with captions that were written into it.
+    """
+    mirror = settings.policy.text_files.mirror
+    if mirror is None or not plan.texts:
+        return
+    placed = [Path(record.file) for record in past.records.values() if record.placed]
+    if not mirror.exists() and any(path.is_relative_to(mirror) for path in placed):
+        raise ValueError(
+            f"captions were written into mirror_dir {mirror}, which is gone: put it back, or make "
+            "an empty folder of that name to have them written again"
+        )
+    for folder in {path.parent for path in plan.texts.values()}:
+        with suppress(OSError):  # then captions in it fail, each for that reason
+            folder.mkdir(parents=True, exist_ok=True)
+
+
 def _move_texts(plan: Plan, settings: Settings) -> None:
-    """Write captions that are known into text files where these are asked for now."""
+    """Write captions that are known into text files that are gone, or are asked for now.
+
+    An image whose folder is gone with its text file has failed for as long as the folder is.
+    """
     records, left = moved(plan, settings.policy)
     for record in records:
-        if (placed := place(record)).state == "failed":
+        before, placed = plan.settled[record.name], place(record)
+        if placed.state != "failed":
+            plan.settle(placed)
+        elif before.file == record.file:
+            plan.settled[record.name] = placed  # not for the journal, which knows the caption
+        else:
             raise ValueError(f"{record.name}: {placed.reason}; what is done stays as it was")
-        plan.settle(placed)
     if left:
         logger.warning(
             "%d text files that are there stay as they are, such as %s; existing=overwrite "
@@ -104,7 +134,7 @@ def _plan_batches(plan: Plan, settings: Settings, run: Run, workers: Workers) ->
     counts = count_tokens(plan.to_batch, workers, settings.min_pixels, run.max_pixels)
     for name, count in counts.items():
         if count.problem and name not in plan.settled:
-            plan.settle(Record(name, "failed", reason=count.problem))
+            plan.settle(failure(name, count.problem, plan.items[name].path))
     batches = plan_batches(
         {name: count.value for name, count in counts.items() if not count.problem},
         batch_size=settings.batch_size,
@@ -147,7 +177,7 @@ def records_of(
         plan: names the text files, and knows the captions that were there before
     """
     answered = [with_file(_record(answer, settings), plan, settings.policy) for answer in answers]
-    failed = [Record(name, "failed", reason=problem) for name, problem in problems.items()]
+    failed = [failure(name, why, plan.items[name].path) for name, why in problems.items()]
     return answered + failed
 
 
@@ -171,8 +201,13 @@ def write_outputs(settings: Settings, plan: Plan, workers: Workers) -> int:
         settings: of the recipe
         plan: of the run
         workers: read the images for the page
+
+    Raises:
+        ValueError: if the output folder is gone.
     """
     folder = settings.folder
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is gone: put it back and start again to have its tables")
     written = read_journals(folder, Record).records
     records = [plan.settled.get(name) or written[name] for name in plan.items]
     write_tables(folder, settings.policy.formats, records)

@@ -1,5 +1,6 @@
 """The text file of an image, in UTF-8 without a byte order mark, written as a whole."""
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,5 +68,11 @@ def read_text(path: Path) -> str:
 
 
 def write_text(path: Path, caption: str) -> None:
-    """Write a text file."""
+    """Write a text file into a folder that is there.
+
+    Raises:
+        OSError: if it cannot be written, or its folder is gone.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
     write_file(path, f"{caption}\n".encode())

@@ -13,6 +13,7 @@ A record is a frozen dataclass of the job's own, whose values JSON can hold.
 
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from typing import Any, BinaryIO, ClassVar, Generic, Protocol, TypeVar
 
 from torchtune_qwen25vl._files import write_file
 
+logger = logging.getLogger(__name__)
 FORMAT = 2  # of journals; those of other formats are refused
 
 
@@ -154,7 +156,9 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: if another run is at work there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        logger.info("made %s, where no run was before", folder)
     with (folder / "lock").open("w") as file:
         try:
             # lockf, not flock: processes started from here must not inherit it
@@ -176,22 +180,38 @@ class Journal(Generic[R]):
     """
 
     def __init__(self, folder: Path, rank: int, run: Run) -> None:
-        path = folder / f"journal-{rank}.jsonl"
-        self._file: BinaryIO = path.open("ab")
-        size = sum(len(line) + 1 for line in _whole_lines(path))
+        self._path = folder / f"journal-{rank}.jsonl"
+        self._file: BinaryIO = self._path.open("ab")
+        size = sum(len(line) + 1 for line in _whole_lines(self._path))
         self._file.truncate(size)
         if size == 0:
             self._add(_header(run))
             _flush_folder(folder)
 
     def add(self, records: Sequence[R]) -> None:
-        """Write a batch, if it is not empty; it is on disk when this returns."""
+        """Write a batch, if it is not empty; it is on disk when this returns.
+
+        Raises:
+            ValueError: if the file is gone, or another one lies in its place.
+        """
         if records:
+            self._check_place()
             self._add(_batch(records))
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def _check_place(self) -> None:
+        """Notice that a folder was removed or a drive has vanished: the open file would not."""
+        is_there = self._path.exists() and os.path.samestat(
+            os.stat(self._path), os.fstat(self._file.fileno())
+        )
+        if not is_there:
+            raise ValueError(
+                f"{self._path} is gone: put its folder back and start again to go on, or start "
+                "anew without it"
+            )
 
     def _add(self, entry: Mapping[str, Any]) -> None:
         self._file.write(_line(entry))
