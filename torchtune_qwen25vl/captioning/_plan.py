@@ -153,7 +153,7 @@ def _existing(item: Item, text_file: Path | None, table: Mapping[str, str]) -> t
     Raises:
         OSError: if its text file can neither be read nor, then, be written.
     """
-    known = item.texts.get("caption", "")
+    known = printable(item.texts.get("caption", ""))
     if text_file is None:
         return table.get(printable(item.name), "") or known, ""
     try:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import ListConfig
@@ -11,7 +10,7 @@ from torchtune_qwen25vl.captioning._plan import Policy
 from torchtune_qwen25vl.captioning._prompts import Preset, Wording, read_preset
 from torchtune_qwen25vl.captioning._texts import Existing, TextFiles
 from torchtune_qwen25vl.generation import Sampling, check_options
-from torchtune_qwen25vl.jobs import JobSettings
+from torchtune_qwen25vl.jobs import JobSettings, as_path
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Settings(JobSettings):
         """The preset with the keys that change it: the question, and how it is answered."""
         prompt = self.prompt
         if self.prompt_file is not None:
-            prompt = Path(self.prompt_file).expanduser().read_text("utf-8").strip()
+            prompt = as_path(self.prompt_file).read_text("utf-8").strip()
         return read_preset(
             self.preset,
             prompt=prompt,
@@ -107,7 +106,7 @@ class Settings(JobSettings):
     @cached_property
     def policy(self) -> Policy:
         """What becomes of captions, old and new."""
-        mirror = None if self.mirror_dir is None else Path(self.mirror_dir).expanduser().absolute()
+        mirror = None if self.mirror_dir is None else as_path(self.mirror_dir).absolute()
         return Policy(
             list(self.outputs),
             TextFiles(mirror, self.text_naming),

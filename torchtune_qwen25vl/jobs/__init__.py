@@ -11,6 +11,7 @@ read_settings  settings of a config, checked
 check_model    fetch a model and check it; no weights are read
 Run            what the results of a run depend on
 Item           one image to work on
+as_path        a path of any text
 find_items     list the images of all inputs
 count_tokens   placeholders of all images, by their headers
 plan_batches   which items go through the model together
@@ -36,7 +37,7 @@ from torchtune_qwen25vl.jobs._ahead import Ahead
 from torchtune_qwen25vl.jobs._batches import plan_batches
 from torchtune_qwen25vl.jobs._command import run_command, run_job
 from torchtune_qwen25vl.jobs._images import TOKEN_PIXELS, count_tokens, read_pixels, read_task
-from torchtune_qwen25vl.jobs._items import Item, find_items
+from torchtune_qwen25vl.jobs._items import Item, as_path, find_items
 from torchtune_qwen25vl.jobs._journal import Journal, Past, Run, claimed, read_journals, take_up
 from torchtune_qwen25vl.jobs._model import check_model
 from torchtune_qwen25vl.jobs._progress import Progress, summary
@@ -58,6 +59,7 @@ __all__ = [
     "Run",
     "Task",
     "Workers",
+    "as_path",
     "attempt",
     "check_model",
     "claimed",

@@ -4,6 +4,7 @@ Nothing is decoded here. What cannot be listed (a damaged row, a folder that can
 item too, with a `problem`, so that it ends in a named state like every other.
 """
 
+import codecs
 import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -108,7 +109,7 @@ class _Columns(NamedTuple):
 
 
 def _listed(one: str, columns: _Columns, recursive: bool) -> Iterable[Item]:
-    path = Path(one).expanduser()
+    path = as_path(one)
     if path.is_dir():
         if any((path / name).is_file() for name in SAVED_DATASET):
             return _of_rows(path, columns)
@@ -118,14 +119,50 @@ def _listed(one: str, columns: _Columns, recursive: bool) -> Iterable[Item]:
             return [] if _is_text_file(path) else _of_list(path)
         return _of_rows(path, columns) if path.suffix.lower() in TABLES else [_file(path)]
     if glob.has_magic(one):
-        return _of_pattern(str(path))
+        return _of_pattern(path)
     raise ValueError(f"an input is a folder, a file or a pattern that exists; {one} does not")
+
+
+def as_path(text: str) -> Path:
+    """Make a path of a text that may hold anything.
+
+    Raises:
+        ValueError: if it cannot be one.
+    """
+    try:
+        path = Path(text).expanduser()
+        os.fsencode(path)  # not of half a character
+    except (RuntimeError, ValueError) as error:  # the home of nobody
+        raise ValueError(f"{text[:200]!a} is no path: {error}") from error
+    if not text.strip() or "\0" in text:
+        raise ValueError(f"{text[:200]!a} is no path")
+    return path
+
+
+def folder_of(pattern: Path) -> Path:
+    """Return the last folder of a pattern that is there; its own name may hold `[ ] * ?`."""
+    while not pattern.is_dir():
+        pattern = pattern.parent
+    return pattern
 
 
 def _file(path: Path, root: Path | None = None) -> Item:
     path = Path(os.path.abspath(path))
     root = path.parent if root is None else Path(os.path.abspath(root))
     return Item(str(path), path, root)
+
+
+def _named(source: str, table: Path, index: int) -> Item:
+    """Make the item of a path in a list or table; of a text that is none, a problem."""
+    try:
+        item = _file(table.parent / as_path(source), table.parent)
+    except ValueError as error:
+        return _damaged(table, index, str(error))
+    return item if item.path and item.path.name else _damaged(table, index, f"{source} is no file")
+
+
+def _damaged(table: Path, index: int, problem: str) -> Item:
+    return Item(f"{os.path.abspath(table)}#{index}", problem=problem)
 
 
 def _is_text_file(path: Path) -> bool:
@@ -157,38 +194,74 @@ def _of_folder(folder: Path, recursive: bool) -> Iterator[Item]:
     yield from problems
 
 
-def _of_pattern(pattern: str) -> Iterator[Item]:
+def _of_pattern(pattern: Path) -> Iterator[Item]:
     """List a pattern; its mirror starts from its last folder without a wildcard."""
-    root = Path(pattern)
-    while glob.has_magic(str(root)):
-        root = root.parent
-    for path in map(Path, sorted(glob.glob(pattern, recursive=True))):
+    root = folder_of(pattern)
+    wild = os.path.join(glob.escape(str(root)), pattern.relative_to(root))
+    for path in map(Path, sorted(glob.glob(wild, recursive=True))):
         if path.suffix.lower() in SUFFIXES:
             yield _file(path, root)
 
 
 def _of_list(path: Path) -> Iterator[Item]:
-    text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
-    for line in filter(None, map(str.strip, text.split("\n"))):
-        yield _file(path.parent / Path(line).expanduser(), path.parent)
+    for index, line in enumerate(filter(None, map(str.strip, _read_list(path).split("\n")))):
+        yield _named(line, path, index)
+
+
+def _read_list(path: Path) -> str:
+    """Read a list in UTF-8 or UTF-16, or else in cp1252 if that names files that are there.
+
+    A name may be any bytes, so a list that is no UTF-8 may well be right as it is.
+    """
+    content = path.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            return content.decode("utf-16")
+        except ValueError as error:
+            raise ValueError(f"{path} begins as UTF-16 and is not: {error}") from error
+    text = content.decode("utf-8-sig", "surrogateescape")
+    lines = zip(text.split("\n"), content.decode("cp1252", "replace").split("\n"), strict=True)
+    return "\n".join(
+        other if not line.isprintable() and _is_there(other, path) else line
+        for line, other in lines
+    )
+
+
+def _is_there(line: str, listing: Path) -> bool:
+    return os.path.exists(os.path.join(listing.parent, line.strip()))
 
 
 def _of_rows(path: Path, columns: _Columns) -> Iterator[Item]:
-    rows = open_rows(str(path))
+    try:
+        rows = open_rows(str(path))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as a table: {error}") from error
     texts = {kind: _texts(rows, name) for kind, name in columns.texts.items()}
-    make = _named if _names_files(rows, columns.image) else _held
+    make = _of_row if _names_files(rows, columns.image, path) else _held
     for index in range(len(rows)):
         item = make(path, rows, index, columns.image)
         yield replace(item, texts={kind: text(index) for kind, text in texts.items()})
 
 
-def _names_files(rows: Rows, column: str) -> bool:
-    """Whether the images are paths, by the first row that has one; no other is read."""
+def _names_files(rows: Rows, column: str, table: Path) -> bool:
+    """Whether the images are paths, by the first row that has one; no other is read.
+
+    Raises:
+        ValueError: if no row has an image, and one that is not damaged has other columns.
+    """
+    others: list[str] = []
     for index in range(len(rows)):
         try:
-            return isinstance(RowImage(rows, index, column).read(), str)
+            if column in (row := rows[index]):
+                return isinstance(row[column], str)
         except ValueError:
             continue
+        others = others or sorted(row)
+    if others:
+        raise ValueError(
+            f"{table} has no column {column!r}, its columns are {others}: set columns.image, and "
+            "separate the columns of a .csv by commas"
+        )
     return True
 
 
@@ -207,11 +280,15 @@ def _held(path: Path, rows: Rows, index: int, column: str) -> Item:
     return Item(name, held=RowImage(rows, index, column))
 
 
-def _named(path: Path, rows: Rows, index: int, column: str) -> Item:
+def _of_row(path: Path, rows: Rows, index: int, column: str) -> Item:
     try:
         source = RowImage(rows, index, column).read()
-        if source.startswith(("data:", "file:")):
-            return _held(path, rows, index, column)
-        return _file(path.parent / Path(source).expanduser(), path.parent)
-    except (ValueError, AttributeError) as error:
-        return Item(f"{os.path.abspath(path)}#{index}", problem=str(error))
+    except ValueError as error:
+        return _damaged(path, index, str(error))
+    if isinstance(source, dict) or (
+        isinstance(source, str) and source.startswith(("data:", "file:"))
+    ):
+        return _held(path, rows, index, column)
+    if not isinstance(source, str):
+        return _damaged(path, index, f"an image is named by its path, got {source!r}")
+    return _named(source, path, index)

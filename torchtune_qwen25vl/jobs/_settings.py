@@ -1,6 +1,5 @@
 """The keys that every job has, and how a config becomes settings."""
 
-import glob
 import os
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
 from omegaconf import DictConfig, ListConfig
 
+from torchtune_qwen25vl.jobs._items import as_path, folder_of
 from torchtune_qwen25vl.jobs._workers import Workers, count_cores
 
 
@@ -73,13 +73,11 @@ class JobSettings:
     def folder(self) -> Path:
         """Folder of the journal and of the results."""
         if self.output_dir is not None:
-            return Path(self.output_dir).expanduser()
-        first = Path(self.sources[0]).expanduser()
+            return as_path(self.output_dir)
+        first = as_path(self.sources[0])
         if first.is_file():
             return first.with_name(f"{first.stem}_{self.results}")
-        while glob.has_magic(str(first)):
-            first = first.parent
-        return first / f"_{self.results}"
+        return folder_of(first) / f"_{self.results}"
 
     def decisive(self) -> dict[str, Any]:
         """Values of the settings that the results depend on."""

@@ -123,12 +123,12 @@ def open_rows(source: str, *, split: str = "train", **load_dataset_kwargs: Any) 
         ValueError: if `source` looks like a file that does not exist, or is damaged as a whole.
     """
     path = Path(source)
-    if path.suffix in _FILES:
+    if (suffix := path.suffix.lower()) in _FILES:
         if not path.is_file():
             raise ValueError(f"{source}: no such file to read rows from")
         if load_dataset_kwargs:
             raise ValueError(f"{source}: {sorted(load_dataset_kwargs)} mean nothing for a file")
-        return _FILES[path.suffix](path)
+        return _FILES[suffix](path)
     if (path / "dataset_dict.json").is_file():
         splits = datasets.load_from_disk(source)
         if split not in splits:
@@ -170,7 +170,7 @@ def _rows_of_line(line: bytes) -> Iterable[bytes]:
 
 def _read_table(path: Path) -> JsonRows:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        dialect = "excel-tab" if path.suffix == ".tsv" else "excel"
+        dialect = "excel-tab" if path.suffix.lower() == ".tsv" else "excel"
         reader = csv.DictReader(file, dialect=dialect, restkey=EXTRA_FIELDS, strict=True)
         try:
             return JsonRows(json_texts(reader))
