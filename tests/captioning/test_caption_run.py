@@ -375,3 +375,10 @@ def test_paths_are_absolute(run, photos, monkeypatch):
     monkeypatch.chdir(photos.parent)
     run("photos")
     assert Path(captions.rows(photos / "_captions")[0]["image"]).is_absolute()
+
+
+def test_patterns_to_exclude(run, photos, tmp_path):
+    run(exclude="* 00[0-5].png", outputs=["jsonl"], output_dir=str(tmp_path / "out"))
+    assert list(captions.states(tmp_path / "out")) == ["picture 006.png", "picture 007.png"]
+    assert words_to_config(["photos", "exclude=*.gif"]).exclude == "*.gif"
+    assert words_to_config(["photos", "exclude=['*.gif',b]"]).exclude == ["*.gif", "b"]

@@ -64,6 +64,7 @@ def plan_run(settings: Settings, run: Run, workers: Workers, stack: ExitStack) -
         image_column=columns.image,
         text_columns={"caption": columns.caption, "tags": columns.tags},
         recursive=settings.recursive,
+        exclude=settings.excluded,
     )
     if not settings.dry_run:
         stack.enter_context(claimed(settings.folder))

@@ -37,6 +37,7 @@ class Settings(JobSettings):
 
     # what goes in, what comes out
     recursive: bool = True
+    exclude: str | ListConfig = ""  # patterns of names or paths that are left out of folders
     columns: Columns = field(default_factory=Columns)
     outputs: ListConfig  # of txt, jsonl, csv
     mirror_dir: str | None = None  # text files there instead of beside the images
@@ -68,6 +69,12 @@ class Settings(JobSettings):
         sampling = Sampling(*(getattr(preset, name) for name in Sampling._fields))
         check_options(preset.max_new_tokens, sampling)
         self.policy  # noqa: B018
+
+    @property
+    def excluded(self) -> list[str]:
+        """The patterns to exclude, none, one or many."""
+        patterns = [self.exclude] if isinstance(self.exclude, str) else self.exclude
+        return [str(pattern) for pattern in patterns if pattern]
 
     @cached_property
     def full_preset(self) -> Preset:

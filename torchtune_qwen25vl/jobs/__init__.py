@@ -37,9 +37,10 @@ from torchtune_qwen25vl.jobs._ahead import Ahead
 from torchtune_qwen25vl.jobs._batches import plan_batches
 from torchtune_qwen25vl.jobs._command import run_command, run_job
 from torchtune_qwen25vl.jobs._images import TOKEN_PIXELS, count_tokens, read_pixels, read_task
-from torchtune_qwen25vl.jobs._items import Item, as_path, find_items
+from torchtune_qwen25vl.jobs._items import Item, find_items
 from torchtune_qwen25vl.jobs._journal import Journal, Past, Run, claimed, read_journals, take_up
 from torchtune_qwen25vl.jobs._model import check_model
+from torchtune_qwen25vl.jobs._paths import as_path
 from torchtune_qwen25vl.jobs._progress import Progress, summary
 from torchtune_qwen25vl.jobs._ranks import Ranks
 from torchtune_qwen25vl.jobs._settings import JobSettings, read_settings

@@ -6,16 +6,21 @@ item too, with a `problem`, so that it ends in a named state like every other.
 
 import codecs
 import glob
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torchtune_qwen25vl.jobs._paths import Sieve, as_path, folder_of
 from torchtune_qwen25vl.media import SUFFIXES, Rows, open_rows
+
+logger = logging.getLogger(__name__)
 
 LISTS = (".txt", ".lst")
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+OWN_FILE = "journal-0.jsonl"
 SAVED_DATASET = ("state.json", "dataset_dict.json")
 
 
@@ -74,10 +79,12 @@ def find_items(
     image_column: str = "image",
     text_columns: Mapping[str, str] | None = None,
     recursive: bool = True,
+    exclude: Sequence[str] = (),
 ) -> list[Item]:
     """List the images of all inputs: inputs in their order, files of a folder by name.
 
-    Files that two inputs share are listed once.
+    Files that two inputs share are listed once. Of folders and patterns, hidden files and folders,
+    masks and files of other kinds are left out, which the log says.
 
     Args:
         inputs: each a folder, an image, a pattern (`photos/**/*.jpg`), a list of paths
@@ -86,15 +93,19 @@ def find_items(
         image_column: column of a table that holds or names the image
         text_columns: column of each text that the job reads of a table, by what it is to the job
         recursive: look into the folders of a folder
+        exclude: patterns of names, or of paths from an input on, that are left out of folders
 
     Raises:
         ValueError: if an input is none of these, or there are no images at all.
     """
     columns = _Columns(image_column, text_columns or {})
     items: dict[str, Item] = {}
+    sieve = Sieve(exclude)
     for one in inputs:
-        for item in _listed(one, columns, recursive):
+        for item in _listed(one, columns, recursive, sieve):
             items.setdefault(item.name, item)
+    if sieve.left_out:
+        logger.info("left out of folders: %s", sieve)
     if not items:
         raise ValueError(
             f"there are no images in {', '.join(inputs) or 'no inputs'}; images end in "
@@ -108,42 +119,19 @@ class _Columns(NamedTuple):
     texts: Mapping[str, str]
 
 
-def _listed(one: str, columns: _Columns, recursive: bool) -> Iterable[Item]:
+def _listed(one: str, columns: _Columns, recursive: bool, sieve: Sieve) -> Iterable[Item]:
     path = as_path(one)
     if path.is_dir():
         if any((path / name).is_file() for name in SAVED_DATASET):
             return _of_rows(path, columns)
-        return _of_folder(path, recursive)
+        return _of_folder(path, recursive, sieve)
     if path.is_file():
         if path.suffix.lower() in LISTS:
             return [] if _is_text_file(path) else _of_list(path)
         return _of_rows(path, columns) if path.suffix.lower() in TABLES else [_file(path)]
     if glob.has_magic(one):
-        return _of_pattern(path)
+        return _of_pattern(path, sieve)
     raise ValueError(f"an input is a folder, a file or a pattern that exists; {one} does not")
-
-
-def as_path(text: str) -> Path:
-    """Make a path of a text that may hold anything.
-
-    Raises:
-        ValueError: if it cannot be one.
-    """
-    try:
-        path = Path(text).expanduser()
-        os.fsencode(path)  # not of half a character
-    except (RuntimeError, ValueError) as error:  # the home of nobody
-        raise ValueError(f"{text[:200]!a} is no path: {error}") from error
-    if not text.strip() or "\0" in text:
-        raise ValueError(f"{text[:200]!a} is no path")
-    return path
-
-
-def folder_of(pattern: Path) -> Path:
-    """Return the last folder of a pattern that is there; its own name may hold `[ ] * ?`."""
-    while not pattern.is_dir():
-        pattern = pattern.parent
-    return pattern
 
 
 def _file(path: Path, root: Path | None = None) -> Item:
@@ -173,7 +161,7 @@ def _is_text_file(path: Path) -> bool:
     return any(image.is_file() for image in images) or (full.suffix in suffixes and full.is_file())
 
 
-def _of_folder(folder: Path, recursive: bool) -> Iterator[Item]:
+def _of_folder(folder: Path, recursive: bool, sieve: Sieve) -> Iterator[Item]:
     """List a folder; links to folders are followed, each real folder is looked into once."""
     seen: set[str] = set()
     problems: list[Item] = []
@@ -188,18 +176,22 @@ def _of_folder(folder: Path, recursive: bool) -> Iterator[Item]:
             folders.clear()
             continue
         seen.add(real)
+        inner = Path(here).relative_to(folder)
         folders[:] = sorted(folders) if recursive else []
-        images = (Path(here, file) for file in sorted(files))
-        yield from (_file(path, folder) for path in images if path.suffix.lower() in SUFFIXES)
+        folders[:] = [name for name in folders if sieve.takes_folder(inner / name)]
+        if OWN_FILE in files:  # beside results of a job; they are not left out, they are its own
+            files = [name for name in files if Path(name).suffix.lower() in SUFFIXES]
+        images = (name for name in sorted(files) if sieve.takes_file(inner / name))
+        yield from (_file(Path(here, name), folder) for name in images)
     yield from problems
 
 
-def _of_pattern(pattern: Path) -> Iterator[Item]:
+def _of_pattern(pattern: Path, sieve: Sieve) -> Iterator[Item]:
     """List a pattern; its mirror starts from its last folder without a wildcard."""
     root = folder_of(pattern)
     wild = os.path.join(glob.escape(str(root)), pattern.relative_to(root))
     for path in map(Path, sorted(glob.glob(wild, recursive=True))):
-        if path.suffix.lower() in SUFFIXES:
+        if not path.is_dir() and sieve.takes_file(path.relative_to(root)):
             yield _file(path, root)
 
 

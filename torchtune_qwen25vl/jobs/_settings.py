@@ -7,7 +7,7 @@ from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
 from omegaconf import DictConfig, ListConfig
 
-from torchtune_qwen25vl.jobs._items import as_path, folder_of
+from torchtune_qwen25vl.jobs._paths import as_path, folder_of
 from torchtune_qwen25vl.jobs._workers import Workers, count_cores
 
 

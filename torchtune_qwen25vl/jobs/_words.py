@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from torchtune_qwen25vl.jobs._settings import JobSettings, kinds_of
 
@@ -21,7 +21,7 @@ def read_words(words: Sequence[str], config: Path, settings: type[JobSettings]) 
     """Make the config that the words of a command line ask for.
 
     Texts are taken as they are typed, spaces and colons too, `key=` is an empty one and `key=null`
-    none; all other values are YAML.
+    none; where several are allowed, `key=[one,two]` is a list. All other values are YAML.
 
     Args:
         words: those behind the command
@@ -61,8 +61,9 @@ def read_words(words: Sequence[str], config: Path, settings: type[JobSettings]) 
 def _set(cfg: DictConfig, kinds: Mapping[str, Any], key: str, typed: str) -> None:
     kind = kinds.get(key)
     value: Any = _plain(typed)
-    is_text = kind is str or str in get_args(kind) or (key == "inputs" and typed[:1] != "[")
-    if not is_text:
+    may_be_list = key == "inputs" or ListConfig in get_args(kind)
+    is_text = key == "inputs" or kind is str or str in get_args(kind)
+    if not is_text or (may_be_list and typed[:1] == "["):
         try:
             value = OmegaConf.select(OmegaConf.from_dotlist([f"{key}={typed}"]), key)
         except yaml.YAMLError as error:
