@@ -1,7 +1,6 @@
 """A tiny model that says words, pictures for it, and the recipe as a function."""
 
 import json
-import runpy
 from pathlib import Path
 
 import numpy as np
@@ -61,13 +60,13 @@ def config(model: Path, inputs, **changes):
     return OmegaConf.merge(cfg, {**SMALL, "model": str(model), "inputs": inputs, **changes})
 
 
-recipe = runpy.run_path(str(_cli.RECIPES / "caption.py"), run_name="caption")
+recipe = _cli.load_recipe("caption")
 
 
 def caption(model: Path, inputs, **changes) -> int:
     """Run the recipe here; its exit code."""
     torch.manual_seed(1)  # chance from outside must not matter
-    return recipe["run"](config(model, inputs, **changes))
+    return recipe.run(config(model, inputs, **changes))
 
 
 def rows(output_dir: Path) -> list[dict]:

@@ -20,9 +20,6 @@ LEVELS = (  # a file imports what lies on levels below its own, and what lies in
     {"comfyui", "_cli"},
 )
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
-KNOWN = {  # to be mended
-    ("captioning", "_cli"),
-}
 
 
 def imports(path):
@@ -65,7 +62,7 @@ def test_imports_go_down_and_to_faces(path):
     for other, *inside in ours(path):
         if other == room:
             continue
-        assert (room, other) in KNOWN or LEVEL_OF[other] < LEVEL_OF[room], (
+        assert LEVEL_OF[other] < LEVEL_OF[room], (
             f"{room} (level {LEVEL_OF[room]}) imports {other} (level {LEVEL_OF[other]})"
         )
         private = [part for part in inside if part.startswith("_")]

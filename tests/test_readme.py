@@ -13,7 +13,6 @@ from PIL import Image
 
 from parity.random_folder import write_random
 from torchtune_qwen25vl import _cli
-from torchtune_qwen25vl.captioning import main as caption
 from torchtune_qwen25vl.data import __main__ as data_command
 from torchtune_qwen25vl.shapes import __main__ as pictures_command
 from torchtune_qwen25vl.shapes import draw, random_scene
@@ -68,7 +67,7 @@ def run(command, monkeypatch):
         }[words[0]]
         return entry(words[1:])
     if words[0] == "caption":
-        return caption([*words[1:], *(f"{key}={value}" for key, value in SMALL.items())])
+        return _cli.caption([*words[1:], *(f"{key}={value}" for key, value in SMALL.items())])
     monkeypatch.setattr(sys, "argv", words)
     monkeypatch.setattr(sys, "path", list(sys.path))
     try:

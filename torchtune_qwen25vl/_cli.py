@@ -9,8 +9,11 @@ is for stands in the first line of its header, and `ls` shows it.
 
 import argparse
 import ast
+import importlib.util
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -44,6 +47,28 @@ def main() -> None:
         codes = [failure.exitcode for failure in error.failures.values()]
         # a shell reports an end by signal N as 128 + N
         raise SystemExit(max(code if code > 0 else 128 - code for code in codes)) from error
+
+
+def caption(words: Sequence[str] | None = None) -> int:
+    """Run `caption`, the short command of that recipe; return its exit code.
+
+    `caption photos key=value` is `tune-qwen25vl run caption --config caption inputs=photos
+    key=value`.
+
+    Args:
+        words: those behind the command; None for those of this process
+    """
+    return load_recipe("caption").main(words)
+
+
+def load_recipe(name: str) -> ModuleType:
+    """Import a recipe, which is a file of the recipes folder and in no package."""
+    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    return recipe
 
 
 def add_to_registry() -> None:

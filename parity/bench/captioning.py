@@ -9,7 +9,6 @@ default. Both models are loaded beforehand, and both make the same number of tok
 import contextlib
 import json
 import os
-import runpy
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +23,8 @@ from parity import photos, reference
 from parity.bench import Row, compare
 from parity.random_folder import write_random
 from torchtune_qwen25vl import _cli, load_pretrained
-from torchtune_qwen25vl.captioning import Progress
 from torchtune_qwen25vl.device import _loading
+from torchtune_qwen25vl.jobs import Progress
 
 BATCH, NEW_TOKENS, COUNT, REPEATS = 8, 32, 128, 2
 LIMITS = {"min_pixels": 16 * 784, "max_pixels": 256 * 784}
@@ -63,7 +62,7 @@ class Bench:
         self.processor.tokenizer.padding_side = "left"
         self.their_model = reference.load(str(model), torch.float32)
         self.our_model, _ = load_pretrained(model)
-        self.run = runpy.run_path(str(_cli.RECIPES / "caption.py"), run_name="caption")["run"]
+        self.run = _cli.load_recipe("caption").run
 
     def row(self, cores: list[int]) -> Row:
         """Milliseconds for an image on these cores."""

@@ -10,7 +10,7 @@ import captions
 import pytest
 
 from torchtune_qwen25vl import device
-from torchtune_qwen25vl.captioning import _plan
+from torchtune_qwen25vl.captioning import _records
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_what_could_not_be_written_is_on_retry(run, photos, monkeypatch):
         def full(path, caption):
             raise OSError(28, "no space left")
 
-        patch.setattr(_plan, "write_text", full)
+        patch.setattr(_records, "write_text", full)
         assert run() == 1
     assert set(captions.states(photos / "_captions").values()) == {"failed"}
     assert run() == 1  # the control: nothing is tried again by itself
@@ -242,7 +242,7 @@ def test_a_dry_run_fetches_nothing(run, photos, monkeypatch, capsys, caplog, awa
 
 
 def test_the_short_command_says_what_it_does(model, photos):
-    code = "import sys; from torchtune_qwen25vl.captioning import main; sys.exit(main())"
+    code = "import sys; from torchtune_qwen25vl._cli import caption; sys.exit(caption())"
     words = [str(photos), "--dry-run", f"model={model}", "device=cpu"]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

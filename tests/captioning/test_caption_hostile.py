@@ -1,6 +1,7 @@
 """300 files that want to do harm, among them good ones: every one ends in a named state."""
 
 import io
+import json
 import os
 import random
 import struct
@@ -187,3 +188,20 @@ def test_the_review_page_shows_them_all(hostile, result):
     page = (hostile[0] / "_captions" / "review.html").read_text("utf-8")
     assert page.count("<article ") == 300 + GOOD
     assert page.count("data:image/jpeg") > GOOD
+
+
+def test_texts_that_are_no_paths_end_in_a_state(tmp_path):
+    """In a list, in a table, and as an argument, which is refused."""
+    texts = ["a\0b.png", "half \ud83d.png", "~nobody-of-that-name/a.png", "/", "x" * 300 + ".png"]
+    model = captions.write_model(tmp_path / "tiny", ends=0)
+    table = tmp_path / "table.jsonl"
+    table.write_text("".join(json.dumps({"image": text}) + "\n" for text in texts))
+    listed = tmp_path / "list.txt"
+    listed.write_bytes("\n".join(texts[:1] + texts[2:]).encode())
+    for path in (table, listed):
+        assert captions.caption(model, path, outputs=["txt", "jsonl"]) == 1
+        rows = captions.rows(tmp_path / f"{path.stem}_captions")
+        assert [row["state"] for row in rows] == ["failed"] * len(rows)
+        assert len(rows) == len(texts) - (path == listed)
+    for text in texts[:3] + texts[4:]:
+        assert captions.caption(model, [text]) == 2

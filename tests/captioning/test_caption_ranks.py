@@ -11,6 +11,8 @@ from pathlib import Path
 import captions
 import pytest
 
+from torchtune_qwen25vl.captioning import _run
+
 ROOT = Path(__file__).parents[2]
 KEYS = {"outputs": ["txt", "jsonl", "csv"], "batch_size": 2}
 
@@ -91,13 +93,13 @@ def test_one_rank_goes_on_where_two_were_killed(model, photos, tmp_path):
     files = one_process(model, photos, tmp_path / "original")
 
     def dies_in_the_middle():
-        record = captions.recipe["CaptionRecipe"].record
+        record = _run._record
         left = iter([True])
 
-        def dying(self, answer):
-            return record(self, answer) if next(left, False) else os.kill(os.getpid(), 9)
+        def dying(answer, settings):
+            return record(answer, settings) if next(left, False) else os.kill(os.getpid(), 9)
 
-        captions.recipe["CaptionRecipe"].record = dying
+        _run._record = dying
         return captions.caption(model, photos, **KEYS)
 
     assert on_ranks(2, dies_in_the_middle) == [-9, -9]

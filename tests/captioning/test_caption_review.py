@@ -7,7 +7,9 @@ import subprocess
 import captions
 import pytest
 
-from torchtune_qwen25vl.captioning import Item, Record, Workers, write_review
+from torchtune_qwen25vl.captioning import Record
+from torchtune_qwen25vl.captioning._review import write_review
+from torchtune_qwen25vl.jobs import Item, Workers
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from torchtune.data import Message
 
 from torchtune_qwen25vl import Qwen25VLTransform, _cli, generate, load_pretrained, padded_collate
-from torchtune_qwen25vl.captioning import claimed, main, read_settings
-from torchtune_qwen25vl.captioning._main import read_words
+from torchtune_qwen25vl.captioning import Settings
+from torchtune_qwen25vl.jobs import claimed, read_settings, read_words
 from torchtune_qwen25vl.media import load_image
 from torchtune_qwen25vl.transform._tokenizer import Qwen25VLTokenizer
 
@@ -44,6 +44,11 @@ def run(model, photos):
         return captions.caption(model, inputs or photos, **changes)
 
     return caption
+
+
+def words_to_config(words):
+    """The config of a command line."""
+    return read_words(words, captions.recipe.CONFIG, Settings)
 
 
 def alone(model, path, prompt):
@@ -256,7 +261,7 @@ def test_creative_is_sampled_and_repeatable(run, photos, tmp_path):
 def test_short_command_and_recipe_are_the_same(model, photos, tmp_path, monkeypatch, capsys):
     keys = [f"model={model}", f"output_dir={tmp_path / 'a'}", "outputs=[jsonl]", "device=cpu"]
     keys += ["min_pixels=3136", "max_pixels=25088", "max_new_tokens=4", "workers=0"]
-    assert main([str(photos), *keys]) == 0
+    assert _cli.caption([str(photos), *keys]) == 0
     keys[1] = f"output_dir={tmp_path / 'b'}"
     words = ["tune-qwen25vl", "run", "caption", "--config", "caption", f"inputs={photos}", *keys]
     monkeypatch.setattr(sys, "argv", words)
@@ -265,23 +270,23 @@ def test_short_command_and_recipe_are_the_same(model, photos, tmp_path, monkeypa
         _cli.main()
     assert done.value.code == 0
     assert captions.final_files(tmp_path / "a") == captions.final_files(tmp_path / "b")
-    assert main([str(photos), "--dry-run", *keys]) == 0
-    assert main(["--help"]) == 0
+    assert _cli.caption([str(photos), "--dry-run", *keys]) == 0
+    assert _cli.caption(["--help"]) == 0
     assert "batch_tokens" in capsys.readouterr().out
 
 
 def test_nothing_behind_a_key_is_an_empty_text():
     """Where null would be the model's own system prompt."""
-    cfg = read_words(["photos", "system_prompt=", "prefix=", "language=null"])
+    cfg = words_to_config(["photos", "system_prompt=", "prefix=", "language=null"])
     assert (cfg.system_prompt, cfg.prefix, cfg.language) == ("", "", None)
 
 
 def test_on_and_off_are_words(model, photos):
     cfg = OmegaConf.merge(captions.config(model, photos), OmegaConf.create("four_bit: off"))
     assert cfg.four_bit is False
-    assert read_settings(cfg).four_bit == "off"
+    assert read_settings(cfg, Settings).four_bit == "off"
     with pytest.raises(ValueError, match=r"inputs are paths, got \[1\]"):
-        read_settings(OmegaConf.merge(cfg, {"inputs": [1]}))
+        read_settings(OmegaConf.merge(cfg, {"inputs": [1]}), Settings)
 
 
 def test_texts_are_taken_as_typed():
@@ -291,18 +296,20 @@ def test_texts_are_taken_as_typed():
         "prompt": "{name} in {directory}: say it. # short ${a} = b",
         "trigger": "on",
     }
-    cfg = read_words(["a b", "--dry-run", "top_p=0.5", *(f"{k}={v}" for k, v in typed.items())])
+    cfg = words_to_config(
+        ["a b", "--dry-run", "top_p=0.5", *(f"{k}={v}" for k, v in typed.items())]
+    )
     assert {key: cfg[key] for key in typed} == typed
     assert (cfg.inputs, cfg.dry_run, cfg.top_p) == (["a b"], True, 0.5)
     with pytest.raises(ValueError, match=r"top_k=\[1 is no value"):
-        read_words(["photos", "top_k=[1"])
-    assert read_words(["inputs=2024 #1"]).inputs == "2024 #1"
-    assert read_words(["inputs=[a,b]"]).inputs == ["a", "b"]
+        words_to_config(["photos", "top_k=[1"])
+    assert words_to_config(["inputs=2024 #1"]).inputs == "2024 #1"
+    assert words_to_config(["inputs=[a,b]"]).inputs == ["a", "b"]
     for word in ("--output-dir", "--trigger"):
         with pytest.raises(ValueError, match=f"{word} needs a value: write {word}=VALUE"):
-            read_words(["photos", word, "out"])
+            words_to_config(["photos", word, "out"])
     with pytest.raises(ValueError, match="--config needs a YAML"):
-        read_words(["photos", "--config", "/nowhere.yaml"])
+        words_to_config(["photos", "--config", "/nowhere.yaml"])
 
 
 @pytest.mark.parametrize(
@@ -368,3 +375,10 @@ def test_paths_are_absolute(run, photos, monkeypatch):
     monkeypatch.chdir(photos.parent)
     run("photos")
     assert Path(captions.rows(photos / "_captions")[0]["image"]).is_absolute()
+
+
+def test_patterns_to_exclude(run, photos, tmp_path):
+    run(exclude="* 00[0-5].png", outputs=["jsonl"], output_dir=str(tmp_path / "out"))
+    assert list(captions.states(tmp_path / "out")) == ["picture 006.png", "picture 007.png"]
+    assert words_to_config(["photos", "exclude=*.gif"]).exclude == "*.gif"
+    assert words_to_config(["photos", "exclude=['*.gif',b]"]).exclude == ["*.gif", "b"]

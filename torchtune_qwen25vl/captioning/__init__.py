@@ -1,74 +1,40 @@
-"""Captions for folders of images: the parts of `recipes/caption.py`, and its short command."""
+"""Captions for folders of images: the parts of `recipes/caption.py`.
 
-from torchtune_qwen25vl.captioning._answers import Answer, Answerer, Question
-from torchtune_qwen25vl.captioning._main import main, read_words
-from torchtune_qwen25vl.captioning._outputs import TextFiles, read_table, write_tables
-from torchtune_qwen25vl.captioning._plan import Plan, Policy, make_plan, moved, place, with_file
-from torchtune_qwen25vl.captioning._prompts import PRESETS, Preset, Wording, printable, read_preset
-from torchtune_qwen25vl.captioning._questions import Batch, Questioner, count_all_tokens
-from torchtune_qwen25vl.captioning._review import write_review
-from torchtune_qwen25vl.captioning._settings import Settings, read_settings
-from torchtune_qwen25vl.jobs import (
-    Ahead,
-    Columns,
-    Item,
-    Journal,
-    Past,
-    Progress,
-    Ranks,
-    Record,
-    Workers,
-    claimed,
-    count_cores,
-    find_items,
-    merge_journals,
-    plan_batches,
-    read_journals,
-    set_aside,
-    summary,
+Settings       the keys of the recipe
+plan_run       what is to be done, from what is on disk
+PlannedRun     what all ranks have to know of it
+show_plan      say it, for a dry run
+Questioner     images to questions for the model
+Answerer       questions to answers, whatever the memory
+Record         how one image ended
+records_of     answers to records
+write_down     records into the journal and into text files
+STATES         how an image can end
+write_outputs  tables and review page
+"""
+
+from torchtune_qwen25vl.captioning._answers import Answerer
+from torchtune_qwen25vl.captioning._questions import Questioner
+from torchtune_qwen25vl.captioning._records import STATES, Record, write_down
+from torchtune_qwen25vl.captioning._run import (
+    PlannedRun,
+    plan_run,
+    records_of,
+    show_plan,
+    write_outputs,
 )
+from torchtune_qwen25vl.captioning._settings import Settings
 
 __all__ = [
-    "PRESETS",
-    "Ahead",
-    "Answer",
+    "STATES",
     "Answerer",
-    "Batch",
-    "Columns",
-    "Item",
-    "Journal",
-    "Past",
-    "Plan",
-    "Policy",
-    "Preset",
-    "Progress",
-    "Question",
+    "PlannedRun",
     "Questioner",
-    "Ranks",
     "Record",
     "Settings",
-    "TextFiles",
-    "Wording",
-    "Workers",
-    "claimed",
-    "count_all_tokens",
-    "count_cores",
-    "find_items",
-    "main",
-    "make_plan",
-    "merge_journals",
-    "moved",
-    "place",
-    "plan_batches",
-    "printable",
-    "read_journals",
-    "read_preset",
-    "read_settings",
-    "read_table",
-    "read_words",
-    "set_aside",
-    "summary",
-    "with_file",
-    "write_review",
-    "write_tables",
+    "plan_run",
+    "records_of",
+    "show_plan",
+    "write_down",
+    "write_outputs",
 ]

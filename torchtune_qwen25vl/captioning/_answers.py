@@ -1,4 +1,4 @@
-"""A batch of samples to answers: generated, and when memory runs out generated in smaller steps."""
+"""Questions to answers, in batches; when memory runs out, in smaller ones."""
 
 import hashlib
 import logging
@@ -10,9 +10,9 @@ import torch
 
 from torchtune_qwen25vl.captioning._prompts import Preset
 from torchtune_qwen25vl.device import is_out_of_memory, release_cache
-from torchtune_qwen25vl.generation import generate
+from torchtune_qwen25vl.generation import generate, prompt_batch
 from torchtune_qwen25vl.model import Qwen25VL
-from torchtune_qwen25vl.transform import Qwen25VLTransform, padded_collate
+from torchtune_qwen25vl.transform import PLACEHOLDER_PIXELS, Qwen25VLTransform
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +26,9 @@ class Question:
 
     Attributes:
         name: of the item
-        sample: what `Qwen25VLTransform` returns
+        sample: the conversation as `Qwen25VLTransform` returns it
         max_pixels: limit the image was resized to
-        steps: what was done to make it fit
+        steps: what was done so that memory holds it, in words
     """
 
     name: str
@@ -49,18 +49,18 @@ class Answer:
 
 
 class Answerer:
-    """Asks a model about batches of images.
+    """Ask a model about batches of images.
 
-    An answer is the one that the image gets alone: rows of a batch do not see each other. When
+    Rows of a batch do not see each other, so an answer is the one that the image gets alone. When
     memory runs out a batch is halved, and an image that does not fit alone is made smaller.
 
     Args:
         model: in evaluation mode, on its device
         transform: decodes answers
         preset: length and sampling of answers
-        seed: of sampling
-        shrunk: makes the question of an image anew with fewer pixels
-        min_pixels: less is not tried
+        seed: seed of the sampling
+        shrunk: makes the question of an image anew, with at most so many pixels
+        min_pixels: the limit of an image is never set below it
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Answerer:
         self._seed, self._shrunk, self._min_pixels = seed, shrunk, min_pixels
 
     def __call__(self, questions: Sequence[Question]) -> list[Answer]:
-        """Answers in the order of questions, if there are any; one that fails fails alone.
+        """Answer all questions, in their order; one that fails fails alone.
 
         Raises:
             RuntimeError: of the device, other than that memory ran out.
@@ -100,15 +100,10 @@ class Answerer:
 
     def _generate(self, questions: Sequence[Question]) -> list[Answer]:
         device = self._model.tok_embeddings.weight.device
-        batch = padded_collate(
-            [question.sample for question in questions],
-            self._transform.pad_id,
-            padding_side="left",
-        )
         preset = self._preset
         generation = generate(
             self._model,
-            to_device(batch, device),
+            self._batch(questions, device),
             max_new_tokens=preset.max_new_tokens,
             temperature=preset.temperature,
             top_k=preset.top_k,
@@ -126,8 +121,12 @@ class Answerer:
             for answered in zip(questions, rows, generation.finish_reasons, strict=True)
         ]
 
+    def _batch(self, questions: Sequence[Question], device: torch.device) -> dict[str, Any]:
+        samples = [question.sample for question in questions]
+        return prompt_batch(samples, self._transform.pad_id, device=device)
+
     def _generator(self, first: Question, device: torch.device) -> torch.Generator:
-        """Chance that depends on the batch, not on what was captioned before it."""
+        """Seed the sampling by the batch, not by what was captioned before it."""
         digest = hashlib.sha256(f"{self._seed} {first.name!a}".encode()).digest()
         return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -140,7 +139,7 @@ class Answerer:
         return Answer(question, state, text, len(tokens))
 
     def _apart(self, questions: Sequence[Question], problem: str) -> list[Answer]:
-        """One row has the problem; the answers to the others do not depend on it."""
+        """Ask one by one: one row has the problem, and the others do not depend on it."""
         if len(questions) == 1:
             return [Answer(questions[0], "failed", reason=problem)]
         return [answer for question in questions for answer in self([question])]
@@ -154,7 +153,7 @@ class Answerer:
 
     def _smaller(self, question: Question) -> Answer:
         before = question.max_pixels
-        after = max(self._min_pixels, before // 2 // 784 * 784)
+        after = max(self._min_pixels, before // 2 // PLACEHOLDER_PIXELS * PLACEHOLDER_PIXELS)
         if after >= before:
             reason = f"out of memory with max_pixels {before}, the least there may be"
             return Answer(question, "failed", reason=reason)
@@ -175,10 +174,3 @@ def loops(tokens: Sequence[int]) -> bool:
         if len(tail) == span and tail[period:] == tail[:-period]:
             return True
     return False
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """A batch with all its tensors on a device."""
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
-    return {key: to_device(value, device) for key, value in batch.items()}

@@ -5,17 +5,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from torchtune_qwen25vl.captioning._outputs import (
+from torchtune_qwen25vl.captioning._prompts import printable
+from torchtune_qwen25vl.captioning._records import Record, State
+from torchtune_qwen25vl.captioning._texts import (
     EXISTING,
-    FORMATS,
     Existing,
     TextFiles,
     combined,
     read_text,
-    write_text,
 )
-from torchtune_qwen25vl.captioning._prompts import printable
-from torchtune_qwen25vl.jobs import Item, Past, Record, State
+from torchtune_qwen25vl.jobs import Item, Past
+
+FORMATS = ("txt", "jsonl", "csv")
 
 _APART = "set text_naming=full, or give them mirror folders of their own; then retry_failed=True"
 
@@ -25,10 +26,10 @@ class Policy:
     """What becomes of captions, old and new.
 
     Attributes:
-        formats: what is written, of txt, jsonl, csv
-        text_files: where each text file lies
+        formats: formats that are written, of txt, jsonl, csv
+        text_files: place of each text file
         existing: what becomes of a caption that is there already
-        write_states: of a new caption, for it to get a text file
+        write_states: states in which a new caption gets a text file
         uses_existing: whether the prompt tells the model the existing caption
     """
 
@@ -56,20 +57,20 @@ class Plan:
         items: by name
         texts: their text files, where such are written
         existing: captions they had before
-        settled: those that are done, in this run or before
-        news: of these, what the journal does not say yet
+        settled: final records, of this run or of an earlier start of it
+        unjournaled: those of them that are not yet in the journal
     """
 
     items: dict[str, Item]
     texts: dict[str, Path] = field(default_factory=dict)
     existing: dict[str, str] = field(default_factory=dict)
     settled: dict[str, Record] = field(default_factory=dict)
-    news: list[Record] = field(default_factory=list)
+    unjournaled: list[Record] = field(default_factory=list)
 
     def settle(self, record: Record) -> None:
-        """Take down how an image ended, for the journal too."""
+        """Note how an image ended, for the journal too."""
         self.settled[record.name] = record
-        self.news.append(record)
+        self.unjournaled.append(record)
 
     @property
     def pending(self) -> list[Item]:
@@ -89,19 +90,19 @@ class Plan:
 def make_plan(
     items: Iterable[Item],
     policy: Policy,
-    past: Past,
+    past: Past[Record],
     table: Mapping[str, str],
     *,
     retry_failed: bool,
 ) -> Plan:
-    """Decides for each item whether it is to be captioned.
+    """Decide for each item whether it is to be captioned.
 
     Args:
-        items: in input order
-        policy: of captions
-        past: of this run
-        table: captions in the tables of an earlier run
-        retry_failed: caption again what failed
+        items: all images, in input order
+        policy: what becomes of captions
+        past: records of this run
+        table: captions in the tables of an earlier run, by name
+        retry_failed: whether images that failed are captioned again
 
     Raises:
         ValueError: if an image inside a table cannot have a text file, or images that have captions
@@ -119,7 +120,7 @@ def make_plan(
             else:
                 shared = f"its text file {path.name} is that of {Path(owner).name} too: {_APART}"
         record = past.records.get(name)
-        if record is not None and not (retry_failed and record.state == "failed"):
+        if record is not None and not _is_tried_again(record, item, retry_failed):
             if shared and record.state in policy.write_states:
                 raise ValueError(f"{printable(name)} has a caption, but {shared}")
             plan.settled[name] = record
@@ -137,42 +138,51 @@ def make_plan(
             skipped = Record(name, "skipped", plan.existing[name], unreadable or "it has a caption")
             plan.settled[name] = skipped  # for as long as it has: not for the journal
             if record is not None:  # which says that it failed
-                plan.news.append(skipped)
+                plan.unjournaled.append(skipped)
     return plan
 
 
+def _is_tried_again(record: Record, item: Item, retry_failed: bool) -> bool:
+    has_come_back = record.absent and item.path is not None and os.path.exists(item.path)
+    return record.state == "failed" and (retry_failed or has_come_back)
+
+
 def _existing(item: Item, text_file: Path | None, table: Mapping[str, str]) -> tuple[str, str]:
-    """The caption an image has, and why there is one that is not UTF-8.
+    """Find the caption an image has, and say why one cannot be read: it is not UTF-8.
 
     Raises:
         OSError: if its text file can neither be read nor, then, be written.
     """
+    known = printable(item.texts.get("caption", ""))
     if text_file is None:
-        return table.get(printable(item.name), "") or item.caption, ""
+        return table.get(printable(item.name), "") or known, ""
     try:
-        return read_text(text_file) or item.caption, ""
+        return read_text(text_file) or known, ""
     except ValueError as error:
         return "", str(error)
 
 
 def moved(plan: Plan, policy: Policy) -> tuple[list[Record], list[Record]]:
-    """Captions that are known and are to have a text file in another place, or under another name.
+    """Find captions whose text file is gone, or is to lie elsewhere or under another name.
 
     Returns:
-        Their records with the new file, and those of them whose new file is there already: it is
-        somebody's, and stays unless the policy is to overwrite.
+        Their records with the file that is to be written, and those whose new file is there
+        already: it is somebody's, and stays unless the policy is to overwrite.
     """
     found: tuple[list[Record], list[Record]] = ([], [])
     for record in plan.settled.values():
         file = _text_file(record, plan, policy)
-        if record.state not in ("failed", "skipped") and file not in ("", record.file):
-            stays = policy.existing != "overwrite" and os.path.lexists(file)
-            found[stays].append(replace(record, file=file))
+        if record.state in ("failed", "skipped") or not file:
+            continue
+        is_there = os.path.lexists(file)
+        if file != record.file or not is_there:
+            stays = policy.existing != "overwrite" and is_there
+            found[stays].append(replace(record, file=file, placed=False))
     return found
 
 
 def with_file(record: Record, plan: Plan, policy: Policy) -> Record:
-    """A new record with the existing caption in its own, and the text file it goes into."""
+    """Return a new record with the existing caption in its own, and its text file named."""
     if record.state == "failed":
         return record
     existing = plan.existing.get(record.name, "")
@@ -184,14 +194,3 @@ def _text_file(record: Record, plan: Plan, policy: Policy) -> str:
     """Where the caption of a record goes; empty where it gets no text file."""
     written = record.name in plan.texts and record.state in policy.write_states
     return str(plan.texts[record.name]) if written else ""
-
-
-def place(record: Record) -> Record:
-    """Writes the text file of a record, if it has one; failed where that cannot be done."""
-    if record.state == "failed" or not record.file:
-        return record
-    try:
-        write_text(Path(record.file), record.caption)
-    except OSError as error:
-        return replace(record, state="failed", reason=f"its caption is not written: {error}")
-    return record

@@ -12,7 +12,7 @@ VARIABLES = ("name", "directory", "tags", "caption")
 
 @dataclass(frozen=True)
 class Preset:
-    """A question, and how the answer to it is sampled."""
+    """A question, and how long its answer may be and how it is sampled."""
 
     prompt: str
     max_new_tokens: int
@@ -44,7 +44,7 @@ PRESETS = {
 
 
 def read_preset(name: str, **changes: Any) -> Preset:
-    """A preset with what is not None in `changes` in place of its own.
+    """Return a preset with what is not None in `changes` in place of its own.
 
     Raises:
         ValueError: if there is no such preset, or its prompt has an unknown variable.
@@ -58,7 +58,7 @@ def read_preset(name: str, **changes: Any) -> Preset:
 
 
 def check_variables(prompt: str) -> None:
-    """Refuses a prompt whose braces hold anything but a variable.
+    """Refuse a prompt whose braces hold anything but a variable.
 
     Raises:
         ValueError: naming what they hold.
@@ -80,11 +80,11 @@ class Wording:
 
     Attributes:
         prompt: the question, with {variables}
-        system: of the conversation; None for the model's own
-        language: the answer is asked for in it
-        trigger: a word that every caption begins with, before a comma
-        prefix: put before that, as it is
-        suffix: put behind the caption, as it is
+        system: system prompt; None for the model's own
+        language: language that the answer is asked for in
+        trigger: word that every caption begins with, before a comma
+        prefix: text before that, taken as it is
+        suffix: text behind the caption, taken as it is
     """
 
     prompt: str
@@ -95,28 +95,28 @@ class Wording:
     suffix: str = ""
 
     def question(self, variables: Mapping[str, str]) -> str:
-        """The prompt for one image."""
+        """Return the prompt for one image."""
         asked = self.prompt.format_map(variables)
         return f"{asked} Answer in {self.language}." if self.language else asked
 
     def around(self, answer: str) -> str:
-        """The caption made of the model's answer."""
+        """Make the caption of the model's answer."""
         trigger = f"{self.trigger}, " if self.trigger else ""
         return f"{self.prefix}{trigger}{answer}{self.suffix}"
 
 
 def variables_of(item: Item, existing: str) -> dict[str, str]:
-    """Values of the variables for one image; name and directory are those of its file."""
+    """Return the variables of a prompt for one image; name and directory are its file's."""
     path = item.path
     values = (
         path.stem if path else item.name.rpartition("#")[2],
         path.parent.name if path else "",
-        item.tags,
+        item.texts.get("tags", ""),
         existing,
     )
     return dict(zip(VARIABLES, map(printable, values), strict=True))
 
 
 def printable(text: str) -> str:
-    """Text that UTF-8 can hold: bytes of a file's name that are no UTF-8 are spelled out."""
+    """Spell out the bytes of a file's name that are no UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,6 +1,5 @@
-"""Items to questions for the model, read by worker processes ahead of it."""
+"""Images to questions for the model, read by worker processes ahead of it."""
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,36 +14,30 @@ from torchtune_qwen25vl.jobs import (
     Task,
     Workers,
     attempt,
-    count_tokens,
     read_pixels,
     read_task,
 )
-from torchtune_qwen25vl.transform import Qwen25VLImageTransform, Qwen25VLTransform
-
-ANY_SIZE = 1 << 60  # pixels
+from torchtune_qwen25vl.transform import Qwen25VLTransform
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Questions that go through the model together, and why the other images have none."""
+    """Questions that go through the model together.
+
+    Attributes:
+        questions: those whose image could be read
+        problems: why the other images have no question, by name of the item
+    """
 
     questions: list[Question]
     problems: dict[str, str]
 
 
-def count_all_tokens(
-    items: Sequence[Item], workers: Workers, min_pixels: int, max_pixels: int
-) -> Iterator[Outcome]:
-    """Placeholders of each item's image, by the header of its file."""
-    tasks = (read_task(count_tokens, item, min_pixels, max_pixels) for item in items)
-    return workers.map(tasks, ahead=256)
-
-
 class Questioner:
-    """Makes questions of items.
+    """Make questions of items.
 
     Args:
-        transform: of the model
+        transform: the model's, from messages to samples
         wording: what is asked
         existing: captions that images have already, by name of the item
         min_pixels: images of fewer pixels are enlarged
@@ -60,15 +53,13 @@ class Questioner:
         min_pixels: int,
         max_pixels: int,
     ) -> None:
-        self._transform = copy.copy(transform)  # for pixels that have been resized already
-        self._transform.image_transform = Qwen25VLImageTransform(min_pixels=1, max_pixels=ANY_SIZE)
-        self._wording, self._existing = wording, existing
+        self._transform, self._wording, self._existing = transform, wording, existing
         self._min_pixels, self._max_pixels = min_pixels, max_pixels
 
     def batches(
         self, batches: Iterable[Sequence[Item]], workers: Workers, ahead: int
     ) -> Iterator[Batch]:
-        """Questions of batch after batch, of which the images are read `ahead`."""
+        """Make the questions of batch after batch, `ahead` images being read beforehand."""
         batches = list(batches)
         tasks = (self._task(item, self._max_pixels) for batch in batches for item in batch)
         outcomes = workers.map(tasks, ahead=ahead)
@@ -76,7 +67,7 @@ class Questioner:
             yield self._batch(batch, [next(outcomes) for _ in batch])
 
     def again(self, item: Item, max_pixels: int) -> Question:
-        """The question of an item with fewer pixels.
+        """Make the question of an item anew, with fewer pixels.
 
         Raises:
             ValueError: if its image cannot be read any more.
@@ -104,7 +95,7 @@ class Questioner:
     def _question(self, item: Item, pixels: Any, max_pixels: int) -> Question:
         variables = variables_of(item, self._existing.get(item.name, ""))
         content = [
-            {"type": "image", "content": pixels},
+            {"type": "image", "content": pixels, "resized": True},
             {"type": "text", "content": self._wording.question(variables)},
         ]
         messages = [Message("user", content)]

@@ -7,14 +7,19 @@ import base64
 import html
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from torchtune_qwen25vl._files import write_file
-from torchtune_qwen25vl.captioning._outputs import as_row
-from torchtune_qwen25vl.jobs import Item, Outcome, Record, Workers, read_task, read_thumbnail
+from torchtune_qwen25vl.captioning._records import Record
+from torchtune_qwen25vl.captioning._tables import as_row
+from torchtune_qwen25vl.jobs import Item, Outcome, Workers, read_task
+from torchtune_qwen25vl.media import load_image
 
 PAGE = Path(__file__).with_name("review.html")
 MARK = "<!-- rows -->"
+THUMBNAIL = (256, 256)  # pixels, at most
 
 
 def write_review(
@@ -35,6 +40,15 @@ def write_review(
     write_file(path, f"{before}{rows}{after}".encode())
 
 
+def read_thumbnail(source: Any) -> bytes:
+    """Make a JPEG of an image, at most 256 pixels a side."""
+    image = load_image(source)
+    image.thumbnail(THUMBNAIL)
+    file = BytesIO()
+    image.save(file, "JPEG", quality=80)
+    return file.getvalue()
+
+
 def _rows(records: Iterable[Record], thumbnails: Iterable[Outcome]) -> Iterator[str]:
     for record, thumbnail in zip(records, thumbnails, strict=True):
         row = as_row(record)
@@ -43,9 +57,9 @@ def _rows(records: Iterable[Record], thumbnails: Iterable[Outcome]) -> Iterator[
         source = ""
         if thumbnail.value:
             source = f"data:image/jpeg;base64,{base64.b64encode(thumbnail.value).decode()}"
-        picture = f'<img loading="lazy" alt="" src="{source}">' if source else "<i>no picture</i>"
+        image = f'<img loading="lazy" alt="" src="{source}">' if source else "<i>no image</i>"
         yield (
-            f'<article data-row="{data}">{picture}<div><h2>{html.escape(str(row["image"]))}</h2>'
+            f'<article data-row="{data}">{image}<div><h2>{html.escape(str(row["image"]))}</h2>'
             f'<p class="state {row["state"]}">{row["state"]} <span>{html.escape(_note(row))}</span>'
             f'</p><textarea spellcheck="false">{html.escape(str(row["caption"]))}</textarea>'
             "</div></article>\n"

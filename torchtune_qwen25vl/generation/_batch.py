@@ -41,6 +41,5 @@ def prompt_batch(
         device: device of the model
     """
     batch = padded_collate(samples, pad_id, padding_side="left")
-    batch.pop("labels", None)
     utils.batch_to_device(batch, torch.device(device))
     return batch

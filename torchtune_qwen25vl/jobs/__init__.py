@@ -1,74 +1,77 @@
-"""What every long job over many items shares.
+"""What every long job over many items shares: captions now, hidden states and embeddings likewise.
 
-Item            one image to work on
-Columns         where a table has what
-find_items      list the images of all inputs
-Workers         processes that may crash or hang
-Task            what one of them does
-Outcome         what came of it
-attempt         do a task in this process
-count_cores     processors this process may use
-Ahead           values made in a thread, some ahead
-plan_batches    which images go through the model together
-Journal         what this rank has done, on disk
-Past            what the journals of a folder say
-Record          how one image ended
-State           in which state
-claimed         keep a second run out of a folder
-merge_journals  all ranks' journals in one
-read_journals   read them
-set_aside       begin anew
-Ranks           this process among its equals
-Progress        a progress bar
-summary         numbers by state
-count_tokens    placeholders of an image, by its header
-read_pixels     an image as the model will see it
-read_task       a task for an item's image
-read_thumbnail  a small JPEG of an image
+A recipe reads its settings, checks the model, plans on the first rank, and goes through its share
+of the batches; a journal of its own kind of record holds what was done.
+
+run_command    run a recipe on the words of a command line
+run_job        run a job to its exit code
+read_words     the config that the words of a command line make
+JobSettings    the keys that every job has
+read_settings  settings of a config, checked
+check_model    fetch a model and check it; no weights are read
+Run            what the results of a run depend on
+Item           one image to work on
+as_path        a path of any text
+find_items     list the images of all inputs
+count_tokens   placeholders of all images, by their headers
+plan_batches   which items go through the model together
+claimed        keep a second run out of a folder
+take_up        what this run has done before
+Past           what the journals of a folder say
+read_journals  read them
+Journal        what this rank has done, on disk
+Ranks          this process among its equals
+Workers        processes that may crash or hang
+Task           what one of them does
+Outcome        what came of it
+attempt        do a task in this process
+read_task      a task for an item's image
+read_pixels    an image as the model will see it
+Ahead          values made in a thread, some ahead
+Progress       a progress bar
+summary        numbers of records by state
 """
 
 from torchtune_qwen25vl.jobs._ahead import Ahead
 from torchtune_qwen25vl.jobs._batches import plan_batches
-from torchtune_qwen25vl.jobs._images import count_tokens, read_pixels, read_task, read_thumbnail
-from torchtune_qwen25vl.jobs._items import Columns, Item, find_items
-from torchtune_qwen25vl.jobs._journal import (
-    Journal,
-    Past,
-    Record,
-    State,
-    claimed,
-    merge_journals,
-    read_journals,
-    set_aside,
-)
+from torchtune_qwen25vl.jobs._command import run_command, run_job
+from torchtune_qwen25vl.jobs._images import count_tokens, read_pixels, read_task
+from torchtune_qwen25vl.jobs._items import Item, find_items
+from torchtune_qwen25vl.jobs._journal import Journal, Past, Run, claimed, read_journals, take_up
+from torchtune_qwen25vl.jobs._model import check_model
+from torchtune_qwen25vl.jobs._paths import as_path
 from torchtune_qwen25vl.jobs._progress import Progress, summary
 from torchtune_qwen25vl.jobs._ranks import Ranks
-from torchtune_qwen25vl.jobs._workers import Outcome, Task, Workers, attempt, count_cores
+from torchtune_qwen25vl.jobs._settings import JobSettings, read_settings
+from torchtune_qwen25vl.jobs._words import read_words
+from torchtune_qwen25vl.jobs._workers import Outcome, Task, Workers, attempt
 
 __all__ = [
     "Ahead",
-    "Columns",
     "Item",
+    "JobSettings",
     "Journal",
     "Outcome",
     "Past",
     "Progress",
     "Ranks",
-    "Record",
-    "State",
+    "Run",
     "Task",
     "Workers",
+    "as_path",
     "attempt",
+    "check_model",
     "claimed",
-    "count_cores",
     "count_tokens",
     "find_items",
-    "merge_journals",
     "plan_batches",
     "read_journals",
     "read_pixels",
+    "read_settings",
     "read_task",
-    "read_thumbnail",
-    "set_aside",
+    "read_words",
+    "run_command",
+    "run_job",
     "summary",
+    "take_up",
 ]

@@ -1,4 +1,4 @@
-"""Work done ahead of whoever needs it, in a thread."""
+"""Values made in a thread, ahead of whoever needs them."""
 
 import queue
 import threading
@@ -11,15 +11,20 @@ _END = object()
 
 
 class Ahead(Generic[T]):
-    """Goes through an iterable in a thread, some values ahead; an exception comes where it belongs.
+    """Go through an iterable in a thread, some values ahead.
+
+    An exception of the iterable is raised where its value would have been.
 
     Args:
         values: are made in the thread
-        depth: how many are kept ready
+        depth: number of values that are kept ready
+
+    Attributes:
+        waited: seconds in which no value was ready when one was asked for
     """
 
     def __init__(self, values: Iterable[T], depth: int = 2) -> None:
-        self.waited = 0.0  # seconds
+        self.waited = 0.0
         self._values = values
         self._ready: queue.Queue[object] = queue.Queue(depth)
         self._stopped = threading.Event()
@@ -33,7 +38,7 @@ class Ahead(Generic[T]):
             yield value  # type: ignore[misc]
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread; values that nobody asked for are dropped."""
         self._stopped.set()
         self._thread.join()
 
@@ -58,7 +63,7 @@ class Ahead(Generic[T]):
                 values.close()
 
     def _put(self, value: object) -> bool:
-        """Whether there was room before everything was stopped."""
+        """Wait for room; return whether there was any before `close`."""
         while not self._stopped.is_set():
             try:
                 self._ready.put(value, timeout=0.1)

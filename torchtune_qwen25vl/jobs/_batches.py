@@ -1,6 +1,6 @@
-"""Which images go through the model together: those of near-equal token count, largest first.
+"""Which items go through the model together: those of near-equal token count, largest first.
 
-The batches follow from the images and the settings alone, not from what is done already: a run that
+The batches follow from the items and the settings alone, not from what is done already: a run that
 was killed makes the batches again that it had not finished, and no others.
 """
 
@@ -10,16 +10,16 @@ from collections.abc import Mapping
 def plan_batches(
     tokens: Mapping[str, int], *, batch_size: int, batch_tokens: int, text_tokens: int
 ) -> list[list[str]]:
-    """Names of images, batch by batch.
+    """Group items, by name, batch by batch.
 
-    First the smallest, soon read, so that the model need not wait; then the largest: where memory
-    runs out it does so at once, not in the middle of the night.
+    The smallest come first, as they are soon read and the model need not wait. The largest come
+    next: where memory runs out it does so at once, not in the middle of the night.
 
     Args:
-        tokens: placeholders of each image
-        batch_size: most images in a batch
-        batch_tokens: most tokens in a batch, padding and answers included; one image always fits
-        text_tokens: of each row beside its placeholders: the prompt and the answer
+        tokens: placeholders of each item
+        batch_size: most items in a batch
+        batch_tokens: most tokens in a batch, padding and answers included; one item always fits
+        text_tokens: tokens of each row beside its placeholders: the prompt and the answer
     """
     batches: list[list[str]] = []
     widest = 0

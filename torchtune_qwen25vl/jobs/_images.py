@@ -1,27 +1,25 @@
-"""Images as worker processes read them: their size, their resized pixels, their thumbnail.
+"""Images as worker processes read them: their size, and their resized pixels.
 
 Shapes: h w height and width in pixels.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from torchtune_qwen25vl.jobs._items import Item
-from torchtune_qwen25vl.jobs._workers import Task
+from torchtune_qwen25vl.jobs._workers import Outcome, Task, Workers
 from torchtune_qwen25vl.media import load_image, locate
-from torchtune_qwen25vl.transform import resized, smart_resize
-
-TOKEN_PIXELS = 28 * 28  # that a placeholder stands for
-THUMBNAIL = (256, 256)
+from torchtune_qwen25vl.transform import PLACEHOLDER_PIXELS, resized, smart_resize
 
 
 def read_task(function: Callable[..., Any], item: Item, *arguments: Any) -> Task:
-    """A task of this module for an item's image; what a row of a table holds is read here."""
+    """Make a task that calls a function with an item's image; a table's row is read here."""
     try:
         return Task(function, (item.read(), *arguments))
     except ValueError as error:
@@ -32,22 +30,36 @@ def _refuse(problem: str) -> None:
     raise ValueError(problem)
 
 
-def count_tokens(source: Any, min_pixels: int, max_pixels: int) -> int:
-    """Placeholders that an image becomes, from the header of its file alone."""
+def count_tokens(
+    items: Sequence[Item], workers: Workers, min_pixels: int, max_pixels: int
+) -> dict[str, Outcome]:
+    """Count the placeholders of all images, by the headers of their files, behind a progress bar.
+
+    Returns:
+        For each name the number of placeholders, or why its header cannot be read.
+    """
+    tasks = (read_task(tokens_of, item, min_pixels, max_pixels) for item in items)
+    counts = workers.map(tasks, ahead=256)
+    bar = tqdm(counts, "reading headers", len(items), unit="image", leave=False)
+    return {item.name: count for item, count in zip(items, bar, strict=True)}
+
+
+def tokens_of(source: Any, min_pixels: int, max_pixels: int) -> int:
+    """Count the placeholders that an image becomes, from the header of its file alone."""
     _, file = locate(source)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the loader decides
         with Image.open(BytesIO(file) if isinstance(file, bytes) else file) as image:
             width, height = image.size
     height, width = smart_resize(height, width, min_pixels=min_pixels, max_pixels=max_pixels)
-    return height * width // TOKEN_PIXELS
+    return height * width // PLACEHOLDER_PIXELS
 
 
 def read_pixels(source: Any, min_pixels: int, max_pixels: int) -> np.ndarray:
-    """An image as the model will see it, uint8 [h, w, 3], both sides multiples of 28.
+    """Read an image as the model will see it, uint8 [h, w, 3], both sides multiples of 28.
 
-    The image transform leaves it as it is: what `Qwen25VLTransform` would make of the file itself
-    is made in two steps, of which this is the slow one.
+    This is the slow half of what `Qwen25VLTransform` does with the file itself; the other half
+    leaves the size as it is.
     """
     image = load_image(source)
     height, width = smart_resize(
@@ -55,12 +67,3 @@ def read_pixels(source: Any, min_pixels: int, max_pixels: int) -> np.ndarray:
     )
     pixels = resized(image, height, width).permute(1, 2, 0)  # [h, w, 3]
     return np.ascontiguousarray(pixels.numpy())
-
-
-def read_thumbnail(source: Any) -> bytes:
-    """A JPEG of at most 256 pixels a side."""
-    image = load_image(source)
-    image.thumbnail(THUMBNAIL)
-    file = BytesIO()
-    image.save(file, "JPEG", quality=80)
-    return file.getvalue()

@@ -1,33 +1,43 @@
-"""What is to be captioned: folders, patterns, lists, tables and data sets become a list of items.
+"""What a job works on: folders, patterns, lists, tables and data sets become a list of items.
 
 Nothing is decoded here. What cannot be listed (a damaged row, a folder that cannot be read) is an
 item too, with a `problem`, so that it ends in a named state like every other.
 """
 
+import codecs
 import glob
+import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from torchtune_qwen25vl.jobs._paths import Sieve, as_path, folder_of
 from torchtune_qwen25vl.media import SUFFIXES, Rows, open_rows
+
+logger = logging.getLogger(__name__)
 
 LISTS = (".txt", ".lst")
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+OWN_FILE = "journal-0.jsonl"
 SAVED_DATASET = ("state.json", "dataset_dict.json")
 
 
 @dataclass(frozen=True)
 class RowImage:
-    """An image that lies inside a row of a table and is only read when its turn comes."""
+    """An image that lies inside a row of a table and is read when its turn comes."""
 
     rows: Rows
     index: int
     column: str
 
     def read(self) -> Any:
-        """The image as it is stored, undecoded."""
+        """Return the image as it is stored, undecoded.
+
+        Raises:
+            ValueError: if the row has none, or is damaged.
+        """
         row = self.rows[self.index]
         if row.get(self.column) is None:
             raise ValueError(f"the row has no {self.column!r}, it has {sorted(row)}")
@@ -41,59 +51,61 @@ class Item:
     Attributes:
         name: what it is called in the journal and in tables: its path, or TABLE#ROW
         path: its file; None for an image inside a row
-        root: folder that a mirror of the captions starts from
+        root: folder that a mirror of the results starts from
         held: the image inside a row
-        tags: of its row, for prompts
-        caption: of its row
-        problem: why it cannot be captioned, found while listing
+        texts: of its row, by what they are to the job; none for a file of a folder
+        problem: why it cannot be worked on, found while listing
     """
 
     name: str
     path: Path | None = None
     root: Path = Path()
     held: RowImage | None = None
-    tags: str = ""
-    caption: str = ""
+    texts: Mapping[str, str] = field(default_factory=dict)
     problem: str = ""
 
     def read(self) -> Any:
-        """A source of `torchtune_qwen25vl.media.load_image`."""
+        """Return a source of `torchtune_qwen25vl.media.load_image`.
+
+        Raises:
+            ValueError: if its row has no image, or is damaged.
+        """
         return self.path if self.held is None else self.held.read()
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Where a table has what."""
-
-    image: str = "image"
-    caption: str = "caption"
-    tags: str = "tags"
 
 
 def find_items(
     inputs: Sequence[str],
     *,
-    columns: Columns,
+    image_column: str = "image",
+    text_columns: Mapping[str, str] | None = None,
     recursive: bool = True,
+    exclude: Sequence[str] = (),
 ) -> list[Item]:
-    """Lists the images of all inputs: inputs in their order, files of a folder by name.
+    """List the images of all inputs: inputs in their order, files of a folder by name.
 
-    Files that two inputs share are listed once.
+    Files that two inputs share are listed once. Of folders and patterns, hidden files and folders,
+    masks and files of other kinds are left out, which the log says.
 
     Args:
         inputs: each a folder, an image, a pattern (`photos/**/*.jpg`), a list of paths
             (.txt, .lst), a table (.csv, .tsv, .json, .jsonl, .parquet), or a folder that
             `datasets` saved. Paths in a list or table are relative to its folder.
-        columns: of tables
+        image_column: column of a table that holds or names the image
+        text_columns: column of each text that the job reads of a table, by what it is to the job
         recursive: look into the folders of a folder
+        exclude: patterns of names, or of paths from an input on, that are left out of folders
 
     Raises:
         ValueError: if an input is none of these, or there are no images at all.
     """
+    columns = _Columns(image_column, text_columns or {})
     items: dict[str, Item] = {}
+    sieve = Sieve(exclude)
     for one in inputs:
-        for item in _listed(one, columns, recursive):
+        for item in _listed(one, columns, recursive, sieve):
             items.setdefault(item.name, item)
+    if sieve.left_out:
+        logger.info("left out of folders: %s", sieve)
     if not items:
         raise ValueError(
             f"there are no images in {', '.join(inputs) or 'no inputs'}; images end in "
@@ -102,18 +114,23 @@ def find_items(
     return list(items.values())
 
 
-def _listed(one: str, columns: Columns, recursive: bool) -> Iterable[Item]:
-    path = Path(one).expanduser()
+class _Columns(NamedTuple):
+    image: str
+    texts: Mapping[str, str]
+
+
+def _listed(one: str, columns: _Columns, recursive: bool, sieve: Sieve) -> Iterable[Item]:
+    path = as_path(one)
     if path.is_dir():
         if any((path / name).is_file() for name in SAVED_DATASET):
             return _of_rows(path, columns)
-        return _of_folder(path, recursive)
+        return _of_folder(path, recursive, sieve)
     if path.is_file():
         if path.suffix.lower() in LISTS:
             return [] if _is_text_file(path) else _of_list(path)
         return _of_rows(path, columns) if path.suffix.lower() in TABLES else [_file(path)]
     if glob.has_magic(one):
-        return _of_pattern(str(path))
+        return _of_pattern(path, sieve)
     raise ValueError(f"an input is a folder, a file or a pattern that exists; {one} does not")
 
 
@@ -123,16 +140,29 @@ def _file(path: Path, root: Path | None = None) -> Item:
     return Item(str(path), path, root)
 
 
+def _named(source: str, table: Path, index: int) -> Item:
+    """Make the item of a path in a list or table; of a text that is none, a problem."""
+    try:
+        item = _file(table.parent / as_path(source), table.parent)
+    except ValueError as error:
+        return _damaged(table, index, str(error))
+    return item if item.path and item.path.name else _damaged(table, index, f"{source} is no file")
+
+
+def _damaged(table: Path, index: int, problem: str) -> Item:
+    return Item(f"{os.path.abspath(table)}#{index}", problem=problem)
+
+
 def _is_text_file(path: Path) -> bool:
-    """Whether this is the caption of an image beside it: a.txt or a.jpg.txt of a.jpg."""
+    """Whether this is the text of an image beside it, no list: a.txt or a.jpg.txt of a.jpg."""
     suffixes = [*SUFFIXES, *map(str.upper, SUFFIXES)]
     images = [path.with_suffix(suffix) for suffix in suffixes]
     full = path.with_suffix("")
     return any(image.is_file() for image in images) or (full.suffix in suffixes and full.is_file())
 
 
-def _of_folder(folder: Path, recursive: bool) -> Iterator[Item]:
-    """Links to folders are followed, each real folder is looked into once."""
+def _of_folder(folder: Path, recursive: bool, sieve: Sieve) -> Iterator[Item]:
+    """List a folder; links to folders are followed, each real folder is looked into once."""
     seen: set[str] = set()
     problems: list[Item] = []
 
@@ -146,44 +176,84 @@ def _of_folder(folder: Path, recursive: bool) -> Iterator[Item]:
             folders.clear()
             continue
         seen.add(real)
+        inner = Path(here).relative_to(folder)
         folders[:] = sorted(folders) if recursive else []
-        images = (Path(here, file) for file in sorted(files))
-        yield from (_file(path, folder) for path in images if path.suffix.lower() in SUFFIXES)
+        folders[:] = [name for name in folders if sieve.takes_folder(inner / name)]
+        if OWN_FILE in files:  # beside results of a job; they are not left out, they are its own
+            files = [name for name in files if Path(name).suffix.lower() in SUFFIXES]
+        images = (name for name in sorted(files) if sieve.takes_file(inner / name))
+        yield from (_file(Path(here, name), folder) for name in images)
     yield from problems
 
 
-def _of_pattern(pattern: str) -> Iterator[Item]:
-    """The mirror of a pattern starts from its last folder without a wildcard."""
-    root = Path(pattern)
-    while glob.has_magic(str(root)):
-        root = root.parent
-    for path in map(Path, sorted(glob.glob(pattern, recursive=True))):
-        if path.suffix.lower() in SUFFIXES:
+def _of_pattern(pattern: Path, sieve: Sieve) -> Iterator[Item]:
+    """List a pattern; its mirror starts from its last folder without a wildcard."""
+    root = folder_of(pattern)
+    wild = os.path.join(glob.escape(str(root)), pattern.relative_to(root))
+    for path in map(Path, sorted(glob.glob(wild, recursive=True))):
+        if not path.is_dir() and sieve.takes_file(path.relative_to(root)):
             yield _file(path, root)
 
 
 def _of_list(path: Path) -> Iterator[Item]:
-    text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
-    for line in filter(None, map(str.strip, text.split("\n"))):
-        yield _file(path.parent / Path(line).expanduser(), path.parent)
+    for index, line in enumerate(filter(None, map(str.strip, _read_list(path).split("\n")))):
+        yield _named(line, path, index)
 
 
-def _of_rows(path: Path, columns: Columns) -> Iterator[Item]:
-    rows = open_rows(str(path))
-    captions, tags = (_texts(rows, name) for name in (columns.caption, columns.tags))
-    make = _named if _names_files(rows, columns.image) else _held
+def _read_list(path: Path) -> str:
+    """Read a list in UTF-8 or UTF-16, or else in cp1252 if that names files that are there.
+
+    A name may be any bytes, so a list that is no UTF-8 may well be right as it is.
+    """
+    content = path.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            return content.decode("utf-16")
+        except ValueError as error:
+            raise ValueError(f"{path} begins as UTF-16 and is not: {error}") from error
+    text = content.decode("utf-8-sig", "surrogateescape")
+    lines = zip(text.split("\n"), content.decode("cp1252", "replace").split("\n"), strict=True)
+    return "\n".join(
+        other if not line.isprintable() and _is_there(other, path) else line
+        for line, other in lines
+    )
+
+
+def _is_there(line: str, listing: Path) -> bool:
+    return os.path.exists(os.path.join(listing.parent, line.strip()))
+
+
+def _of_rows(path: Path, columns: _Columns) -> Iterator[Item]:
+    try:
+        rows = open_rows(str(path))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as a table: {error}") from error
+    texts = {kind: _texts(rows, name) for kind, name in columns.texts.items()}
+    make = _of_row if _names_files(rows, columns.image, path) else _held
     for index in range(len(rows)):
-        item = make(path, rows, index, columns)
-        yield replace(item, caption=captions(index), tags=tags(index))
+        item = make(path, rows, index, columns.image)
+        yield replace(item, texts={kind: text(index) for kind, text in texts.items()})
 
 
-def _names_files(rows: Rows, column: str) -> bool:
-    """Whether the images are paths, by the first row that has one; no other is read."""
+def _names_files(rows: Rows, column: str, table: Path) -> bool:
+    """Whether the images are paths, by the first row that has one; no other is read.
+
+    Raises:
+        ValueError: if no row has an image, and one that is not damaged has other columns.
+    """
+    others: list[str] = []
     for index in range(len(rows)):
         try:
-            return isinstance(RowImage(rows, index, column).read(), str)
+            if column in (row := rows[index]):
+                return isinstance(row[column], str)
         except ValueError:
             continue
+        others = others or sorted(row)
+    if others:
+        raise ValueError(
+            f"{table} has no column {column!r}, its columns are {others}: set columns.image, and "
+            "separate the columns of a .csv by commas"
+        )
     return True
 
 
@@ -197,16 +267,20 @@ def _texts(rows: Rows, column: str) -> Callable[[int], str]:
     return text
 
 
-def _held(path: Path, rows: Rows, index: int, columns: Columns) -> Item:
+def _held(path: Path, rows: Rows, index: int, column: str) -> Item:
     name = f"{os.path.abspath(path)}#{index}"
-    return Item(name, held=RowImage(rows, index, columns.image))
+    return Item(name, held=RowImage(rows, index, column))
 
 
-def _named(path: Path, rows: Rows, index: int, columns: Columns) -> Item:
+def _of_row(path: Path, rows: Rows, index: int, column: str) -> Item:
     try:
-        source = RowImage(rows, index, columns.image).read()
-        if source.startswith(("data:", "file:")):
-            return _held(path, rows, index, columns)
-        return _file(path.parent / Path(source).expanduser(), path.parent)
-    except (ValueError, AttributeError) as error:
-        return Item(f"{os.path.abspath(path)}#{index}", problem=str(error))
+        source = RowImage(rows, index, column).read()
+    except ValueError as error:
+        return _damaged(path, index, str(error))
+    if isinstance(source, dict) or (
+        isinstance(source, str) and source.startswith(("data:", "file:"))
+    ):
+        return _held(path, rows, index, column)
+    if not isinstance(source, str):
+        return _damaged(path, index, f"an image is named by its path, got {source!r}")
+    return _named(source, path, index)

@@ -1,31 +1,32 @@
-"""What a run tells while it goes on and when it is over."""
+"""What a job tells while it goes on and when it is over."""
 
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
 from tqdm import tqdm
 
-from torchtune_qwen25vl.jobs._journal import Record
+from torchtune_qwen25vl.jobs._journal import Recorded
 
 
 class Progress:
-    """A bar with images a second, the time that is left, and failures.
+    """A bar with items a second, the time that is left, and the number of items in each state.
 
     Args:
-        total: images of this rank
+        total: number of items of this rank
+        states: names of the states, in the order in which they are told
+        unit: what an item is called
         show: whether there is a bar at all
     """
 
-    def __init__(self, total: int, *, show: bool) -> None:
+    def __init__(self, total: int, states: Sequence[str], *, unit: str, show: bool) -> None:
         self.counts: Counter[str] = Counter()
+        self._states, self._unit = states, unit
         self._start = time.perf_counter()
-        self._bar = tqdm(
-            total=total, unit="image", disable=not show, file=sys.stderr, smoothing=0.1
-        )
+        self._bar = tqdm(total=total, unit=unit, disable=not show, file=sys.stderr, smoothing=0.1)
 
     def __enter__(self) -> Self:
         return self
@@ -38,26 +39,29 @@ class Progress:
     ) -> None:
         self._bar.close()
 
-    def add(self, records: Iterable[Record]) -> None:
-        """Count images that have ended."""
+    def add(self, records: Iterable[Recorded]) -> None:
+        """Count items that have ended."""
         new = Counter(record.state for record in records)
         self.counts += new
-        self._bar.set_postfix_str(summary(self.counts), refresh=False)
+        self._bar.set_postfix_str(summary(self.counts, self._states), refresh=False)
         self._bar.update(new.total())
 
     def speed(self, waited: float) -> str:
-        """Images a second, and the share of the time in which the model had nothing to do."""
+        """Say the items a second, and the share of the time in which the model had nothing to do.
+
+        Args:
+            waited: seconds in which it had nothing to do
+        """
         share = waited / self.seconds
         rate = self.counts.total() / self.seconds
-        return f"{rate:.2f} images a second; the model waited {share:.1%} of the time"
+        return f"{rate:.2f} {self._unit}s a second; the model waited {share:.1%} of the time"
 
     @property
     def seconds(self) -> float:
-        """Since the beginning."""
+        """Seconds since the beginning."""
         return time.perf_counter() - self._start
 
 
-def summary(counts: Counter[str]) -> str:
-    """Numbers of images by state, those there are."""
-    states = ("done", "skipped", "failed", "cut", "looped")
+def summary(counts: Counter[str], states: Sequence[str]) -> str:
+    """Say how many there are in each state, in this order; states without any are left out."""
     return ", ".join(f"{counts[state]} {state}" for state in states if counts[state])

@@ -1,19 +1,26 @@
-"""Several processes on one list of images, started by torchrun; or one alone."""
+"""Several processes on one list of items, started by torchrun; or one alone."""
 
 import os
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=30)  # a rank may wait for the others as long as captions take
+PATIENCE = timedelta(days=30)  # how long a rank may wait for the others: as long as a job takes
 
 
 class Ranks:
-    """This process among its equals. They exchange lists and wait for each other, no tensors."""
+    """This process among its equals.
+
+    Ranks exchange plans and wait for each other; no tensor passes between them.
+
+    Attributes:
+        size: number of ranks
+        rank: of this process
+        local_size: number of ranks on this machine
+    """
 
     def __init__(self) -> None:
         self.size = int(os.environ.get("WORLD_SIZE", 1))
@@ -24,11 +31,15 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that plans and merges."""
+        """Whether this is the rank that plans and merges."""
         return self.rank == 0
 
+    def share(self, things: list[T]) -> list[T]:
+        """Return every so-many-eth thing: those that are this rank's to do."""
+        return things[self.rank :: self.size]
+
     def from_first(self, make: Callable[[], T]) -> T:
-        """What the first rank makes, on all of them.
+        """Return on all ranks what the first one makes; the others wait for it.
 
         Raises:
             ValueError: on all ranks, if the first one cannot make it.
@@ -40,14 +51,14 @@ class Ranks:
             except (ValueError, OSError) as error:
                 values = [None, str(error)]
         if self.size > 1:
-            dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+            dist.broadcast_object_list(values, src=0)
         made, problem = values
         if problem is not None:
             raise ValueError(problem)
         return made
 
     def wait(self) -> None:
-        """Until all ranks are here."""
+        """Wait until all ranks are here."""
         if self.size > 1:
             dist.barrier()
 

@@ -1,8 +1,8 @@
 """Processes that read images, one at a time each, and may die of it.
 
-A decoder that crashes, hangs or eats all memory takes its process with it, not the run: the image
-it was at is known, fails, and a new process takes the place. No pool of the standard library or of
-torch tells which task a dead process was at.
+A decoder that crashes, hangs or eats all memory takes its process with it, not the run. The image
+that it was reading is known and fails, and a new process takes the place of the dead one. No pool
+of the standard library or of torch tells which task a dead process was at.
 """
 
 import contextlib
@@ -24,38 +24,38 @@ ORPHAN_SECONDS = 1.0  # after which a process looks whether its parent is alive
 
 
 def count_cores() -> int:
-    """Those that this process may use; all where the system does not say."""
+    """Count the cores that this process may use; all of them where the system does not say."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 class Task(NamedTuple):
-    """A function of this module's importers and its arguments; both must be picklable."""
+    """A function and its arguments, all of them picklable."""
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
 
 
 class Outcome(NamedTuple):
-    """What came of a task: a value, or the reason why there is none."""
+    """The value that a task returned, or the reason why there is none."""
 
     value: Any = None
     problem: str = ""
 
 
 def attempt(task: Task) -> Outcome:
-    """Run a task here. Damaged files raise a dozen kinds of exception in their decoders."""
+    """Do a task in this process; any exception becomes the outcome's problem."""
     try:
         return Outcome(task.function(*task.arguments))
-    except Exception as error:
+    except Exception as error:  # decoders raise a dozen kinds of it on damaged files
         return Outcome(problem=str(error) or type(error).__name__)
 
 
 class Workers:
-    """Some processes, or none: then tasks are run where their results are asked for.
+    """Processes that do tasks; without any, tasks are done where their outcomes are asked for.
 
     Args:
-        count: of processes
-        seconds: after which the process of a task is killed
+        count: number of processes
+        seconds: time limit of a task, after which its process is killed
     """
 
     def __init__(self, count: int, *, seconds: float = 120.0) -> None:
@@ -64,11 +64,11 @@ class Workers:
         self._busy: dict[_Worker, tuple[int, float]] = {}  # number of the task, deadline
 
     def map(self, tasks: Iterable[Task], *, ahead: int) -> Iterator[Outcome]:
-        """Outcomes in the order of tasks.
+        """Do tasks; yield their outcomes in the order of the tasks.
 
         Args:
             tasks: are taken one by one
-            ahead: most tasks that are begun or done and not yet asked for
+            ahead: most tasks that are begun or done and whose outcome is not yet asked for
         """
         if self._count == 0:
             yield from map(attempt, tasks)
@@ -86,7 +86,7 @@ class Workers:
                 while asked in outcomes:
                     yield outcomes.pop(asked)
                     asked += 1
-        finally:  # results nobody waits for any more must not be taken for others
+        finally:  # outcomes that nobody waits for must not be taken for those of later tasks
             for worker in list(self._busy):
                 self._replace(worker)
 
@@ -102,7 +102,7 @@ class Workers:
         worker.send(task)
 
     def _collect(self) -> dict[int, Outcome]:
-        """Outcomes of the tasks that ended; waits for one, or for a deadline."""
+        """Wait until a task ends or its time does; return the outcomes by number."""
         first = min(deadline for _, deadline in self._busy.values())
         ready = wait(
             [worker.connection for worker in self._busy], max(0.0, first - time.monotonic())
@@ -126,14 +126,14 @@ class Workers:
         return outcome
 
     def _replace(self, worker: "_Worker") -> str:
-        """End a busy process, begin another; how the one ended."""
+        """Kill a busy process and start another; say how the killed one ended."""
         del self._busy[worker]
         self._idle.append(_Worker())
         return worker.kill()
 
 
 class _Worker:
-    """A process, and this end of the pipe to it."""
+    """A process, and our end of the pipe to it."""
 
     def __init__(self) -> None:
         self.connection, theirs = _CONTEXT.Pipe()
@@ -142,12 +142,12 @@ class _Worker:
         theirs.close()
 
     def send(self, task: Task) -> None:
-        """Begin a task; that the process is gone already shows when its answer is read."""
+        """Begin a task; if the process is gone, that shows when its outcome is read."""
         with contextlib.suppress(ConnectionError):
             self.connection.send(task)
 
     def kill(self) -> str:
-        """End the process, unless it has ended; how it did."""
+        """Kill the process, unless it has ended; say how it ended."""
         self._process.kill()
         self._process.join()
         self.connection.close()

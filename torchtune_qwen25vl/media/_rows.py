@@ -124,12 +124,12 @@ def open_rows(source: str, *, split: str = "train", **load_dataset_kwargs: Any) 
             or is damaged as a whole.
     """
     path = Path(source)
-    if path.suffix in _FILES:
+    if (suffix := path.suffix.lower()) in _FILES:
         if not path.is_file():
             raise ValueError(f"{source}: no such file to read rows from")
         if load_dataset_kwargs:
             raise ValueError(f"{source}: {sorted(load_dataset_kwargs)} mean nothing for a file")
-        return _FILES[path.suffix](path)
+        return _FILES[suffix](path)
     if path.is_file():
         raise ValueError(
             f"rows are read from files that end in {', '.join(_FILES)}, got {source}; convert it, "
@@ -176,7 +176,7 @@ def _rows_of_line(line: bytes) -> Iterable[bytes]:
 
 def _read_table(path: Path) -> JsonRows:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        dialect = "excel-tab" if path.suffix == ".tsv" else "excel"
+        dialect = "excel-tab" if path.suffix.lower() == ".tsv" else "excel"
         reader = csv.DictReader(file, dialect=dialect, restkey=EXTRA_FIELDS, strict=True)
         try:
             return JsonRows(json_texts(reader))

@@ -1,4 +1,4 @@
-"""Inputs to items, and items to a plan."""
+"""Inputs to items, and items to batches."""
 
 import csv
 import json
@@ -7,24 +7,16 @@ import os
 import captions
 import datasets
 import pytest
-from PIL import Image
 
-from torchtune_qwen25vl.captioning import (
-    Columns,
-    Past,
-    Policy,
-    Record,
-    TextFiles,
-    find_items,
-    make_plan,
-)
-from torchtune_qwen25vl.jobs._batches import plan_batches
-from torchtune_qwen25vl.jobs._images import count_tokens
+from torchtune_qwen25vl.jobs import find_items, plan_batches
+from torchtune_qwen25vl.jobs._images import tokens_of
 from torchtune_qwen25vl.media import load_image
+
+COLUMNS = {"tags": "tags", "caption": "caption"}
 
 
 def find(*inputs, **options):
-    return find_items(list(map(str, inputs)), columns=Columns(), **options)
+    return find_items(list(map(str, inputs)), text_columns=COLUMNS, **options)
 
 
 def names(items, root):
@@ -92,7 +84,10 @@ def test_tables(tree, suffix):
         path.write_text("\n".join(lines) if suffix == ".jsonl" else f"[{','.join(lines)}]")
     found = find(path)
     assert names(found, tree) == ["a.png", "z/c.webp"]
-    assert [(item.tags, item.caption) for item in found] == [("x, y", "Old."), ("", "")]
+    assert [(item.texts["tags"], item.texts["caption"]) for item in found] == [
+        ("x, y", "Old."),
+        ("", ""),
+    ]
 
 
 def test_rows_that_name_no_image_are_items_with_a_problem(tree):
@@ -115,11 +110,11 @@ def test_datasets_on_disk_hold_their_images(tmp_path):
     held.save_to_disk(str(tmp_path / "saved"))
     found = find(tmp_path / "saved")
     assert [item.name for item in found] == [f"{tmp_path}/saved#{k}" for k in range(3)]
-    assert [item.tags for item in found] == ["a, b", "", ""]
+    assert [item.texts["tags"] for item in found] == ["a, b", "", ""]
     for item, file in zip(found, files, strict=True):
         assert load_image(item.read()).tobytes() == load_image(file).tobytes()
         limits = {"min_pixels": 3136, "max_pixels": 12544}
-        assert count_tokens(item.read(), **limits) == count_tokens(file, **limits) > 0
+        assert tokens_of(item.read(), **limits) == tokens_of(file, **limits) > 0
 
 
 @pytest.mark.parametrize(
@@ -133,70 +128,6 @@ def test_datasets_on_disk_hold_their_images(tmp_path):
 def test_no_images_is_refused(inputs, message):
     with pytest.raises(ValueError, match=message.replace("*", r"\*")):
         find(*inputs)
-
-
-def policy(**changes):
-    values = {
-        "formats": ["txt"],
-        "text_files": TextFiles(),
-        "existing": "skip",
-        "uses_existing": False,
-    }
-    return Policy(**{**values, "write_states": ["done"], **changes})
-
-
-def plan(items, past=None, table=None, *, retry_failed=False, **changes):
-    past = past or Past()
-    return make_plan(items, policy(**changes), past, table or {}, retry_failed=retry_failed)
-
-
-def test_two_images_with_one_text_file(tree):
-    (tree / "a.jpg").write_bytes(b"")
-    found = plan(find(tree, recursive=False)).settled
-    failed = [r for r in found.values() if r.state == "failed"]
-    (reason,) = [r.reason for r in failed]
-    assert reason.startswith("its text file a.txt is that of a.jpg too: set text_naming=full")
-    assert not plan(find(tree, recursive=False), text_files=TextFiles(naming="full")).settled
-
-
-def test_images_in_tables_need_a_mirror(tmp_path):
-    held = datasets.Dataset.from_dict({"image": [Image.new("RGB", (30, 30))]})
-    held.save_to_disk(str(tmp_path / "saved"))
-    items = find(tmp_path / "saved")
-    with pytest.raises(ValueError, match="set mirror_dir"):
-        plan(items)
-    mirrored = plan(items, text_files=TextFiles(tmp_path / "mirror"))
-    assert list(mirrored.texts.values()) == [tmp_path / "mirror" / "saved" / "0.txt"]
-    assert plan(items, formats=["jsonl"]).pending == items
-
-
-def test_captions_that_cannot_be_read(tree):
-    (tree / "a.txt").write_bytes(b"quote \x92")
-    items = find(tree / "a.png")
-    (skipped,) = plan(items).settled.values()
-    assert (skipped.state, "cannot be read" in skipped.reason) == ("skipped", True)
-    (failed,) = plan(items, existing="append").settled.values()
-    assert failed.state == "failed"
-    assert not plan(items, existing="overwrite").settled
-    assert plan(items, existing="overwrite", uses_existing=True).settled
-
-
-def test_tables_of_an_earlier_run_count_as_captions(tree):
-    items = find(tree / "a.png", tree / "b.JPG")
-    found = plan(items, table={items[0].name: "Old."}, formats=["jsonl"])
-    assert [r.caption for r in found.settled.values()] == ["Old."]
-
-
-def test_what_was_done_stays_done(tree):
-    items = find(tree, recursive=False)
-    records = {
-        items[0].name: Record(items[0].name, "failed", reason="x"),
-        items[1].name: Record(items[1].name, "done", "Text."),
-    }
-    past = Past({}, records)
-    assert plan(items, past, existing="overwrite").settled == records
-    again = plan(items, past, existing="overwrite", retry_failed=True)
-    assert again.pending == items[:1]
 
 
 def test_batches_are_of_near_equal_images_the_smallest_then_the_largest():

@@ -9,8 +9,7 @@ import time
 
 import pytest
 
-from torchtune_qwen25vl.captioning import Ahead
-from torchtune_qwen25vl.jobs._workers import Outcome, Task, Workers, attempt
+from torchtune_qwen25vl.jobs import Ahead, Outcome, Task, Workers, attempt
 
 
 def double(number):

@@ -1,0 +1,88 @@
+"""Items to a plan: what is to be captioned, from what is on disk already."""
+
+import datasets
+import pytest
+from PIL import Image
+
+from torchtune_qwen25vl.captioning import Record
+from torchtune_qwen25vl.captioning._plan import Policy, make_plan
+from torchtune_qwen25vl.captioning._texts import TextFiles
+from torchtune_qwen25vl.jobs import Past, find_items
+
+
+def find(*inputs, **options):
+    return find_items(list(map(str, inputs)), **options)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A folder of files that look like images; the text file of one is empty."""
+    folder = tmp_path / "tree"
+    folder.mkdir()
+    for name in ("b.JPG", "a.png", "a.txt", "notes.md"):
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+def policy(**changes):
+    values = {
+        "formats": ["txt"],
+        "text_files": TextFiles(),
+        "existing": "skip",
+        "uses_existing": False,
+    }
+    return Policy(**{**values, "write_states": ["done"], **changes})
+
+
+def plan(items, past=None, table=None, *, retry_failed=False, **changes):
+    past = past or Past()
+    return make_plan(items, policy(**changes), past, table or {}, retry_failed=retry_failed)
+
+
+def test_two_images_with_one_text_file(tree):
+    (tree / "a.jpg").write_bytes(b"")
+    found = plan(find(tree, recursive=False)).settled
+    failed = [r for r in found.values() if r.state == "failed"]
+    (reason,) = [r.reason for r in failed]
+    assert reason.startswith("its text file a.txt is that of a.jpg too: set text_naming=full")
+    assert not plan(find(tree, recursive=False), text_files=TextFiles(naming="full")).settled
+
+
+def test_images_in_tables_need_a_mirror(tmp_path):
+    held = datasets.Dataset.from_dict({"image": [Image.new("RGB", (30, 30))]})
+    held.save_to_disk(str(tmp_path / "saved"))
+    items = find(tmp_path / "saved")
+    with pytest.raises(ValueError, match="set mirror_dir"):
+        plan(items)
+    mirrored = plan(items, text_files=TextFiles(tmp_path / "mirror"))
+    assert list(mirrored.texts.values()) == [tmp_path / "mirror" / "saved" / "0.txt"]
+    assert plan(items, formats=["jsonl"]).pending == items
+
+
+def test_captions_that_cannot_be_read(tree):
+    (tree / "a.txt").write_bytes(b"quote \x92")
+    items = find(tree / "a.png")
+    (skipped,) = plan(items).settled.values()
+    assert (skipped.state, "cannot be read" in skipped.reason) == ("skipped", True)
+    (failed,) = plan(items, existing="append").settled.values()
+    assert failed.state == "failed"
+    assert not plan(items, existing="overwrite").settled
+    assert plan(items, existing="overwrite", uses_existing=True).settled
+
+
+def test_tables_of_an_earlier_run_count_as_captions(tree):
+    items = find(tree / "a.png", tree / "b.JPG")
+    found = plan(items, table={items[0].name: "Old."}, formats=["jsonl"])
+    assert [r.caption for r in found.settled.values()] == ["Old."]
+
+
+def test_what_was_done_stays_done(tree):
+    items = find(tree, recursive=False)
+    records = {
+        items[0].name: Record(items[0].name, "failed", reason="x"),
+        items[1].name: Record(items[1].name, "done", "Text."),
+    }
+    past = Past({}, records)
+    assert plan(items, past, existing="overwrite").settled == records
+    again = plan(items, past, existing="overwrite", retry_failed=True)
+    assert again.pending == items[:1]

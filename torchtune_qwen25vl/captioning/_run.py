@@ -1,0 +1,221 @@
+"""A run from its settings to its plan, and from its records to tables and page."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchtune_qwen25vl.captioning._answers import Answer
+from torchtune_qwen25vl.captioning._plan import Plan, make_plan, moved, with_file
+from torchtune_qwen25vl.captioning._prompts import printable
+from torchtune_qwen25vl.captioning._records import STATES, Record, failure, place
+from torchtune_qwen25vl.captioning._review import write_review
+from torchtune_qwen25vl.captioning._settings import Settings
+from torchtune_qwen25vl.captioning._tables import read_table, write_tables
+from torchtune_qwen25vl.jobs import (
+    Past,
+    Run,
+    Workers,
+    claimed,
+    count_tokens,
+    find_items,
+    plan_batches,
+    read_journals,
+    summary,
+    take_up,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """What all ranks have to know.
+
+    Attributes:
+        run: as it was begun, perhaps by an earlier start
+        plan: what is to be done with each item
+        batches: names of images that go through the model together, of those still to be captioned
+    """
+
+    run: Run
+    plan: Plan
+    batches: list[list[str]]
+
+
+def plan_run(settings: Settings, run: Run, workers: Workers, stack: ExitStack) -> PlannedRun:
+    """Find out what is to be done; headers of images are read, no image is decoded.
+
+    Args:
+        settings: of the recipe
+        run: what captions depend on now
+        workers: read the headers
+        stack: keeps the output folder claimed, unless it is a dry run
+
+    Raises:
+        ValueError: if there are no images, another run is at work in the output folder, or what is
+            in it cannot be read.
+    """
+    columns = settings.columns
+    items = find_items(
+        settings.sources,
+        image_column=columns.image,
+        text_columns={"caption": columns.caption, "tags": columns.tags},
+        recursive=settings.recursive,
+        exclude=settings.excluded,
+    )
+    if not settings.dry_run:
+        stack.enter_context(claimed(settings.folder))
+    past = take_up(
+        settings.folder,
+        Record,
+        run,
+        complete=place,
+        restart=settings.restart,
+        dry_run=settings.dry_run,
+    )
+    assert past.run is not None
+    table = read_table(settings.folder)
+    plan = make_plan(items, settings.policy, past, table, retry_failed=settings.retry_failed)
+    if not settings.dry_run:
+        _make_mirror(plan, settings, past)
+        _move_texts(plan, settings)
+    return PlannedRun(past.run, plan, _plan_batches(plan, settings, past.run, workers))
+
+
+def _make_mirror(plan: Plan, settings: Settings, past: Past[Record]) -> None:
+    """Make the folders of the mirror.
+
+    Raises:
+        ValueError: if the mirror is gone with captions that were written into it.
+    """
+    mirror = settings.policy.text_files.mirror
+    if mirror is None or not plan.texts:
+        return
+    placed = [Path(record.file) for record in past.records.values() if record.placed]
+    if not mirror.exists() and any(path.is_relative_to(mirror) for path in placed):
+        raise ValueError(
+            f"captions were written into mirror_dir {mirror}, which is gone: put it back, or make "
+            "an empty folder of that name to have them written again"
+        )
+    for folder in {path.parent for path in plan.texts.values()}:
+        with suppress(OSError):  # then captions in it fail, each for that reason
+            folder.mkdir(parents=True, exist_ok=True)
+
+
+def _move_texts(plan: Plan, settings: Settings) -> None:
+    """Write captions that are known into text files that are gone, or are asked for now.
+
+    An image whose folder is gone with its text file has failed for as long as the folder is.
+    """
+    records, left = moved(plan, settings.policy)
+    for record in records:
+        before, placed = plan.settled[record.name], place(record)
+        if placed.state != "failed":
+            plan.settle(placed)
+        elif before.file == record.file:
+            plan.settled[record.name] = placed  # not for the journal, which knows the caption
+        else:
+            raise ValueError(f"{record.name}: {placed.reason}; what is done stays as it was")
+    if left:
+        logger.warning(
+            "%d text files that are there stay as they are, such as %s; existing=overwrite "
+            "replaces them",
+            *(len(left), ascii(left[0].file)),
+        )
+
+
+def _plan_batches(plan: Plan, settings: Settings, run: Run, workers: Workers) -> list[list[str]]:
+    """Make the batches of the whole run, and leave out what is settled.
+
+    An image whose header cannot be read has failed.
+    """
+    counts = count_tokens(plan.to_batch, workers, settings.min_pixels, run.max_pixels)
+    for name, count in counts.items():
+        if count.problem and name not in plan.settled:
+            plan.settle(failure(name, count.problem, plan.items[name].path))
+    batches = plan_batches(
+        {name: count.value for name, count in counts.items() if not count.problem},
+        batch_size=settings.batch_size,
+        batch_tokens=min(settings.batch_tokens, run.batch_tokens),
+        text_tokens=settings.full_preset.max_new_tokens,
+    )
+    left = [[name for name in batch if name not in plan.settled] for batch in batches]
+    return [batch for batch in left if batch]
+
+
+def show_plan(settings: Settings, planned: PlannedRun) -> int:
+    """Say what would be done with every image; return the exit code."""
+    plan = planned.plan
+    moves = {record.name for record in moved(plan, settings.policy)[0]}
+    for name in plan.items:
+        record = plan.settled.get(name)
+        file = plan.texts.get(name, settings.folder)
+        if name in moves:
+            word = f"has a caption, to be written to {file}"
+        elif record:
+            word = f"{record.state}, {record.reason}"
+        else:
+            word = f"to be captioned, {file}"
+        print(printable(f"{name}: {word}"))
+    states: Counter[str] = Counter(record.state for record in plan.settled.values())
+    pending, batches = len(plan.pending), len(planned.batches)
+    print(f"{pending} to be captioned in {batches} batches; {summary(states, STATES)}")
+    return int(states["failed"] > 0)
+
+
+def records_of(
+    answers: Sequence[Answer], problems: Mapping[str, str], settings: Settings, plan: Plan
+) -> list[Record]:
+    """Make the records of a batch.
+
+    Args:
+        answers: of the model
+        problems: why the other images were not asked about, by name
+        settings: of the recipe
+        plan: names the text files, and knows the captions that were there before
+    """
+    answered = [with_file(_record(answer, settings), plan, settings.policy) for answer in answers]
+    failed = [failure(name, why, plan.items[name].path) for name, why in problems.items()]
+    return answered + failed
+
+
+def _record(answer: Answer, settings: Settings) -> Record:
+    question = answer.question
+    return Record(
+        question.name,
+        answer.state,
+        settings.wording.around(answer.text) if answer.text else "",
+        answer.reason,
+        answer.tokens,
+        question.max_pixels,
+        "; ".join(question.steps),
+    )
+
+
+def write_outputs(settings: Settings, plan: Plan, workers: Workers) -> int:
+    """Write tables and review page of what all ranks did; return the exit code.
+
+    Args:
+        settings: of the recipe
+        plan: of the run
+        workers: read the images for the page
+
+    Raises:
+        ValueError: if the output folder is gone.
+    """
+    folder = settings.folder
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is gone: put it back and start again to have its tables")
+    written = read_journals(folder, Record).records
+    records = [plan.settled.get(name) or written[name] for name in plan.items]
+    write_tables(folder, settings.policy.formats, records)
+    if settings.review:
+        page = folder / "review.html"
+        write_review(page, list(plan.items.values()), records, workers)
+        logger.info("look through the captions in %s", page)
+    states: Counter[str] = Counter(record.state for record in records)
+    logger.info("%d images: %s", len(records), summary(states, STATES))
+    return int(states["failed"] > 0)

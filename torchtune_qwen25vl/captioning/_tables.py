@@ -1,0 +1,66 @@
+"""Tables of all captions, in UTF-8 without a byte order mark, each written as a whole."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from torchtune_qwen25vl._files import write_file
+from torchtune_qwen25vl.captioning._prompts import printable
+from torchtune_qwen25vl.captioning._records import Record
+
+COLUMNS = ("image", "state", "caption", "reason", "tokens", "max_pixels", "steps")
+
+
+def write_tables(folder: Path, formats: Sequence[str], records: Sequence[Record]) -> None:
+    """Write `captions.jsonl` and `captions.csv`, those of them that are in `formats`."""
+    for suffix, make in (("jsonl", _jsonl), ("csv", _csv)):
+        if suffix in formats:
+            write_file(folder / f"captions.{suffix}", make(map(as_row, records)).encode())
+
+
+def read_table(folder: Path) -> dict[str, str]:
+    """Read the captions in the tables of an earlier run, by name; failed images are left out.
+
+    Raises:
+        ValueError: if a table is not one of ours.
+    """
+    path = folder / "captions.jsonl"
+    try:
+        if path.exists():
+            lines = path.read_text("utf-8").split("\n")  # a caption may hold other line breaks
+            rows: Iterable[dict[str, str]] = map(json.loads, filter(None, lines))
+        elif (path := folder / "captions.csv").exists():
+            rows = csv.DictReader(io.StringIO(path.read_text("utf-8"), newline=""))
+        else:
+            return {}
+        return {row["image"]: row["caption"] for row in rows if row["state"] != "failed"}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no table of captions ({error!r}): move it away, or choose another "
+            "output_dir"
+        ) from error
+
+
+def as_row(record: Record) -> dict[str, str | int]:
+    """Make a line of a table, its texts fit for UTF-8."""
+    values = asdict(record)
+    values["image"] = values["name"]
+    row = {column: values[column] for column in COLUMNS}
+    return {
+        key: printable(value) if isinstance(value, str) else value for key, value in row.items()
+    }
+
+
+def _jsonl(rows: Iterable[dict[str, str | int]]) -> str:
+    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+
+
+def _csv(rows: Iterable[dict[str, str | int]]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
