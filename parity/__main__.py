@@ -1,6 +1,7 @@
 """`uv run parity`: every stage, its control, and a verdict."""
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -85,8 +86,12 @@ def run_stages(arguments: argparse.Namespace) -> int:
     failed = [outcome for outcome in outcomes if not outcome.passed]
     if failed:
         print(f"{len(failed)} stages failed; the first in the data flow: {failed[0].stage.name}")
-    missed = [sighting.fault for sighting in sightings if not sighting.caught]
-    print(f"\n{len(sightings) - len(missed)} of {len(sightings)} seeded faults caught.", *missed)
+    missed = [sighting for sighting in sightings if not sighting.caught]
+    print(f"\n{len(sightings) - len(missed)} of {len(sightings)} seeded faults caught.")
+    if missed:
+        print(report.table([report.fault_row(s) for s in missed], report.FAULT_COLUMNS))
+    if any(math.isinf(s.error) for s in sightings):
+        print(f"{report.INFINITE}.")
     print(f"{arguments.report / 'parity-report.html'} has the pictures.")
     return 1 if failed or missed else 0
 

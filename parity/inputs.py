@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
-from torchtune_qwen25vl._position_ids import mrope_position_ids
+from torchtune_qwen25vl import mrope_position_ids
 
 TEXT_IDS = 1000  # the random models' plain tokens are 0..999
 
@@ -38,6 +38,11 @@ class Inputs:
         if not self.attention_mask[:, 0].all():
             kwargs["mask"] = self._left_padded_mask()
         return kwargs
+
+    @property
+    def label_count(self) -> int:
+        """How many labels a loss reads: the first of each row has nothing that predicts it."""
+        return int((self.labels[:, 1:] != CROSS_ENTROPY_IGNORE_IDX).sum())
 
     def _left_padded_mask(self) -> Tensor:
         s = self.tokens.shape[1]

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from parity import reference
-from parity.faults import EDITS
 from parity.inputs import LAYOUTS, Inputs, make_inputs
-from torchtune_qwen25vl import hf_to_tune, qwen2_5_vl_from_config
-from torchtune_qwen25vl.model._decoder import Qwen25VL
+from torchtune_qwen25vl import Qwen25VL, hf_to_tune, qwen2_5_vl_from_config
 
 
 @dataclass
@@ -50,8 +48,6 @@ def ours_like(
         for module in model.modules():
             if hasattr(module, "rope_init"):
                 module.rope_init()
-    for edit in EDITS:
-        edit(model)
     return model.eval()
 
 
@@ -99,7 +95,7 @@ def trace_ours(model: Qwen25VL, inputs: Inputs) -> Trace:
     trace = Trace()
     with torch.no_grad():
         with _recording(model.vision.layers, trace.vision_layers):
-            trace.encoder = model.vision(inputs.pixel_values, inputs.grid_thw).cpu()
+            trace.encoder = model.vision(**inputs.ours["encoder_input"]["vision"]).cpu()
         with _recording(model.layers, trace.decoder_layers):
             trace.logits = model(**inputs.ours).cpu()
     return trace

@@ -11,9 +11,8 @@ from parity import reference
 from parity.inputs import LAYOUTS, make_inputs
 from parity.stages._stage import Measurement, Setting, Stage, max_error
 from parity.stages.model import cases
-from parity.trace import inputs_for, ours_like, trace_theirs
-from torchtune_qwen25vl.generation import _generate
-from torchtune_qwen25vl.transform import _collate
+from parity.trace import inputs_for, trace_theirs
+from torchtune_qwen25vl import generate, packed_collate
 
 NEW_TOKENS = 64
 SEEDS = 20
@@ -23,18 +22,17 @@ def measure_greedy(setting: Setting) -> Iterator[Measurement]:
     """Tokens that differ from theirs, batched and left padded, and from our own single runs."""
     name = setting.checkpoint or "tiny"
     theirs = reference.model(name, setting.device)
-    model = ours_like(theirs)
+    model = setting.ours_like(theirs)
     ids = reference.ids(theirs)
     for seed in range(2 if setting.small else SEEDS):
         for layout in ("mixed batch", "image and video"):
             inputs = make_inputs(LAYOUTS[layout], ids, seed=seed).to(setting.device).padded_left()
             their_tokens = reference.greedy(theirs, inputs, NEW_TOKENS)
-            batch = _generate.generate(model, inputs.ours, max_new_tokens=NEW_TOKENS).tokens
+            batch = generate(model, inputs.ours, max_new_tokens=NEW_TOKENS).tokens
             yield Measurement(f"{layout}, seed {seed}", float((batch != their_tokens).sum()))
             for index in range(len(batch)):
-                alone = _generate.generate(
-                    model, inputs.row(index).ours, max_new_tokens=NEW_TOKENS
-                ).tokens
+                row = inputs.row(index).ours
+                alone = generate(model, row, max_new_tokens=NEW_TOKENS).tokens
                 wrong = float((alone != batch[index]).sum())
                 yield Measurement(f"{layout}, seed {seed}, row {index} alone", wrong)
 
@@ -46,11 +44,12 @@ def measure_packed(setting: Setting) -> Iterator[Measurement]:
         if len(inputs.tokens) == 1:
             continue
         rows = [inputs.row(index) for index in range(len(inputs.tokens))]
-        packed = _collate.packed_collate([_sample(row.ours, row.labels) for row in rows], 0)
+        packed = packed_collate([_sample(row.ours, row.labels) for row in rows], 0)
         del packed["labels"]
         utils.batch_to_device(packed, torch.device(setting.device))
         with torch.no_grad():
-            ours = ours_like(reference.model(name, setting.device))(**packed)[0].cpu()  # [S, v]
+            model = setting.ours_like(reference.model(name, setting.device))
+            ours = model(**packed)[0].cpu()  # [s, v]
         theirs = trace_theirs(name, layout, setting.device).logits
         assert theirs is not None
         right = theirs[inputs.attention_mask.bool()]

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from parity import photos, reference
 from parity.stages._stage import Measurement, Setting, Stage, max_error
-from torchtune_qwen25vl.transform._image import IMAGE_MEAN, IMAGE_STD, Qwen25VLImageTransform
+from torchtune_qwen25vl import Qwen25VLImageTransform, Qwen25VLVideoTransform
+from torchtune_qwen25vl.transform._image import IMAGE_MEAN, IMAGE_STD
 from torchtune_qwen25vl.transform._pixel_limits import read_pixel_limits
-from torchtune_qwen25vl.transform._video import Qwen25VLVideoTransform
-from torchtune_qwen25vl.weights._safetensors import find_weights
+from torchtune_qwen25vl.weights import find_weights
 
 SMALL: dict[str, Any] = {"max_pixels": 50176}  # 64 placeholders: every photo is shrunk
 THUMBNAIL = (240, 240)

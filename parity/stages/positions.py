@@ -2,10 +2,14 @@
 
 from collections.abc import Iterator
 
+import torch
+from torch import Tensor
+
 from parity import reference
-from parity.inputs import LAYOUTS, make_inputs
+from parity.inputs import LAYOUTS, Inputs, make_inputs
 from parity.stages._stage import Measurement, Setting, Stage, max_error
-from torchtune_qwen25vl import _position_ids
+from torchtune_qwen25vl import mrope_position_ids
+from torchtune_qwen25vl._position_ids import patch_positions, window_order
 
 GRIDS: dict[str, list[tuple[int, int, int]]] = {
     "10 x 14": [(1, 10, 14)],
@@ -28,7 +32,21 @@ def measure_positions(setting: Setting) -> Iterator[Measurement]:
         inputs = make_inputs(layout, reference.IDS)
         theirs = reference.positions(model, inputs)
         kept = inputs.attention_mask.bool()
-        yield Measurement(name, max_error(inputs.positions[kept], theirs[kept]))
+        yield Measurement(name, max_error(our_positions(inputs)[kept], theirs[kept]))
+
+
+def our_positions(inputs: Inputs) -> Tensor:
+    """Positions of a batch by Qwen's rule, [b, s, 3]."""
+    is_video = torch.tensor(inputs.is_video)
+    return mrope_position_ids(
+        inputs.tokens,
+        inputs.grid_thw[~is_video],
+        inputs.grid_thw[is_video],
+        inputs.seconds,
+        attention_mask=inputs.attention_mask,
+        image_token_id=reference.IDS["image_token_id"],
+        video_token_id=reference.IDS["video_token_id"],
+    )
 
 
 # The grid reaches further on h or w than on t, where 4.57 and 5.18 and later follow the rule.
@@ -41,11 +59,11 @@ SHORT_VIDEOS: dict[str, list[list[int | tuple]]] = {
 def measure_window_order(setting: Setting) -> Iterator[Measurement]:
     """The order of the units and the boundaries of the windows, on grids of every kind."""
     for name, grid_thw in GRIDS.items():
-        order, lengths = _position_ids.window_order(
+        order, lengths = window_order(
             grid_thw, spatial_merge_size=2, window_size=112, patch_size=14
         )
         their_order, their_lengths = reference.window_order(grid_thw)
-        patches = _position_ids.patch_positions(grid_thw, 2)
+        patches = patch_positions(grid_thw, 2)
         yield Measurement(
             name,
             max(

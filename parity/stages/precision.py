@@ -8,7 +8,7 @@ from torch import Tensor
 from parity import reference
 from parity.inputs import LAYOUTS, Inputs, make_inputs
 from parity.stages._stage import Measurement, Setting, Stage
-from parity.trace import Trace, ours_like, trace_model, trace_ours
+from parity.trace import Trace, trace_model, trace_ours
 
 MODELS = ("tiny", "stress", "deep")
 BATCHES = [(layout, seed) for layout in ("two images", "mixed batch", "video") for seed in range(3)]
@@ -22,7 +22,7 @@ def measure_bf16(setting: Setting) -> Iterator[Measurement]:
     """
     for name in MODELS[:1] if setting.small else MODELS:
         exact, rounded = reference.in_two_precisions(name, setting.device)
-        model = ours_like(rounded)
+        model = setting.ours_like(rounded)
         squares: dict[str, Tensor] = {}
         for layout, seed in BATCHES:
             inputs = make_inputs(LAYOUTS[layout], reference.IDS, seed=seed).to(setting.device)
