@@ -113,11 +113,10 @@ def make_inputs(
     patch_dim: int = 1176,
     seed: int = 0,
 ) -> Inputs:
-    """A right-padded batch of this layout, filled with random tokens and patches.
+    """Make a right-padded batch of this layout, filled with random tokens and patches.
 
-    Patches have this contrast: at 0.03, a nearly grey picture, the norms' eps matters.
-
-    The last text part of every row is labelled, as an answer is.
+    The last text part of every row is labelled, as an answer is. Patches have this contrast: at
+    0.03, a nearly grey image, the eps of the norms matters.
     """
     rng = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)

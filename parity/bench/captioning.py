@@ -25,7 +25,7 @@ from parity.bench import Row, compare
 from parity.random_folder import write_random
 from torchtune_qwen25vl import _cli, load_pretrained
 from torchtune_qwen25vl.captioning import Progress
-from torchtune_qwen25vl.device import _loading
+from torchtune_qwen25vl.device import LoadedModel
 
 BATCH, NEW_TOKENS, COUNT, REPEATS = 8, 32, 128, 2
 LIMITS = {"min_pixels": 16 * 784, "max_pixels": 256 * 784}
@@ -133,7 +133,7 @@ class Bench:
             return speed(progress, waited)
 
         with (
-            mock.patch.object(_loading, "load", return_value=self.our_model),
+            mock.patch.object(LoadedModel, "model", self.our_model),
             mock.patch.object(Progress, "speed", hear),
         ):
             yield
