@@ -102,7 +102,7 @@ def pan(name: str, count: int, width: int, height: int) -> list[Image.Image]:
 
 
 def measure_video_pixels(setting: Setting) -> Iterator[Measurement]:
-    """Even and odd numbers of frames, sampled by number and by rate, as PIL images and as tensors."""
+    """Even and odd numbers of frames, sampled by number and by rate, as PIL images and tensors."""
     videos = {
         "astronaut, 8 frames": pan("astronaut.png", 8, 320, 240),
         "coffee, 5 frames": pan("coffee.png", 5, 131, 77),
