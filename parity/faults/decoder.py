@@ -93,6 +93,17 @@ def _shift_again(right: Callable) -> Callable:
     return wrong
 
 
+def _norms_in_bf16(model: Any) -> None:
+    """Every norm computes in the dtype of its input; fp32 models stay right."""
+    for norm in rms_norms(model):
+
+        def normalise(arguments: Arguments, output: Tensor, norm: Any = norm) -> Tensor:
+            (x,) = arguments.values()
+            return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.eps) * norm.scale
+
+        on_exit(norm, normalise)
+
+
 FAULTS: dict[str, Fault] = {
     "one-axis positions": edited(_one_axis, "decoder layers"),
     "M-RoPE axes interleaved": edited(_interleave_axes, "decoder layers"),
@@ -104,6 +115,7 @@ FAULTS: dict[str, Fault] = {
     "query heads out of their groups": edited(_query_heads_interleaved, "decoder layers"),
     "gate and up exchanged": edited(_exchange_gate_and_up, "decoder layers"),
     "attention not causal": edited(_not_causal, "decoder layers"),
+    "norms in bf16": edited(_norms_in_bf16, "bf16"),
     "untied head": edited(_untie, "logits"),
     "labels shifted twice": replaced(linear_cross_entropy, _shift_again, "loss"),
 }

@@ -97,6 +97,10 @@ def _eps(model: Any) -> None:
         change(norm, eps=1e-5)
 
 
+def _merger_eps(model: Any) -> None:
+    change(model.vision.merger.norm, eps=1e-5)
+
+
 def _exchange_q_and_k(model: Any) -> None:
     for layer in model.vision.layers:
         exchange(layer.attn, "q_proj", "k_proj")
@@ -131,5 +135,6 @@ FAULTS: dict[str, Fault] = {
     "merge order reversed": edited(_reverse_merge_order, "encoder"),
     "tanh GELU": edited(_tanh_gelu, "encoder"),
     "embeddings in the wrong places": edited(_reverse_embeddings, "encoder"),
+    "merger eps 1e-5": edited(_merger_eps, "encoder"),
     "gradient of the encoder cut": edited(_cut_gradient, "gradients"),
 }

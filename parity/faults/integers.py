@@ -41,6 +41,23 @@ def _half_windows(right: Callable) -> Callable:
     )
 
 
+def _columns_first(right: Callable) -> Callable:
+    """Units of a window are visited column by column; its length stays."""
+
+    def wrong(grid_thw: Any, *, spatial_merge_size: int, **sizes: Any) -> tuple[Tensor, list[int]]:
+        order, lengths = right(grid_thw, spatial_merge_size=spatial_merge_size, **sizes)
+        columns = torch.cat(
+            [
+                torch.arange(w // spatial_merge_size).repeat(t * h // spatial_merge_size)
+                for t, h, w in grid_thw
+            ]
+        )  # [m]
+        windows = order.split([length // spatial_merge_size**2 for length in lengths])
+        return torch.cat([unit[columns[unit].argsort(stable=True)] for unit in windows]), lengths
+
+    return wrong
+
+
 FAULTS: dict[str, Fault] = {
     "text after media resumes one late": replaced(
         mrope_position_ids, _resume_one_late, "positions"
@@ -50,4 +67,5 @@ FAULTS: dict[str, Fault] = {
     ),
     "seconds of videos ignored": replaced(mrope_position_ids, _no_time, "positions"),
     "windows of 56 px": replaced(window_order, _half_windows, "window order"),
+    "windows read by columns": replaced(window_order, _columns_first, "window order"),
 }

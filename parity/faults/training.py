@@ -7,6 +7,7 @@ import torch
 
 from parity.faults._fault import Fault, edited, replaced
 from torchtune_qwen25vl import packed_collate
+from torchtune_qwen25vl.training import parameter_groups
 
 
 def _train_everything(model: Any) -> None:
@@ -23,7 +24,12 @@ def _keep_first_labels(right: Callable) -> Callable:
     return wrong
 
 
+def _no_decay(right: Callable) -> Callable:
+    return lambda *args: [group | {"weight_decay": 0.0} for group in right(*args)]
+
+
 FAULTS: dict[str, Fault] = {
     "a frozen part trained": edited(_train_everything, "training"),
     "first packed label kept": replaced(packed_collate, _keep_first_labels, "training"),
+    "weight decay lost": replaced(parameter_groups, _no_decay, "training"),
 }

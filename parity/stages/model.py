@@ -24,18 +24,20 @@ from torchtune_qwen25vl.training import summed_loss
 CASES = [
     *(("tiny", layout) for layout in LAYOUTS),
     *(("tied", layout) for layout in ("image", "mixed batch")),
+    ("quiet", "image"),
     ("stress", "mixed batch"),
     ("deep", "two images"),
     ("wide", "image"),
     ("wide_tied", "image"),
 ]
+SMALL = ("tiny", "tied", "quiet")
 
 
 def cases(setting: Setting) -> list[tuple[str, str]]:
     """Pairs of model and layout."""
     if setting.checkpoint:
         return [(setting.checkpoint, layout) for layout in LAYOUTS]
-    return [case for case in CASES if case[0] in ("tiny", "tied") or not setting.small]
+    return [case for case in CASES if case[0] in SMALL or not setting.small]
 
 
 def _traces(setting: Setting) -> Iterator[tuple[str, Trace, Trace, Inputs]]:

@@ -85,6 +85,6 @@ WINDOW_ORDER = Stage(
     name="window order",
     what="order and lengths of the encoder's windows, rows and columns of its patches",
     tolerance="0: integers",
-    fault="windows of 56 px",
+    fault="windows read by columns",
     measure=measure_window_order,
 )
