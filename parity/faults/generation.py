@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 
-from parity.faults._fault import Arguments, Fault, edited, on_entry, replaced
+from parity.faults._fault import Arguments, Fault, edited, on_entry, on_exit, replaced
 from torchtune_qwen25vl import packed_collate
+
+PENALTY = 1.0  # of a logit; they are of unit scale
 
 
 def _cache_index(model: Any) -> None:
@@ -25,6 +27,23 @@ def _attend_padding(model: Any) -> None:
         return {} if is_prompt else {"mask": torch.ones_like(arguments["mask"])}
 
     on_entry(model, attend)
+
+
+def _penalise_padding(model: Any) -> None:
+    """The token of a row's padding counts as said."""
+    padding: dict[str, Any] = {}
+
+    def penalise(arguments: Arguments, output: Any) -> Any:
+        tokens = arguments["tokens"]
+        if tokens.shape[1] > 1:  # a prompt
+            padding["row"] = (~arguments["mask"][:, -1, 0]).nonzero().flatten()
+            padding["token"] = tokens[padding["row"], 0]
+        logits = output.reshape(len(tokens), -1).clone()  # [b, v]
+        at = padding["row"], padding["token"]
+        logits[at] -= PENALTY
+        return logits.view_as(output)
+
+    on_exit(model, penalise)
 
 
 def _causal_alone(right: Callable) -> Callable:
@@ -48,6 +67,7 @@ def _running_positions(right: Callable) -> Callable:
 FAULTS: dict[str, Fault] = {
     "decoding from the cache index": edited(_cache_index, "greedy tokens"),
     "padding attended to while decoding": edited(_attend_padding, "greedy tokens"),
+    "padding counts as repetition": edited(_penalise_padding, "greedy tokens"),
     "packed samples see each other": replaced(packed_collate, _causal_alone, "packed"),
     "packed positions run on": replaced(packed_collate, _running_positions, "packed"),
 }

@@ -35,6 +35,40 @@ def _no_time(right: Callable) -> Callable:
     return wrong
 
 
+def _time_in_fp64(right: Callable) -> Callable:
+    def wrong(
+        tokens: Tensor, images: Tensor, videos: Tensor, seconds: Any, **options: Any
+    ) -> Tensor:
+        positions = right(tokens, images, videos, seconds, **options)
+        early = [
+            (_times(t, second, torch.float64) - _times(t, second, torch.float32)).repeat_interleave(
+                h * w // 4
+            )
+            for (t, h, w), second in zip(
+                videos.tolist(), torch.tensor(seconds).tolist(), strict=True
+            )
+        ]
+        if early:
+            positions[..., 0][tokens == options["video_token_id"]] += torch.cat(early)
+        return positions
+
+    return wrong
+
+
+def _times(frames: int, seconds: float, dtype: torch.dtype) -> Tensor:
+    """Temporal position of each frame group, int64 [frames]."""
+    return (torch.arange(frames, dtype=dtype) * (2 * seconds)).long()
+
+
+def _round_seconds(right: Callable) -> Callable:
+    def wrong(
+        tokens: Tensor, images: Tensor, videos: Tensor, seconds: Any, **options: Any
+    ) -> Tensor:
+        return right(tokens, images, videos, [round(s, 1) for s in seconds], **options)
+
+    return wrong
+
+
 def _half_windows(right: Callable) -> Callable:
     return lambda grid_thw, *, window_size, **sizes: right(
         grid_thw, window_size=window_size // 2, **sizes
@@ -66,6 +100,8 @@ FAULTS: dict[str, Fault] = {
         mrope_position_ids, _swap_rows_and_columns, "positions"
     ),
     "seconds of videos ignored": replaced(mrope_position_ids, _no_time, "positions"),
+    "time of frames in fp64": replaced(mrope_position_ids, _time_in_fp64, "positions"),
+    "seconds rounded to 0.1": replaced(mrope_position_ids, _round_seconds, "positions"),
     "windows of 56 px": replaced(window_order, _half_windows, "window order"),
     "windows read by columns": replaced(window_order, _columns_first, "window order"),
 }

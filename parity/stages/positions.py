@@ -49,10 +49,13 @@ def our_positions(inputs: Inputs) -> Tensor:
     )
 
 
-# The grid reaches further on h or w than on t, where 4.57 and 5.18 and later follow the rule.
+# The grid reaches further on h or w than on t, where 4.57 and 5.18 and later follow the rule. With
+# 30 frame groups fp32 and fp64 differ at these rates; thirds of a second are not to be rounded.
 SHORT_VIDEOS: dict[str, list[list[int | tuple]]] = {
     "short video": [[4, (3, 6, 14, 1.0), 9]],
     "two short videos": [[4, (2, 8, 6, 1.0), 3, (3, 10, 12, 1.0), 9]],
+    "3 fps": [[4, (12, 6, 40, 2 / 3), 9]],
+    **{f"{fps} fps": [[4, (30, 6, 40, 2 / fps), 9]] for fps in (12.5, 25, 29, 50)},
 }
 
 

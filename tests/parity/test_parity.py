@@ -11,7 +11,7 @@ import torch
 
 from parity import faults, reference, report, runner, trace, vocabulary
 from parity.__main__ import main, parse
-from parity.stages import STAGES, Measurement, Setting, Stage
+from parity.stages import STAGES, Measurement, Setting, Stage, generation
 from parity.stages._stage import max_error
 
 OURS = ("torchtune_qwen25vl", "parity.stages")
@@ -182,6 +182,18 @@ def sees(fault):
 )
 def test_training_sees_faults_of_positions_labels_and_parts(fault):
     assert sees(fault).verdict == "caught"
+
+
+def test_padding_in_the_history_is_seen_by_its_own_case():
+    (greedy,) = (stage for stage in STAGES if stage.name == "greedy tokens")
+    sighting = runner.run_fault(greedy, "padding counts as repetition", Setting())
+    assert sighting.case == "repetitions, padding a row would say"
+
+
+def test_memory_that_is_read_before_it_is_written_shows():
+    with generation.memory_of_nan():
+        assert torch.empty(3).isnan().all()
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_frozen_weights_that_move_are_measured():
