@@ -1,6 +1,7 @@
 """`uv run parity`: every stage, its control, and a verdict."""
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -21,7 +22,7 @@ stage passed and every control was caught, else 1.
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="parity", description=DESCRIPTION, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -64,7 +65,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def run_stages(arguments: argparse.Namespace) -> int:
-    """Run, print the table, write the reports."""
+    """Run stages and their faults, print the table, write the reports; return the exit code."""
     setting = Setting(device=arguments.device, checkpoint=arguments.checkpoint)
     stages = [s for s in STAGES if not arguments.stage or s.name in arguments.stage]
     outcomes = []
@@ -85,14 +86,18 @@ def run_stages(arguments: argparse.Namespace) -> int:
     failed = [outcome for outcome in outcomes if not outcome.passed]
     if failed:
         print(f"{len(failed)} stages failed; the first in the data flow: {failed[0].stage.name}")
-    missed = [sighting.fault for sighting in sightings if not sighting.caught]
-    print(f"\n{len(sightings) - len(missed)} of {len(sightings)} seeded faults caught.", *missed)
+    missed = [sighting for sighting in sightings if not sighting.caught]
+    print(f"\n{len(sightings) - len(missed)} of {len(sightings)} seeded faults caught.")
+    if missed:
+        print(report.table([report.fault_row(s) for s in missed], report.FAULT_COLUMNS))
+    if any(math.isinf(s.error) for s in sightings):
+        print(f"{report.INFINITE}.")
     print(f"{arguments.report / 'parity-report.html'} has the pictures.")
     return 1 if failed or missed else 0
 
 
 def run_faults(arguments: argparse.Namespace) -> int:
-    """Show every fault to every stage and print who sees it, and by what margin."""
+    """Show every fault to every stage; print which stages see it, and with what error."""
     setting = Setting(device=arguments.device, checkpoint=arguments.checkpoint)
     stages = [s for s in STAGES if not arguments.stage or s.name in arguments.stage]
     rows, missed = [], []
@@ -105,7 +110,7 @@ def run_faults(arguments: argparse.Namespace) -> int:
 
 
 def run_bench(name: str) -> int:
-    """Every row as soon as it is measured, then all as a table."""
+    """Print every row as soon as it is measured, then all of them as a table."""
     rows = []
     for row in tqdm(bench.run(name), "measuring", unit=" rows"):
         rows.append(row.cells)
@@ -115,7 +120,7 @@ def run_bench(name: str) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point of the `parity` command."""
+    """Run the `parity` command and return its exit code."""
     parsed = parse(arguments)
     if not parsed.bench:
         torch.set_num_threads(1)  # small models: threads would wait for each other, and sums move

@@ -33,16 +33,16 @@ class Conversation:
     hostile: bool = False
 
     def messages(self) -> list[Message]:
-        """The same conversation as torchtune's messages."""
+        """Return the conversation as torchtune's messages."""
         return [message for turn in self.turns for message in _messages(turn)]
 
     def media(self, kind: str) -> list[Any]:
-        """Its images or videos, in order."""
+        """Return the images or the videos of the conversation, in order."""
         parts = [part for turn in self.turns for part in turn["content"] if turn["content"]]
         return [part[kind] for part in parts if isinstance(part, dict) and part["type"] == kind]
 
     def without_names(self) -> "Conversation":
-        """The same conversation, where no text holds the name of a token."""
+        """Return the conversation with the names of tokens taken out of every text."""
         return replace(self, turns=_without_names(self.turns), tools=_without_names(self.tools))
 
 
@@ -87,7 +87,7 @@ tool = functools.partial(_turn, "tool")
 
 
 def assistant(*parts: Part, calls: tuple[tuple[str, Any], ...] = ()) -> dict[str, Any]:
-    """A turn of the assistant; `calls` are names and arguments of tools."""
+    """Make a turn of the assistant; `calls` are names and arguments of tools."""
     functions = [{"name": name, "arguments": arguments} for name, arguments in calls]
     more = {"tool_calls": [{"type": "function", "function": f} for f in functions]} if calls else {}
     return _turn("assistant", *(parts or ("",)), **more)
@@ -121,12 +121,12 @@ OSLO, ROME = (
 
 @functools.cache
 def corpus() -> tuple[Conversation, ...]:
-    """Every conversation, friendly ones first."""
-    return (*_text(), *_pictures(), *_tools(), *_hostile())
+    """Return every conversation, hostile ones last."""
+    return (*_text(), *_media(), *_tools(), *_hostile())
 
 
 def corpus_texts() -> tuple[str, ...]:
-    """All that is said in it, for a small vocabulary to be learned from."""
+    """Return every text of the corpus: a small vocabulary is learned from them."""
     messages = [message for conversation in corpus() for message in conversation.messages()]
     return tuple(message.text_content for message in messages)
 
@@ -160,7 +160,7 @@ def _text() -> list[Conversation]:
     return plain + sayings
 
 
-def _pictures() -> list[Conversation]:
+def _media() -> list[Conversation]:
     answer, ask = assistant("A picture."), "What is this?"
     return [
         Conversation("image", (user(SQUARE, ask), answer)),

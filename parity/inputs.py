@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
-from torchtune_qwen25vl._position_ids import mrope_position_ids
+from torchtune_qwen25vl import mrope_position_ids
 
 TEXT_IDS = 1000  # the random models' plain tokens are 0..999
 
@@ -38,6 +38,11 @@ class Inputs:
         if not self.attention_mask[:, 0].all():
             kwargs["mask"] = self._left_padded_mask()
         return kwargs
+
+    @property
+    def label_count(self) -> int:
+        """How many labels a loss reads: the first of each row has nothing that predicts it."""
+        return int((self.labels[:, 1:] != CROSS_ENTROPY_IGNORE_IDX).sum())
 
     def _left_padded_mask(self) -> Tensor:
         s = self.tokens.shape[1]
@@ -108,11 +113,10 @@ def make_inputs(
     patch_dim: int = 1176,
     seed: int = 0,
 ) -> Inputs:
-    """A right-padded batch of this layout, filled with random tokens and patches.
+    """Make a right-padded batch of this layout, filled with random tokens and patches.
 
-    Patches have this contrast: at 0.03, a nearly grey picture, the norms' eps matters.
-
-    The last text part of every row is labelled, as an answer is.
+    The last text part of every row is labelled, as an answer is. Patches have this contrast: at
+    0.03, a nearly grey image, the eps of the norms matters.
     """
     rng = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)

@@ -55,7 +55,7 @@ def translucent(width: int, height: int) -> Image.Image:
 
 
 def palette_with_transparency(width: int, height: int) -> Image.Image:
-    """A palette picture of which one index is transparent, as a PNG with a tRNS chunk is read."""
+    """A palette image of which one index is transparent, as a PNG with a tRNS chunk is read."""
     image = noise(width, height).quantize(16)
     image.info["transparency"] = 3
     return image
@@ -68,7 +68,7 @@ def sixteen_bit(width: int, height: int) -> Image.Image:
 
 
 def hard_cases() -> dict[str, Image.Image]:
-    """Pictures that each break some shortcut."""
+    """Return images that each break some shortcut."""
     return {
         "1 x 1": noise(1, 1),
         "13 x 300": noise(13, 300),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from torchtune_qwen25vl import qwen2_5_vl_from_config, shapes, tune_to_hf
-from torchtune_qwen25vl.weights._safetensors import write_weights
+from torchtune_qwen25vl.weights import write_weights
 
 FIRST_WORD, FIRST_NAMED = 256, 359  # ids of the tiny vocabulary: before words come single bytes
 
@@ -20,7 +20,7 @@ def write_random(
     vision: dict[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """A tied model with outputs of unit scale, which says words and never ends.
+    """Write a tied model with outputs of unit scale, which says words and never ends.
 
     Args:
         folder: is made

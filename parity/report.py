@@ -7,8 +7,7 @@ import json
 import math
 import os
 import platform
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,8 +19,13 @@ from PIL import Image
 
 from parity import reference
 from parity.runner import Outcome, Sighting
+from parity.stages import Measurement
+from torchtune_qwen25vl._files import write_file
 
 COLUMNS = ("stage", "cases", "max error", "tolerance", "control's error", "verdict", "seconds")
+CASE_COLUMNS = ("case", "max error", "tolerance")
+FAULT_COLUMNS = ("fault", "stage", "error", "verdict", "by")
+INFINITE = "inf: a shape differs, or a value is not finite"
 
 
 def versions() -> dict[str, str]:
@@ -42,28 +46,40 @@ def _number(value: float) -> str:
 
 
 def row(outcome: Outcome) -> tuple[str, ...]:
-    """One line of the table."""
-    worst = outcome.worst
+    """One line of the table, in the order of `COLUMNS`."""
+    worst, control = outcome.worst, outcome.control
     return (
         outcome.stage.name,
         str(len(outcome.measurements)),
         _number(worst.error) if worst else "-",
         _number(worst.tolerance) if worst else "-",
-        _number(outcome.control),
+        _number(control.error) if control else "-",
         verdict(outcome),
         f"{outcome.seconds:.1f}",
     )
 
 
+def case_row(measurement: Measurement) -> tuple[str, ...]:
+    """One case, in the order of `CASE_COLUMNS`."""
+    return measurement.case, _number(measurement.error), _number(measurement.tolerance)
+
+
+def fault_row(sighting: Sighting) -> tuple[str, ...]:
+    """One fault before one stage, in the order of `FAULT_COLUMNS`."""
+    seen_by = sighting.case or sighting.problem
+    return sighting.fault, sighting.stage, _number(sighting.error), sighting.verdict, seen_by
+
+
 def verdict(outcome: Outcome) -> str:
-    """passed, or what is wrong, in a few words."""
+    """Say `passed`, or what is wrong, in a few words."""
     if outcome.problem:
         return "could not run"
     if outcome.passed:
         return "passed"
-    blind = "" if outcome.control_caught else "control not seen"
-    failed = [m.case for m in outcome.measurements if not m.error <= m.tolerance]
-    return ", ".join(filter(None, [f"failed: {failed[0]}" if failed else "", blind]))
+    words = [f"failed: {m.case}" for m in outcome.failed[:1]]
+    if outcome.control is not None and not outcome.control.caught:
+        words.append(f"control {outcome.control.verdict}")
+    return ", ".join(words) or "no cases"
 
 
 def table(rows: Sequence[tuple[str, ...]], columns: tuple[str, ...] = COLUMNS) -> str:
@@ -74,61 +90,73 @@ def table(rows: Sequence[tuple[str, ...]], columns: tuple[str, ...] = COLUMNS) -
     return "\n".join(f"| {cell} |" for cell in cells)
 
 
+def html_table(rows: Iterable[tuple[str, ...]], columns: tuple[str, ...]) -> str:
+    """Rows under their columns, as HTML; verdicts are coloured."""
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+    body = "".join(f"<tr>{''.join(map(_cell, cells, columns))}</tr>" for cells in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _cell(text: str, column: str) -> str:
+    good = "passed" if text in ("passed", "caught") else "failed"
+    style = f" class='{good}'" if column == "verdict" else ""
+    shown = html.escape(text)
+    if column == "stage":
+        shown = f"<a href='#{_anchor(text)}'>{shown}</a>"
+    return f"<td{style}>{shown}</td>"
+
+
+def _anchor(stage: str) -> str:
+    return stage.replace(" ", "-")
+
+
 def _json_number(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
 def all_passed(outcomes: list[Outcome], sightings: list[Sighting]) -> bool:
-    """Every stage passed and every fault was caught."""
+    """Whether every stage passed and every fault was caught."""
     return all(o.passed for o in outcomes) and all(s.caught for s in sightings)
 
 
 def as_json(outcomes: list[Outcome], sightings: list[Sighting]) -> dict:
-    """Everything measured, full digits; infinities as strings."""
+    """Everything measured, in full digits; infinities are strings."""
     return {
         "passed": all_passed(outcomes, sightings),
         "versions": versions(),
-        "faults": [{**asdict(s), "error": _json_number(s.error)} for s in sightings],
-        "stages": [
-            {
-                "name": outcome.stage.name,
-                "what": outcome.stage.what,
-                "tolerance": outcome.stage.tolerance,
-                "fault": outcome.stage.fault,
-                "passed": outcome.passed,
-                "problem": outcome.problem,
-                "error": _json_number(outcome.error),
-                "control": _json_number(outcome.control),
-                "control_caught": outcome.control_caught,
-                "seconds": round(outcome.seconds, 2),
-                "cases": [
-                    {
-                        "case": m.case,
-                        "error": _json_number(m.error),
-                        "tolerance": m.tolerance,
-                    }
-                    for m in outcome.measurements
-                ],
-            }
-            for outcome in outcomes
+        "faults": [_fault_as_json(sighting) for sighting in sightings],
+        "stages": [_stage_as_json(outcome) for outcome in outcomes],
+    }
+
+
+def _fault_as_json(sighting: Sighting) -> dict:
+    error = _json_number(sighting.error)
+    return {**asdict(sighting), "error": error, "verdict": sighting.verdict}
+
+
+def _stage_as_json(outcome: Outcome) -> dict:
+    stage, control = outcome.stage, outcome.control
+    return {
+        "name": stage.name,
+        "what": stage.what,
+        "tolerance": stage.tolerance,
+        "passed": outcome.passed,
+        "problem": outcome.problem,
+        "error": _json_number(outcome.error),
+        "control": _fault_as_json(control) if control else None,
+        "seconds": round(outcome.seconds, 2),
+        "cases": [
+            {"case": m.case, "error": _json_number(m.error), "tolerance": m.tolerance}
+            for m in outcome.measurements
         ],
     }
 
 
 def write(outcomes: list[Outcome], sightings: list[Sighting], folder: Path) -> None:
     """Write parity-report.json and parity-report.html, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "parity-report.json", json.dumps(as_json(outcomes, sightings), indent=2) + "\n")
-    _write(folder / "parity-report.html", page(outcomes, sightings))
-
-
-def _write(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, delete=False, encoding="utf-8", suffix=".tmp"
-    ) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    text = json.dumps(as_json(outcomes, sightings), indent=2) + "\n"
+    write_file(folder / "parity-report.json", text.encode())
+    write_file(folder / "parity-report.html", page(outcomes, sightings).encode())
 
 
 STYLE = """
@@ -146,34 +174,20 @@ small { color: #5a6270 }
 
 def page(outcomes: list[Outcome], sightings: list[Sighting]) -> str:
     """One self-contained page: the table, then every stage with its cases and pictures."""
-    passed = all_passed(outcomes, sightings)
-    name, style = ("passed", "passed") if passed else ("failed", "failed")
+    name = "passed" if all_passed(outcomes, sightings) else "failed"
     about = ", ".join(f"{k} {v}" for k, v in versions().items())
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in COLUMNS)
-    rows = "".join(_html_row(outcome) for outcome in outcomes)
-    sections = "".join(_section(outcome) for outcome in outcomes)
     return (
         "<!doctype html><html lang='en'><meta charset='utf-8'><title>Qwen2.5-VL parity</title>"
-        f"<style>{STYLE}</style><h1>Parity with transformers: <span class='{style}'>{name}</span>"
-        f"</h1><p><small>{html.escape(about)}</small></p><table><tr>{head}</tr>{rows}</table>"
-        f"{sections}{_faults(sightings)}</html>\n"
+        f"<style>{STYLE}</style><h1>Parity with transformers: <span class='{name}'>{name}</span>"
+        f"</h1><p><small>{html.escape(about)}. {INFINITE}.</small></p>"
+        f"{html_table(map(row, outcomes), COLUMNS)}{''.join(map(_section, outcomes))}"
+        f"<h2>Seeded faults</h2>{html_table(map(fault_row, sightings), FAULT_COLUMNS)}</html>\n"
     )
-
-
-def _html_row(outcome: Outcome) -> str:
-    cells = [html.escape(cell) for cell in row(outcome)]
-    cells[0] = f"<a href='#{cells[0].replace(' ', '-')}'>{cells[0]}</a>"
-    cells[5] = f"<span class='{'passed' if outcome.passed else 'failed'}'>{cells[5]}</span>"
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
 def _section(outcome: Outcome) -> str:
-    stage = outcome.stage
-    cases = "".join(
-        f"<tr><td>{html.escape(m.case)}</td><td>{_number(m.error)}</td>"
-        f"<td>{_number(m.tolerance)}</td></tr>"
-        for m in outcome.measurements
-    )
+    stage, control = outcome.stage, outcome.control
+    seen = f", error {_number(control.error)}, {control.verdict}" if control else ""
     figures = "".join(
         f"<h4>{html.escape(m.case)}</h4>" + "".join(_figure(*picture) for picture in m.pictures)
         for m in outcome.measurements
@@ -181,24 +195,12 @@ def _section(outcome: Outcome) -> str:
     )
     problem = f"<p class='failed'>{html.escape(outcome.problem)}</p>" if outcome.problem else ""
     return (
-        f"<h2 id='{stage.name.replace(' ', '-')}'>{html.escape(stage.name)}</h2>"
+        f"<h2 id='{_anchor(stage.name)}'>{html.escape(stage.name)}</h2>"
         f"<p>{html.escape(stage.what)}.<br><small>Tolerance {html.escape(stage.tolerance)}. "
-        f"Control: {html.escape(stage.fault)}, error {_number(outcome.control)}.</small></p>"
-        f"{problem}<details><summary>{len(outcome.measurements)} cases</summary><table>"
-        f"<tr><th>case</th><th>max error</th><th>tolerance</th></tr>{cases}</table></details>"
-        f"{figures}"
+        f"Control: {html.escape(stage.fault)}{seen}.</small></p>"
+        f"{problem}<details><summary>{len(outcome.measurements)} cases</summary>"
+        f"{html_table(map(case_row, outcome.measurements), CASE_COLUMNS)}</details>{figures}"
     )
-
-
-def _faults(sightings: list[Sighting]) -> str:
-    rows = "".join(
-        f"<tr><td>{html.escape(s.fault)}</td><td>{html.escape(s.stage)}</td>"
-        f"<td>{_number(s.error)}</td><td class='{'passed' if s.caught else 'failed'}'>"
-        f"{'caught' if s.caught else 'missed'}</td></tr>"
-        for s in sightings
-    )
-    head = "<tr><th>fault</th><th>stage</th><th>error</th><th>verdict</th></tr>"
-    return f"<h2>Seeded faults</h2><table>{head}{rows}</table>"
 
 
 def _figure(caption: str, picture: Image.Image) -> str:

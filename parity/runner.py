@@ -1,4 +1,4 @@
-"""Runs stages, clean and under their control, and says what came out."""
+"""Runs stages, clean and under faults, and says what came out."""
 
 import math
 import time
@@ -12,14 +12,42 @@ from parity.stages import Measurement, Setting, Stage
 CONTROL_FACTOR = 10  # a control must exceed its tolerance by this much, else the stage is blind
 
 
+@dataclass(frozen=True)
+class Sighting:
+    """What one stage made of one fault.
+
+    Attributes:
+        fault: name of the fault
+        stage: name of the stage
+        error: that of the case that saw it, else the largest; inf where a shape differs
+        case: the case that saw it
+        problem: the exception that ended the stage; the fault then proves nothing
+    """
+
+    fault: str
+    stage: str
+    error: float
+    case: str = ""
+    problem: str = ""
+
+    @property
+    def caught(self) -> bool:
+        """Whether a measurement exceeded its tolerance by far."""
+        return bool(self.case)
+
+    @property
+    def verdict(self) -> str:
+        """Whether the fault was caught, was missed, or broke the stage."""
+        return "caught" if self.caught else "broke" if self.problem else "missed"
+
+
 @dataclass
 class Outcome:
     """What one stage measured."""
 
     stage: Stage
     measurements: list[Measurement] = field(default_factory=list)
-    control: float = 0.0  # the control's largest error
-    control_caught: bool = False
+    control: Sighting | None = None  # None where the stage could not run
     problem: str = ""  # why it could not run
     seconds: float = 0.0
 
@@ -34,10 +62,15 @@ class Outcome:
         return max(self.measurements, key=excess, default=None)
 
     @property
+    def failed(self) -> list[Measurement]:
+        """The cases that exceed their tolerance."""
+        return [m for m in self.measurements if not m.error <= m.tolerance]
+
+    @property
     def passed(self) -> bool:
-        """Every case within its tolerance, and the control seen."""
-        within = bool(self.measurements) and all(m.error <= m.tolerance for m in self.measurements)
-        return within and self.control_caught and not self.problem
+        """Whether every case is within its tolerance, and the control was caught."""
+        seen = self.control is not None and self.control.caught
+        return bool(self.measurements) and not self.failed and seen and not self.problem
 
 
 def excess(measurement: Measurement) -> float:
@@ -60,46 +93,32 @@ def run_stage(stage: Stage, setting: Setting, tick: Callable[[], object]) -> Out
             outcome.measurements.append(measurement)
             tick()
     except Exception as error:
-        outcome.problem = f"{type(error).__name__}: {error}"
+        outcome.problem = _in_words(error)
         traceback.print_exc()
     else:
-        small = replace(setting, small=True)
-        outcome.control, outcome.control_caught = run_fault(stage, stage.fault, small)
+        outcome.control = run_fault(stage, stage.fault, setting)
     outcome.seconds = time.perf_counter() - start
     return outcome
 
 
-def run_fault(stage: Stage, fault: str, setting: Setting) -> tuple[float, bool]:
-    """Error of this stage under a fault up to the first case that sees it, and whether one did.
-
-    Code that stops with an error under the fault has seen it (error inf).
-    """
-    largest = 0.0
-    with FAULTS[fault].seed():
-        try:
-            for measurement in stage.measure(setting):
-                largest = max(largest, measurement.error)
+def run_fault(stage: Stage, name: str, setting: Setting) -> Sighting:
+    """Show a fault to a stage, on its smallest models, up to the first case that sees it."""
+    fault, largest = FAULTS[name], 0.0
+    try:
+        with fault.seed():
+            for measurement in stage.measure(replace(setting, small=True, fault=fault)):
                 if is_caught(measurement):
-                    return measurement.error, True
-        except (ValueError, RuntimeError, AssertionError, IndexError):
-            return math.inf, True
-        except Exception:  # nothing that a fault explains
-            traceback.print_exc()
-            return math.nan, False
-    return largest, False
-
-
-@dataclass(frozen=True)
-class Sighting:
-    """What one stage made of one fault."""
-
-    fault: str
-    stage: str
-    error: float
-    caught: bool
+                    return Sighting(name, stage.name, measurement.error, measurement.case)
+                largest = max(largest, measurement.error)
+    except Exception as error:
+        return Sighting(name, stage.name, largest, problem=_in_words(error))
+    return Sighting(name, stage.name, largest)
 
 
 def hunt(stages: Iterable[Stage], fault: str, setting: Setting) -> list[Sighting]:
     """Show one fault to these stages."""
-    small = replace(setting, small=True)
-    return [Sighting(fault, s.name, *run_fault(s, fault, small)) for s in stages]
+    return [run_fault(stage, fault, setting) for stage in stages]
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from parity import reference
-from parity.faults import EDITS
 from parity.inputs import LAYOUTS, Inputs, make_inputs
-from torchtune_qwen25vl import hf_to_tune, qwen2_5_vl_from_config
+from torchtune_qwen25vl import Qwen25VL, hf_to_tune, qwen2_5_vl_from_config
 from torchtune_qwen25vl._position_ids import window_order
-from torchtune_qwen25vl.model._decoder import Qwen25VL
 from torchtune_qwen25vl.weights import materialize
 
 
@@ -46,8 +44,6 @@ def ours_like(
         model = qwen2_5_vl_from_config(config or reference.config_dict(theirs))
     weights = hf_to_tune(reference.disk_state_dict(theirs)).items()
     materialize(model, weights, device=next(theirs.parameters()).device, dtype=dtype)
-    for edit in EDITS:
-        edit(model)
     return model.eval()
 
 
@@ -95,7 +91,7 @@ def trace_ours(model: Qwen25VL, inputs: Inputs) -> Trace:
     trace = Trace()
     with torch.no_grad():
         with _recording(model.vision.layers, trace.vision_layers):
-            trace.encoder = model.vision(inputs.pixel_values, inputs.grid_thw).cpu()
+            trace.encoder = model.vision(**inputs.ours["encoder_input"]["vision"]).cpu()
         trace.vision_layers = _in_window_order(model.vision, inputs, trace.vision_layers)
         with _recording(model.layers, trace.decoder_layers):
             trace.logits = model(**inputs.ours).cpu()

@@ -16,7 +16,7 @@ from torchtune_qwen25vl._position_ids import (
 )
 
 IMAGE, VIDEO, TEXT = 151655, 151656, 7
-VECTORS = pathlib.Path(__file__).parents[2] / "shared" / "data" / "mrope_vectors.json"
+VECTORS = pathlib.Path(__file__).with_name("mrope_vectors.json")
 
 
 def slow_positions(layout):
@@ -111,8 +111,6 @@ def test_the_random_layouts_see_a_wrong_rule():
 
 
 def test_published_vectors():
-    if not VECTORS.exists():
-        pytest.skip(f"{VECTORS.name} is not beside this checkout")
     for vector in json.loads(VECTORS.read_text()):
         positions = mrope_position_ids(
             torch.tensor([vector["tokens"]]),
@@ -121,6 +119,17 @@ def test_published_vectors():
             vector["second_per_grid_ts"],
         )
         assert positions[0].T.tolist() == vector["position_ids"]
+
+
+# rates at which fp32 reaches an integer that fp64 stays below, and where: 25 * 0.16 is 4 in fp32
+@pytest.mark.parametrize(
+    ("fps", "frame", "time"), [(25, 25, 4), (12.5, 25, 8), (29, 29, 4), (50, 25, 2), (50, 50, 4)]
+)
+def test_the_time_of_a_frame_is_fp32(fps, frame, time):
+    tokens = torch.full((1, 60), VIDEO)
+    positions = mrope_position_ids(tokens, None, [(60, 2, 2)], [2 / fps])
+    assert positions[0, frame, 0] == time
+    assert math.trunc(frame * 2 * float(torch.tensor(2 / fps))) == time - 1  # in fp64
 
 
 @pytest.mark.parametrize("left", [False, True])

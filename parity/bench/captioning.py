@@ -23,7 +23,7 @@ from parity import photos, reference
 from parity.bench import Row, compare
 from parity.random_folder import write_random
 from torchtune_qwen25vl import _cli, load_pretrained
-from torchtune_qwen25vl.device import _loading
+from torchtune_qwen25vl.device import LoadedModel
 from torchtune_qwen25vl.jobs import Progress
 
 BATCH, NEW_TOKENS, COUNT, REPEATS = 8, 32, 128, 2
@@ -132,7 +132,7 @@ class Bench:
             return speed(progress, waited)
 
         with (
-            mock.patch.object(_loading, "load", return_value=self.our_model),
+            mock.patch.object(LoadedModel, "model", self.our_model),
             mock.patch.object(Progress, "speed", hear),
         ):
             yield

@@ -12,7 +12,7 @@ from parity import reference
 from parity.bench import Row
 from parity.inputs import make_inputs
 from parity.trace import ours_like
-from torchtune_qwen25vl.generation._generate import generate
+from torchtune_qwen25vl import generate
 
 CASES = {  # model, side of the image in patches, new tokens, repeats
     "tiny": ("tiny", 8, 64, 21),

@@ -16,7 +16,7 @@ from torch import nn
 
 from parity import reference
 from parity.bench import Row, compare
-from parity.bench.image import peak_memory
+from parity.bench.memory import peak_memory
 from parity.inputs import Inputs, make_inputs
 from parity.trace import ours_like
 from torchtune_qwen25vl.training import StepCollate, train_step

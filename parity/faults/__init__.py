@@ -1,26 +1,28 @@
-"""Seeded faults: each breaks our package while its context is open, and a stage must see it."""
+"""Seeded faults: mistakes that some port has had, or nearly; a stage must see each."""
 
 from parity.faults import (
+    decoder,
+    encoder,
     generation,
     integers,
-    model,
     pixels,
     quantization,
     tokens,
     training,
     weights,
 )
-from parity.faults._fault import EDITS, Fault
+from parity.faults._fault import Fault
 
 FAULTS: dict[str, Fault] = {
     **pixels.FAULTS,
     **tokens.FAULTS,
     **integers.FAULTS,
-    **model.FAULTS,
+    **encoder.FAULTS,
+    **decoder.FAULTS,
     **generation.FAULTS,
     **training.FAULTS,
     **weights.FAULTS,
     **quantization.FAULTS,
 }
 
-__all__ = ["EDITS", "FAULTS", "Fault"]
+__all__ = ["FAULTS", "Fault"]

@@ -1,4 +1,4 @@
-"""Faults of the image and the video transform."""
+"""Faults of the image and the video transform, made in what goes in and in what comes out."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,67 +9,101 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from parity.faults._fault import Fault, patched
-from torchtune_qwen25vl.transform import _patches, _pixels, _video
-from torchtune_qwen25vl.transform._patches import Patchify
+from parity.faults._fault import Fault, replaced
+from torchtune_qwen25vl import Qwen25VLImageTransform, Qwen25VLVideoTransform
+from torchtune_qwen25vl.transform import resized
+from torchtune_qwen25vl.transform._patches import IMAGE_MEAN, IMAGE_STD
+
+PATCH_SIZE = 14
+
+Resize = Callable[[Tensor, int, int], Tensor]  # uint8 [3, h, w], height, width -> of that size
 
 
-def _in_float(antialias: bool) -> Callable:
+def _image_fault(make: Callable[[Callable], Callable]) -> Fault:
+    return replaced(Qwen25VLImageTransform, make, "pixels", method="__call__")
+
+
+def _resized_before(resize: Resize) -> Fault:
+    """Another resize in place of the transform's, which then finds the size it wants."""
+
+    def make(right: Callable) -> Callable:
+        def wrong(self: Any, sample: dict[str, Any]) -> dict[str, Any]:
+            image = sample["image"]
+            _, rows, columns = right(self, sample)["image_grid_thw"][0].tolist()
+            pixels = resized(image, image.height, image.width)  # RGB as it is
+            pixels = resize(pixels, PATCH_SIZE * rows, PATCH_SIZE * columns)
+            return right(self, {**sample, "image": pixels})
+
+        return wrong
+
+    return _image_fault(make)
+
+
+def _in_float(antialias: bool) -> Resize:
     def resize(pixels: Tensor, height: int, width: int) -> Tensor:
-        resized = interpolate(
+        larger = interpolate(
             pixels[None].float(), (height, width), mode="bicubic", antialias=antialias
         )
-        return resized[0].round().clamp(0, 255).to(torch.uint8)
-
-    return lambda right: resize
-
-
-def _by_pillow(right: Callable) -> Callable:
-    def resize(pixels: Tensor, height: int, width: int) -> Tensor:
-        image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-        resized = image.resize((width, height), Image.Resampling.BICUBIC)
-        return torch.from_numpy(numpy.array(resized)).permute(2, 0, 1)
+        return larger[0].round().clamp(0, 255).to(torch.uint8)
 
     return resize
 
 
-def _transparency_ignored(right: Callable) -> Callable:
-    return lambda image: image.convert("RGB")
+def _by_pillow(pixels: Tensor, height: int, width: int) -> Tensor:
+    image = Image.fromarray(numpy.ascontiguousarray(pixels.permute(1, 2, 0)))
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return torch.from_numpy(numpy.array(image)).permute(2, 0, 1)
 
 
-def _levels_out_of_256(right: Callable) -> Callable:
-    return lambda values, frame: right(values * 256 / 255, frame)
+def _ignore_transparency(right: Callable) -> Callable:
+    return lambda self, sample: right(self, {**sample, "image": sample["image"].convert("RGB")})
 
 
-def _columns_first(right: Callable) -> Callable:
-    def wrong(self: Patchify, frame: Tensor, blocks: Tensor) -> None:
-        right(self, frame, blocks.transpose(2, 3))
+def _of_patches(edit: Callable[[Tensor], Tensor]) -> Fault:
+    """A fault in the patches [p, 3 * 2 * 14 * 14] that the transform returns."""
 
-    return wrong
+    def make(right: Callable) -> Callable:
+        def wrong(self: Any, sample: dict[str, Any]) -> dict[str, Any]:
+            sample = right(self, sample)
+            return {**sample, "pixel_values": edit(sample["pixel_values"])}
+
+        return wrong
+
+    return _image_fault(make)
 
 
-def _last_frame_once(right: Callable) -> Callable:
-    def wrong(self: Patchify, frame: Tensor, blocks: Tensor) -> None:
-        right(self, frame, blocks[..., :1, :, :])
-        blocks[..., 1:, :, :] = 0
+def _levels_out_of_256(patches: Tensor) -> Tensor:
+    mean, std = (torch.tensor(values).view(3, 1) for values in (IMAGE_MEAN, IMAGE_STD))
+    levels = (patches.unflatten(1, (3, -1)) * std + mean) * 255  # [p, channel, value]
+    return ((levels / 256 - mean) / std).flatten(1)
 
-    return wrong
+
+def _columns_first(patches: Tensor) -> Tensor:
+    return patches.unflatten(0, (-1, 2, 2)).transpose(1, 2).flatten(0, 2)
+
+
+def _last_frame_once(patches: Tensor) -> Tensor:
+    frames = patches.unflatten(1, (3, 2, -1)).clone()  # [p, channel, frame, pixel]
+    frames[:, :, 1] = 0
+    return frames.flatten(1)
 
 
 def _other_sampling(right: Callable) -> Callable:
-    def wrong(total_frames: int, **options: Any) -> Tensor:
-        return right(total_frames, **options | {"sampling": "qwen_vl_utils"})
+    def wrong(self: Any, **options: Any) -> None:
+        right(self, **options | {"sampling": "qwen_vl_utils"})
 
     return wrong
 
 
 FAULTS: dict[str, Fault] = {
-    "resize without antialiasing": patched(_pixels, "_resize", _in_float(False), "pixels"),
-    "resize in float": patched(_pixels, "_resize", _in_float(True), "pixels"),
-    "resize by Pillow": patched(_pixels, "_resize", _by_pillow, "pixels"),
-    "transparency ignored": patched(_pixels, "_pillow_rgb", _transparency_ignored, "pixels"),
-    "levels out of 256": patched(_patches, "_row", _levels_out_of_256, "pixels"),
-    "columns before rows in a block": patched(Patchify, "_write", _columns_first, "pixels"),
-    "second half of a patch empty": patched(Patchify, "_write", _last_frame_once, "pixels"),
-    "frames of qwen-vl-utils": patched(_video, "sample_frames", _other_sampling, "video pixels"),
+    "resize without antialiasing": _resized_before(_in_float(antialias=False)),
+    "resize in float": _resized_before(_in_float(antialias=True)),
+    "resize by Pillow": _resized_before(_by_pillow),
+    "transparency ignored": _image_fault(_ignore_transparency),
+    "levels out of 256": _of_patches(_levels_out_of_256),
+    "columns before rows in a block": _of_patches(_columns_first),
+    "second half of a patch empty": _of_patches(_last_frame_once),
+    "frames of qwen-vl-utils": replaced(
+        Qwen25VLVideoTransform, _other_sampling, "video pixels", method="__init__"
+    ),
 }

@@ -5,22 +5,18 @@ from typing import Any
 
 import torch
 
-from parity.faults._fault import Fault, patched
-from torchtune_qwen25vl.model import _component_builders
-from torchtune_qwen25vl.training import _batches
+from parity.faults._fault import Fault, edited, replaced
+from torchtune_qwen25vl import packed_collate
+from torchtune_qwen25vl.training import parameter_groups
 
 
-def _train_everything(right: Callable) -> Callable:
-    def wrong(model: Any, tune: Any) -> None:
-        right(model, tune)
-        model.requires_grad_(True)
-
-    return wrong
+def _train_everything(model: Any) -> None:
+    model.requires_grad_(True)
 
 
 def _keep_first_labels(right: Callable) -> Callable:
-    def wrong(samples: Sequence[Any], padding_idx: int, **kwargs: Any) -> dict[str, Any]:
-        packed = right(samples, padding_idx, **kwargs)
+    def wrong(samples: Sequence[Any], padding_idx: int, **options: Any) -> dict[str, Any]:
+        packed = right(samples, padding_idx, **options)
         kept = torch.cat([torch.as_tensor(sample["labels"]) for sample in samples])
         packed["labels"][0, : len(kept)] = kept
         return packed
@@ -28,9 +24,12 @@ def _keep_first_labels(right: Callable) -> Callable:
     return wrong
 
 
+def _no_decay(right: Callable) -> Callable:
+    return lambda *args: [group | {"weight_decay": 0.0} for group in right(*args)]
+
+
 FAULTS: dict[str, Fault] = {
-    "a frozen part trained": patched(
-        _component_builders, "_set_trainable", _train_everything, "training"
-    ),
-    "first packed label kept": patched(_batches, "packed_collate", _keep_first_labels, "training"),
+    "a frozen part trained": edited(_train_everything, "training"),
+    "first packed label kept": replaced(packed_collate, _keep_first_labels, "training"),
+    "weight decay lost": replaced(parameter_groups, _no_decay, "training"),
 }

@@ -18,7 +18,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
-RANDOM_MODELS = ("tiny", "tied", "stress", "deep", "wide", "wide_tied")
+RANDOM_MODELS = ("tiny", "tied", "stress", "quiet", "deep", "wide", "wide_tied")
 IDS = {
     "image_token_id": 1001,
     "video_token_id": 1002,
@@ -80,6 +80,7 @@ def config(name: str) -> Qwen2_5_VLConfig:
         "tiny": (tiny_vision, tiny_text, False),
         "tied": (tiny_vision, tiny_text, True),
         "stress": (tiny_vision, tiny_text, False),
+        "quiet": (tiny_vision, tiny_text, False),
         "deep": (tiny_vision | deep, tiny_text | {"num_hidden_layers": 36}, False),
         "wide": (published_vision | few, published_text | {"num_hidden_layers": 2}, False),
         "wide_tied": (published_vision | few, published_text | {"num_hidden_layers": 2}, True),
@@ -126,6 +127,15 @@ def randomise(model: transformers.PreTrainedModel, seed: int, heavy_tails: bool 
             parameter[:2] *= 0.03
 
 
+@torch.no_grad()
+def quieten(model: transformers.PreTrainedModel) -> None:
+    """Make the vision tower's residual stream small, so that the eps of every norm matters."""
+    writers = ("patch_embed.", ".attn.proj.", ".mlp.down_proj.")
+    for name, parameter in model.named_parameters():
+        if "visual." in name and any(writer in name for writer in writers):
+            parameter *= 0.03
+
+
 @functools.lru_cache(maxsize=8)
 def random_model(name: str, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
     """A random-weight fp32 model on the CPU; shared between callers, so leave it as it is."""
@@ -134,6 +144,8 @@ def random_model(name: str, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration
     )
     model.tie_weights()
     randomise(model, seed, heavy_tails=name == "stress")
+    if name == "quiet":
+        quieten(model)
     return model.eval()
 
 

@@ -190,7 +190,7 @@ def generate(
 def answer(
     model: Qwen2_5_VLForConditionalGeneration, processor: Any, question: str, image: Image.Image
 ) -> list[int]:
-    """Their greedy answer to a question about a picture, its end included."""
+    """Return their greedy answer to a question about an image, its end included."""
     parts = [{"type": "image"}, {"type": "text", "text": question}]
     messages = [{"role": "system", "content": ""}, {"role": "user", "content": parts}]
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)

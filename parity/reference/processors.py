@@ -1,4 +1,4 @@
-"""Their processors: pictures and conversations to tensors."""
+"""Their processors: images and conversations to tensors."""
 
 from pathlib import Path
 from typing import Any

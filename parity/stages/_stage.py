@@ -6,7 +6,11 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+
+from parity.faults import Fault
+from parity.trace import ours_like
+from torchtune_qwen25vl import Qwen25VL
 
 
 @dataclass(frozen=True)
@@ -16,6 +20,17 @@ class Setting:
     device: str = "cpu"
     checkpoint: str | None = None  # a folder or hub id; None: random-weight models
     small: bool = False  # the smallest models only, enough to see a fault
+    fault: Fault | None = None  # what is wrong with ours
+
+    def ours_like(self, theirs: nn.Module) -> Qwen25VL:
+        """Build our model with their weights, and with the fault, if there is one."""
+        return self.faulty(ours_like(theirs))
+
+    def faulty(self, model: Qwen25VL) -> Qwen25VL:
+        """Put the fault, if there is one, into a model of ours; return the model."""
+        if self.fault is not None:
+            self.fault.edit(model)
+        return model
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """Many tokens from one: greedy continuations, and rows that share a batch without sharing more."""
 
+import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,32 +13,73 @@ from parity import reference
 from parity.inputs import LAYOUTS, make_inputs
 from parity.stages._stage import Measurement, Setting, Stage, max_error
 from parity.stages.model import cases
-from parity.trace import inputs_for, ours_like, trace_theirs
-from torchtune_qwen25vl.generation import _generate
-from torchtune_qwen25vl.transform import _collate
+from parity.trace import inputs_for, trace_theirs
+from torchtune_qwen25vl import generate, packed_collate
 
 NEW_TOKENS = 64
 SEEDS = 20
+PENALTY = 1.3  # of tokens that a row already holds
 
 
 def measure_greedy(setting: Setting) -> Iterator[Measurement]:
     """Tokens that differ from theirs, batched and left padded, and from our own single runs."""
     name = setting.checkpoint or "tiny"
     theirs = reference.model(name, setting.device)
-    model = ours_like(theirs)
+    model = setting.ours_like(theirs)
     ids = reference.ids(theirs)
+    yield from _repetitions(setting, theirs)
     for seed in range(2 if setting.small else SEEDS):
         for layout in ("mixed batch", "image and video"):
             inputs = make_inputs(LAYOUTS[layout], ids, seed=seed).to(setting.device).padded_left()
             their_tokens = reference.greedy(theirs, inputs, NEW_TOKENS)
-            batch = _generate.generate(model, inputs.ours, max_new_tokens=NEW_TOKENS).tokens
+            batch = generate(model, inputs.ours, max_new_tokens=NEW_TOKENS).tokens
             yield Measurement(f"{layout}, seed {seed}", float((batch != their_tokens).sum()))
+            if seed == 0:
+                with memory_of_nan():
+                    again = generate(model, inputs.ours, max_new_tokens=NEW_TOKENS).tokens
+                wrong = float((again != their_tokens).sum())
+                yield Measurement(f"{layout}, memory set aside holds nan", wrong)
             for index in range(len(batch)):
-                alone = _generate.generate(
-                    model, inputs.row(index).ours, max_new_tokens=NEW_TOKENS
-                ).tokens
+                row = inputs.row(index).ours
+                alone = generate(model, row, max_new_tokens=NEW_TOKENS).tokens
                 wrong = float((alone != batch[index]).sum())
                 yield Measurement(f"{layout}, seed {seed}, row {index} alone", wrong)
+
+
+def _repetitions(setting: Setting, theirs: Any) -> Iterator[Measurement]:
+    """A batch whose padding is what each row would say, against each of theirs without padding.
+
+    Padding is no repetition: counted as one, it would keep a row from its first token.
+    """
+    inputs = make_inputs(LAYOUTS["mixed batch"], reference.ids(theirs)).to(setting.device)
+    said = torch.cat(
+        [
+            reference.generate(
+                theirs, inputs.row(k), NEW_TOKENS, do_sample=False, repetition_penalty=PENALTY
+            )
+            for k in range(len(inputs.tokens))
+        ]
+    )  # [b, n]
+    inputs = inputs.padded_left()
+    is_token = inputs.attention_mask.bool()
+    inputs = replace(inputs, tokens=torch.where(is_token, inputs.tokens, said[:, :1]))
+    ours = generate(
+        setting.ours_like(theirs),
+        inputs.ours,
+        max_new_tokens=NEW_TOKENS,
+        repetition_penalty=PENALTY,
+    ).tokens
+    yield Measurement("repetitions, padding a row would say", float((ours != said).sum()))
+
+
+@contextlib.contextmanager
+def memory_of_nan() -> Iterator[None]:
+    """Memory that torch sets aside holds nan, so that what is read before it is written shows."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def measure_packed(setting: Setting) -> Iterator[Measurement]:
@@ -46,11 +89,12 @@ def measure_packed(setting: Setting) -> Iterator[Measurement]:
         if len(inputs.tokens) == 1:
             continue
         rows = [inputs.row(index) for index in range(len(inputs.tokens))]
-        packed = _collate.packed_collate([_sample(row.ours, row.labels) for row in rows], 0)
+        packed = packed_collate([_sample(row.ours, row.labels) for row in rows], 0)
         del packed["labels"]
         utils.batch_to_device(packed, torch.device(setting.device))
         with torch.no_grad():
-            ours = ours_like(reference.model(name, setting.device))(**packed)[0].cpu()  # [S, v]
+            model = setting.ours_like(reference.model(name, setting.device))
+            ours = model(**packed)[0].cpu()  # [s, v]
         theirs = trace_theirs(name, layout, setting.device).logits
         assert theirs is not None
         right = theirs[inputs.attention_mask.bool()]

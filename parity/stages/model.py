@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
 from parity import reference
 from parity.inputs import LAYOUTS, Inputs
@@ -15,38 +13,38 @@ from parity.trace import (
     gradients_theirs,
     inputs_for,
     loss_theirs,
-    ours_like,
     trace_model,
     trace_ours,
     trace_theirs,
 )
-from torchtune_qwen25vl.model._decoder import Qwen25VL
-from torchtune_qwen25vl.training import _step
-from torchtune_qwen25vl.training._step import output_weight
+from torchtune_qwen25vl import Qwen25VL
+from torchtune_qwen25vl.training import summed_loss
 
 # Every layout on the small models; one layout tells enough about depth, width and heavy tails.
 CASES = [
     *(("tiny", layout) for layout in LAYOUTS),
     *(("tied", layout) for layout in ("image", "mixed batch")),
+    ("quiet", "image"),
     ("stress", "mixed batch"),
     ("deep", "two images"),
     ("wide", "image"),
     ("wide_tied", "image"),
 ]
+SMALL = ("tiny", "tied", "quiet")
 
 
 def cases(setting: Setting) -> list[tuple[str, str]]:
     """Pairs of model and layout."""
     if setting.checkpoint:
         return [(setting.checkpoint, layout) for layout in LAYOUTS]
-    return [case for case in CASES if case[0] in ("tiny", "tied") or not setting.small]
+    return [case for case in CASES if case[0] in SMALL or not setting.small]
 
 
 def _traces(setting: Setting) -> Iterator[tuple[str, Trace, Trace, Inputs]]:
     for name, layout in cases(setting):
         inputs = inputs_for(layout, name, setting.device)
         theirs = trace_theirs(name, layout, setting.device)
-        ours = trace_ours(ours_like(reference.model(name, setting.device)), inputs)
+        ours = trace_ours(setting.ours_like(reference.model(name, setting.device)), inputs)
         yield f"{name}: {layout}", ours, theirs, inputs.to("cpu")
 
 
@@ -104,7 +102,7 @@ def measure_bits(setting: Setting) -> Iterator[Measurement]:
             continue  # theirs then attends through a mask, in a kernel of another summation order
         with reference.linear_patch_embed(theirs):
             their = trace_model(theirs, inputs)
-        our = trace_ours(ours_like(theirs), inputs)
+        our = trace_ours(setting.ours_like(theirs), inputs)
         error = max(
             max_error(mine, right) for mine, right in zip(our.states(), their.states(), strict=True)
         )
@@ -112,19 +110,17 @@ def measure_bits(setting: Setting) -> Iterator[Measurement]:
 
 
 def loss_ours(model: Qwen25VL, inputs: Inputs) -> Tensor:
-    """The loss of labelled rows only, as the flagship recipe computes it."""
-    labels = F.pad(inputs.labels[:, 1:], (0, 1), value=CROSS_ENTROPY_IGNORE_IDX)
-    is_labelled = labels != CROSS_ENTROPY_IGNORE_IDX
-    hidden = model(**inputs.ours, output_mask=is_labelled, output="hidden")  # [n, d]
-    return _step.linear_cross_entropy(hidden, output_weight(model), labels[is_labelled])
+    """The mean loss of labelled rows only, as the flagship recipe computes it."""
+    return summed_loss(model, {**inputs.ours, "labels": inputs.labels}) / inputs.label_count
 
 
 def measure_loss(setting: Setting) -> Iterator[Measurement]:
     """Relative difference of the loss: theirs from all logits, ours from labelled rows alone."""
     for name, layout in cases(setting):
         inputs = inputs_for(layout, name, setting.device)
+        model = setting.ours_like(reference.model(name, setting.device))
         with torch.no_grad():
-            ours = float(loss_ours(ours_like(reference.model(name, setting.device)), inputs))
+            ours = float(loss_ours(model, inputs))
         theirs = loss_theirs(name, layout, setting.device)
         yield Measurement(f"{name}: {layout}", abs(ours - theirs) / abs(theirs), 2e-6)
 
@@ -132,7 +128,7 @@ def measure_loss(setting: Setting) -> Iterator[Measurement]:
 def measure_gradients(setting: Setting) -> Iterator[Measurement]:
     """Relative Frobenius difference of the gradient of every parameter."""
     for name, layout in cases(setting):
-        model = ours_like(reference.model(name, setting.device)).requires_grad_(True)
+        model = setting.ours_like(reference.model(name, setting.device)).requires_grad_(True)
         loss_ours(model, inputs_for(layout, name, setting.device)).backward()
         ours = {name: parameter.grad for name, parameter in model.named_parameters()}
         theirs = gradients_theirs(name, layout, setting.device)

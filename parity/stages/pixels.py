@@ -11,11 +11,10 @@ from torch import Tensor
 
 from parity import photos, reference
 from parity.stages._stage import Measurement, Setting, Stage, max_error
-from torchtune_qwen25vl.transform._image import Qwen25VLImageTransform
+from torchtune_qwen25vl import Qwen25VLImageTransform, Qwen25VLVideoTransform
 from torchtune_qwen25vl.transform._patches import IMAGE_MEAN, IMAGE_STD
 from torchtune_qwen25vl.transform._processor import read_processor
-from torchtune_qwen25vl.transform._video import Qwen25VLVideoTransform
-from torchtune_qwen25vl.weights._safetensors import find_weights
+from torchtune_qwen25vl.weights import find_weights
 
 SMALL: dict[str, Any] = {"max_pixels": 50176}  # 64 placeholders: every photo is shrunk
 THUMBNAIL = (240, 240)
@@ -33,34 +32,34 @@ def limits(setting: Setting) -> dict[str, dict[str, Any]]:
 
 
 def measure_pixels(setting: Setting) -> Iterator[Measurement]:
-    """Bundled photos and pictures that each break some shortcut, under all limits."""
-    pictures = photos.hard_cases()
+    """Bundled photos and images that each break some shortcut, under all limits."""
+    images = photos.hard_cases()
     if not setting.small:
-        pictures = {name: photos.photo(name) for name in photos.PHOTOS} | pictures
+        images = {name: photos.photo(name) for name in photos.PHOTOS} | images
     for words, options in limits(setting).items():
         transform = Qwen25VLImageTransform(**options)
         processor = reference.image_processor(**options)
-        for name, picture in pictures.items():
-            ours = transform({"image": picture})
-            theirs = processor(picture, return_tensors="pt")
+        for name, image in images.items():
+            ours = transform({"image": image})
+            theirs = processor(image, return_tensors="pt")
             yield Measurement(
                 f"{name}, {words}",
                 max(
                     max_error(ours["image_grid_thw"], theirs["image_grid_thw"]),
                     max_error(ours["pixel_values"], theirs["pixel_values"]),
                 ),
-                pictures=_pictures(picture, ours, theirs) if name in photos.PHOTOS else (),
+                pictures=_pictures(image, ours, theirs) if name in photos.PHOTOS else (),
             )
 
 
-def _pictures(picture: Image.Image, ours: Any, theirs: Any) -> tuple[tuple[str, Image.Image], ...]:
+def _pictures(image: Image.Image, ours: Any, theirs: Any) -> tuple[tuple[str, Image.Image], ...]:
     """The photo, what our patches hold of it, and where they differ from theirs."""
-    small = picture.copy()
+    small = image.copy()
     small.thumbnail(THUMBNAIL)
     grid_thw, patches = ours["image_grid_thw"], ours["pixel_values"]
     _, rows, columns = grid_thw[0].tolist()
     shown = [
-        (f"{picture.mode} {picture.width} x {picture.height}", small),
+        (f"{image.mode} {image.width} x {image.height}", small),
         (f"our patches, {14 * columns} x {14 * rows}", as_photo(patches, rows, columns)),
     ]
     if patches.shape == theirs["pixel_values"].shape:
@@ -70,7 +69,7 @@ def _pictures(picture: Image.Image, ours: Any, theirs: Any) -> tuple[tuple[str, 
 
 
 def as_photo(patches: Tensor, rows: int, columns: int) -> Image.Image:
-    """The picture that patches of 14 x 14 pixels hold, made small."""
+    """Return the image that patches of 14 x 14 pixels hold, made small."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
     blocks = patches.view(rows // 2, columns // 2, 2, 2, 3, 2, 14, 14)[..., 0, :, :]
     values = blocks.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, 14 * rows, 14 * columns)
@@ -81,7 +80,7 @@ def as_photo(patches: Tensor, rows: int, columns: int) -> Image.Image:
 
 
 def heat_map(errors: Tensor, rows: int, columns: int) -> Image.Image:
-    """One square for each patch: black where it is equal, red where it is not."""
+    """Draw one square for each patch: black where it is equal, red where it is not."""
     worst = (
         errors.amax(1).view(rows // 2, columns // 2, 2, 2).transpose(1, 2).reshape(rows, columns)
     )
@@ -105,7 +104,7 @@ def pan(name: str, count: int, width: int, height: int) -> list[Image.Image]:
 
 
 def measure_video_pixels(setting: Setting) -> Iterator[Measurement]:
-    """Even and odd numbers of frames, sampled by number and by rate, as pictures and tensors."""
+    """Even and odd numbers of frames, sampled by number and by rate, as PIL images and tensors."""
     videos = {
         "astronaut, 8 frames": pan("astronaut.png", 8, 320, 240),
         "coffee, 5 frames": pan("coffee.png", 5, 131, 77),
@@ -117,7 +116,7 @@ def measure_video_pixels(setting: Setting) -> Iterator[Measurement]:
             0, 3, 1, 2
         )
         for sampling in samplings if len(frames) > 4 else samplings[:1]:
-            for kind, video in (("pictures", frames), ("tensor", stack)):
+            for kind, video in (("PIL images", frames), ("tensor", stack)):
                 ours = Qwen25VLVideoTransform(**sampling)({"video": video, "fps": 3.0})
                 values, grid_thw, seconds = reference.video_patches(
                     video, source_fps=3.0, sampling=sampling
@@ -134,7 +133,7 @@ def measure_video_pixels(setting: Setting) -> Iterator[Measurement]:
 
 PIXELS = Stage(
     name="pixels",
-    what="patches and grid of photos and hard pictures, against the torchvision processor",
+    what="patches and grid of photos and hard images, against the torchvision processor",
     tolerance="0: the same uint8 resize and the same float32 arithmetic",
     fault="resize in float",
     measure=measure_pixels,

@@ -8,21 +8,21 @@ from torch import Tensor
 from parity import reference
 from parity.inputs import LAYOUTS, Inputs, make_inputs
 from parity.stages._stage import Measurement, Setting, Stage
-from parity.trace import Trace, ours_like, trace_model, trace_ours
+from parity.trace import Trace, trace_model, trace_ours
 
-MODELS = ("tiny", "stress", "deep")
+TOLERANCES = {"tiny": 0.02, "stress": 0.02, "deep": 0.1}
 BATCHES = [(layout, seed) for layout in ("two images", "mixed batch", "video") for seed in range(3)]
 
 
 def measure_bf16(setting: Setting) -> Iterator[Measurement]:
-    """How much larger our bf16 error is than theirs, over fp32 with the same weights.
+    """How much more noise our bf16 adds than theirs, against fp32 with the same weights.
 
     Pooled over batches: one rounding early on moves everything after it, so that a single batch
     is one draw of noise, and the ratio of two draws says little.
     """
-    for name in MODELS[:1] if setting.small else MODELS:
+    for name in ["tiny"] if setting.small else TOLERANCES:
         exact, rounded = reference.in_two_precisions(name, setting.device)
-        model = ours_like(rounded)
+        model = setting.ours_like(rounded)
         squares: dict[str, Tensor] = {}
         for layout, seed in BATCHES:
             inputs = make_inputs(LAYOUTS[layout], reference.IDS, seed=seed).to(setting.device)
@@ -33,8 +33,8 @@ def measure_bf16(setting: Setting) -> Iterator[Measurement]:
                 errors = torch.stack([ours[part] - answer, theirs[part] - answer])
                 squares[part] = squares.get(part, torch.zeros(2)) + errors.square().sum((1, 2))
         for part, (our_square, their_square) in squares.items():
-            ratio = float((our_square / their_square).sqrt())
-            yield Measurement(f"{name}, {part}", max(0.0, ratio - 1), 0.1)
+            more = max(0.0, float(our_square / their_square) - 1)
+            yield Measurement(f"{name}, {part}", more, TOLERANCES[name])
 
 
 def _outputs(trace: Trace, inputs: Inputs) -> dict[str, Tensor]:
@@ -46,8 +46,10 @@ def _outputs(trace: Trace, inputs: Inputs) -> dict[str, Tensor]:
 
 BF16 = Stage(
     name="bf16",
-    what="our bf16 error (relative Frobenius, against fp32 with the same weights) over theirs",
-    tolerance="a tenth more than theirs: rounding is noise, and no fixed bound is fair to it",
-    fault="one-axis positions",
+    what="squared error of our bf16 (against fp32 with the same weights) over theirs, minus 1",
+    tolerance="0.02: rounding is noise, and no fixed bound is fair to it; measured 0.76 to 0.88 of "
+    "theirs, as our norm rounds once and theirs twice. deep 0.1: the noise of 36 layers hides the "
+    "norms, and the ratio is anything from 0.92 to 1.01 by the batches drawn",
+    fault="norms in bf16",
     measure=measure_bf16,
 )

@@ -13,9 +13,8 @@ from torchtune.modules.low_precision.nf4_linear import to_nf4
 from parity import photos
 from parity.random_folder import write_random
 from parity.stages._stage import Measurement, Setting, Stage
-from torchtune_qwen25vl import Qwen25VLTransform, device, padded_collate
-from torchtune_qwen25vl.model._decoder import Qwen25VL
-from torchtune_qwen25vl.weights._safetensors import find_weights
+from torchtune_qwen25vl import Qwen25VL, Qwen25VLTransform, device, padded_collate
+from torchtune_qwen25vl.weights import find_weights
 
 MORE = 1.25  # measured on random weights: 0.99 to 1.00
 BLOCKS = {  # layers that are whole blocks of NF4, 64 * 256 weights
@@ -34,6 +33,7 @@ def measure_nf4(setting: Setting) -> Iterator[Measurement]:
         else:
             folder = write_random(Path(scratch, "model"), text=BLOCKS, dtype=torch.bfloat16)
         plain, quantised = (_load(folder, setting, four_bit=four) for four in (False, True))
+        setting.faulty(quantised)
         transform = Qwen25VLTransform.from_folder(folder, max_pixels=100_352)
     names = photos.PHOTOS[: 2 if setting.small else None]
     right, ours = (

@@ -12,8 +12,8 @@ from torchtune.models.qwen2_5._tokenizer import QWEN2_5_SPECIAL_TOKENS
 from parity import reference, vocabulary
 from parity.conversations import Conversation, corpus, corpus_texts
 from parity.stages._stage import Measurement, Setting, Stage
-from torchtune_qwen25vl.transform._transform import Qwen25VLTransform
-from torchtune_qwen25vl.weights._safetensors import find_weights
+from torchtune_qwen25vl import Qwen25VLTransform
+from torchtune_qwen25vl.weights import find_weights
 
 NAMED = frozenset(QWEN2_5_SPECIAL_TOKENS.values())
 LIMITS: dict[str, Any] = {"min_pixels": 3136, "max_pixels": 50176}

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from parity import reference
 from parity.stages._stage import Measurement, Setting, Stage, max_error
-from torchtune_qwen25vl.weights import _names
-from torchtune_qwen25vl.weights._checkpointer import Qwen25VLCheckpointer
-from torchtune_qwen25vl.weights._safetensors import find_weights
+from torchtune_qwen25vl import Qwen25VLCheckpointer, tune_to_hf
+from torchtune_qwen25vl.weights import find_weights
+from torchtune_qwen25vl.weights._names import on_disk_names
 
 
 def measure_weights(setting: Setting) -> Iterator[Measurement]:
@@ -26,7 +26,7 @@ def measure_weights(setting: Setting) -> Iterator[Measurement]:
                 reference.model(name).save_pretrained(original, max_shard_size="300KB")
             checkpointer = Qwen25VLCheckpointer(str(original), str(output))
             state = checkpointer.load_checkpoint()
-            back = _names.tune_to_hf(state["model"])
+            back = tune_to_hf(state["model"])
             yield Measurement(f"{name}: to tune layout and back", _largest_error(back, theirs))
             if not setting.checkpoint:
                 checkpointer.save_checkpoint(state, epoch=0)
@@ -36,7 +36,7 @@ def measure_weights(setting: Setting) -> Iterator[Measurement]:
 
 
 def _on_disk(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    names = _names.on_disk_names(weights)
+    names = on_disk_names(weights)
     return {names[key]: weight for key, weight in weights.items()}
 
 

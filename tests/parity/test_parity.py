@@ -1,37 +1,32 @@
 """The harness itself: it must be able to fail."""
 
-import contextlib
+import inspect
 import json
 import math
 import shutil
+import sys
 
 import pytest
 import torch
 
-from parity import faults, reference, report, runner, vocabulary
+from parity import faults, reference, report, runner, trace, vocabulary
 from parity.__main__ import main, parse
-from parity.stages import STAGES, Measurement, Setting, Stage
+from parity.stages import STAGES, Measurement, Setting, Stage, generation
+from parity.stages._stage import max_error
 
-WRONG = {"on": False}
+OURS = ("torchtune_qwen25vl", "parity.stages")
 
 
 @pytest.fixture
 def fault(monkeypatch):
-    """A fault that sets a flag, so that a stage of the tests can see it."""
-
-    @contextlib.contextmanager
-    def seeded():
-        WRONG["on"] = True
-        yield
-        WRONG["on"] = False
-
-    monkeypatch.setitem(faults.FAULTS, "seeded", faults.Fault(seeded, "test"))
+    """A fault that does nothing; the stages of these tests look for it in their setting."""
+    monkeypatch.setitem(faults.FAULTS, "seeded", faults.Fault("test"))
     return "seeded"
 
 
 def stage(clean, faulty, fault, tolerance=0.0):
     def measure(setting):
-        yield Measurement("only", faulty if WRONG["on"] else clean, tolerance)
+        yield Measurement("only", faulty if setting.fault else clean, tolerance)
 
     return Stage("test", "nothing", "0", fault, measure)
 
@@ -75,15 +70,33 @@ def test_a_stage_without_cases_has_failed(fault):
     assert not outcome.passed
 
 
-def test_code_that_stops_under_the_fault_has_seen_it(fault):
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, AssertionError, KeyError])
+def test_a_fault_that_breaks_a_stage_is_not_caught(fault, error):
     def measure(setting):
-        if WRONG["on"]:
-            raise ValueError("placeholders do not match")
-        yield Measurement("only", 0.0)
+        yield Measurement("first", 5.0 if setting.fault else 0.0, tolerance=1.0)
+        if setting.fault:
+            raise error("placeholders do not match")
 
     outcome = runner.run_stage(Stage("s", "", "0", fault, measure), Setting(), lambda: None)
-    assert outcome.passed
-    assert outcome.control == math.inf
+    assert not outcome.passed
+    assert outcome.control.verdict == "broke"
+    assert "placeholders do not match" in outcome.control.problem
+    assert report.verdict(outcome) == "control broke"
+    assert report.as_json([outcome], [])["stages"][0]["control"]["verdict"] == "broke"
+
+
+def test_what_is_measured_before_a_stage_breaks_counts(fault):
+    def measure(setting):
+        yield Measurement("first", 50.0 if setting.fault else 0.0, tolerance=1.0)
+        raise AssertionError("not reached")
+
+    sighting = runner.run_fault(Stage("s", "", "0", fault, measure), fault, Setting())
+    assert (sighting.verdict, sighting.case, sighting.error) == ("caught", "first", 50.0)
+
+
+def test_another_shape_is_a_measurement():
+    assert max_error(torch.zeros(2), torch.zeros(3)) == math.inf
+    assert max_error(torch.zeros(2), torch.full((2,), math.nan)) == math.inf
 
 
 def test_command_writes_both_reports_and_its_exit_code(tmp_path, monkeypatch, fault, capsys):
@@ -99,11 +112,11 @@ def test_command_writes_both_reports_and_its_exit_code(tmp_path, monkeypatch, fa
 
 
 def test_a_missed_fault_fails_the_run(tmp_path, monkeypatch, fault, capsys):
-    monkeypatch.setattr("parity.__main__.STAGES", (stage(0.0, 1.0, fault),))
-    unseen = faults.Fault(contextlib.nullcontext, "test")
-    monkeypatch.setitem(faults.FAULTS, "unseen", unseen)
+    monkeypatch.setattr("parity.__main__.STAGES", (stage(0.0, 0.0, fault),))
     assert main(["--report", str(tmp_path)]) == 1
-    assert "1 of 2 seeded faults caught. unseen" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "0 of 1 seeded faults caught." in said
+    assert "missed" in said
 
 
 def test_every_fault_has_its_stage():
@@ -112,10 +125,52 @@ def test_every_fault_has_its_stage():
     assert {fault.stage for fault in faults.FAULTS.values()} <= names
 
 
+def built():
+    """Our tiny model."""
+    return trace.ours_like(reference.model("tiny"))
+
+
+@pytest.mark.parametrize("name", faults.FAULTS)
+def test_a_fault_changes_the_package_or_a_model_and_leaves_no_trace(name):
+    """A name that is gone shows here, by the fault that hung on it."""
+    fault, before = faults.FAULTS[name], state()
+    model = built()
+    fault.edit(model)
+    with fault.seed():
+        changed = state() != before
+    assert changed == (fault.edit is faults.Fault("none").edit)
+    assert state() == before
+
+
+def state():
+    """What the names of all our modules, and of their classes, stand for."""
+    modules = {n: m for n, m in sys.modules.items() if n.startswith(OURS)}
+    held = {(n, key): id(value) for n, m in modules.items() for key, value in vars(m).items()}
+    classes = {
+        value for m in modules.values() for value in vars(m).values() if inspect.isclass(value)
+    }
+    return held | {(c, key): id(v) for c in classes for key, v in vars(c).items()}
+
+
+def test_an_attribute_that_is_gone_breaks_its_fault():
+    model = built()
+    del model.vision.full_attn_indices
+    with pytest.raises(AttributeError, match="full_attn_indices"):
+        faults.FAULTS["full attention in every layer"].edit(model)
+
+
+def test_an_edit_changes_only_the_model_it_is_given():
+    inputs = trace.inputs_for("image", "tiny")
+    wrong, right = built(), trace.trace_ours(built(), inputs).logits
+    faults.FAULTS["one-axis positions"].edit(wrong)
+    assert not torch.equal(trace.trace_ours(wrong, inputs).logits, right)
+    assert torch.equal(trace.trace_ours(built(), inputs).logits, right)
+
+
 def sees(fault):
-    """Error under a fault, and whether the smallest setting of the stage training caught it."""
+    """What the stage training makes of a fault."""
     (training,) = (stage for stage in STAGES if stage.name == "training")
-    return runner.run_fault(training, fault, Setting(small=True))
+    return runner.run_fault(training, fault, Setting())
 
 
 @pytest.mark.parametrize(
@@ -126,14 +181,28 @@ def sees(fault):
     ],
 )
 def test_training_sees_faults_of_positions_labels_and_parts(fault):
-    error, caught = sees(fault)
-    assert caught, error
+    assert sees(fault).verdict == "caught"
+
+
+def test_padding_in_the_history_is_seen_by_its_own_case():
+    (greedy,) = (stage for stage in STAGES if stage.name == "greedy tokens")
+    sighting = runner.run_fault(greedy, "padding counts as repetition", Setting())
+    assert sighting.case == "repetitions, padding a row would say"
+
+
+def test_memory_that_is_read_before_it_is_written_shows():
+    with generation.memory_of_nan():
+        assert torch.empty(3).isnan().all()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_frozen_weights_that_move_are_measured():
+    assert sees("a frozen part trained").case == "adapters and merger: frozen weights"
 
 
 def test_training_sees_nothing_where_nothing_is_wrong(monkeypatch):
-    monkeypatch.setitem(faults.FAULTS, "none", faults.Fault(contextlib.nullcontext, "training"))
-    error, caught = sees("none")
-    assert not caught, error
+    monkeypatch.setitem(faults.FAULTS, "none", faults.Fault("training"))
+    assert sees("none").verdict == "missed"
 
 
 def test_every_stage_names_a_fault_and_explains_its_tolerance():
