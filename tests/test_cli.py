@@ -158,6 +158,33 @@ def test_validate_takes_paths_and_refuses_an_unknown_argument(tune, tmp_path, ca
     assert "tiles" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "match"),
+    [
+        ("finetune_lora", {"batchsize": 4}, r"unknown keys \['batchsize'\]"),
+        ("finetune_lora", {"batch_size": 0}, "batch_size is a whole number from 1"),
+        ("caption", {"workerz": 4}, "workerz"),
+    ],
+)
+def test_validate_checks_the_keys_of_our_recipes(tune, tmp_path, capsys, name, change, match):
+    path = _cli._configs()[name]
+    header = "".join(line for line in path.open() if line.startswith("#"))
+    cfg = OmegaConf.merge(OmegaConf.load(path), change)
+    (mine := tmp_path / "mine.yaml").write_text(header + OmegaConf.to_yaml(cfg))
+    with pytest.raises(SystemExit) as done:
+        tune("validate", mine)
+    assert done.value.code == 2
+    assert re.match(rf".*mine\.yaml: .*{match}.*\n$", capsys.readouterr().err)
+
+
+def test_validate_says_where_keys_are_not_checked(tune, tmp_path, capsys):
+    tune("validate", "qwen2_5_vl/full_single_device")
+    assert "belongs to full_finetune_single_device, so" in capsys.readouterr().out
+    (tmp_path / "mine.yaml").write_text("batchsize: 4\n")
+    tune("validate", tmp_path / "mine.yaml")
+    assert "names no recipe in its header, so" in capsys.readouterr().out
+
+
 def test_help_speaks_of_this_program(tune, capsys):
     with pytest.raises(SystemExit):
         tune("--help")
