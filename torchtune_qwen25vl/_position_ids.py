@@ -119,7 +119,7 @@ def mrope_position_ids(
         ValueError: where placeholders and grids do not match, or a video comes without its seconds.
 
     Source: the rule the weights were trained with (QwenLM/Qwen2.5-VL, `get_rope_index_25`), which
-    vLLM serves too; transformers leaves it for some videos (`parity --positions`).
+    vLLM serves too; transformers leaves it for some videos.
     """
     images = [(grid, 0.0) for grid in _as_list(image_grid_thw)]
     videos = _videos(_as_list(video_grid_thw), _as_list(second_per_grid_ts))
