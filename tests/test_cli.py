@@ -268,8 +268,14 @@ def tiny_config(tmp_path):
 
 def plain_tune(*words, cwd, site=ROOT):
     """Run torchtune's own command line where `site` holds our package."""
+    program = shutil.which("tune", path=str(Path(sys.executable).parent))
+    run_outside(program, *map(str, words), cwd=cwd, site=site)
+
+
+def run_outside(*command, cwd, site):
+    """Run a command to its good end, in a process of its own."""
     subprocess.run(
-        [shutil.which("tune", path=str(Path(sys.executable).parent)), *map(str, words)],
+        command,
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
         check=True,
@@ -311,13 +317,7 @@ def test_from_an_installed_wheel(wheel, left, tmp_path):
     folder = add_probe(site / "torchtune_qwen25vl" / "recipes")
     launch = f"--nproc_per_node 2 probe --config sizes/small seen={left}".split()
     program = "from torchtune_qwen25vl._cli import main; main()"
-    subprocess.run(
-        [sys.executable, "-c", program, "run", *launch],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(site)},
-        check=True,
-        timeout=120,
-    )
+    run_outside(sys.executable, "-c", program, "run", *launch, cwd=tmp_path, site=site)
     assert seen(left) == dict.fromkeys(["small-0", "small-1"], str(folder / "probe.py"))
 
 
