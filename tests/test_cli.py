@@ -158,6 +158,33 @@ def test_validate_takes_paths_and_refuses_an_unknown_argument(tune, tmp_path, ca
     assert "tiles" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "match"),
+    [
+        ("finetune_lora", {"batchsize": 4}, r"unknown keys \['batchsize'\]"),
+        ("finetune_lora", {"batch_size": 0}, "batch_size is a whole number from 1"),
+        ("caption", {"workerz": 4}, "workerz"),
+    ],
+)
+def test_validate_checks_the_keys_of_our_recipes(tune, tmp_path, capsys, name, change, match):
+    path = _cli._configs()[name]
+    header = "".join(line for line in path.open() if line.startswith("#"))
+    cfg = OmegaConf.merge(OmegaConf.load(path), change)
+    (mine := tmp_path / "mine.yaml").write_text(header + OmegaConf.to_yaml(cfg))
+    with pytest.raises(SystemExit) as done:
+        tune("validate", mine)
+    assert done.value.code == 2
+    assert re.match(rf".*mine\.yaml: .*{match}.*\n$", capsys.readouterr().err)
+
+
+def test_validate_says_where_keys_are_not_checked(tune, tmp_path, capsys):
+    tune("validate", "qwen2_5_vl/full_single_device")
+    assert "belongs to full_finetune_single_device, so" in capsys.readouterr().out
+    (tmp_path / "mine.yaml").write_text("batchsize: 4\n")
+    tune("validate", tmp_path / "mine.yaml")
+    assert "names no recipe in its header, so" in capsys.readouterr().out
+
+
 def test_help_speaks_of_this_program(tune, capsys):
     with pytest.raises(SystemExit):
         tune("--help")
@@ -241,8 +268,14 @@ def tiny_config(tmp_path):
 
 def plain_tune(*words, cwd, site=ROOT):
     """Run torchtune's own command line where `site` holds our package."""
+    program = shutil.which("tune", path=str(Path(sys.executable).parent))
+    run_outside(program, *map(str, words), cwd=cwd, site=site)
+
+
+def run_outside(*command, cwd, site):
+    """Run a command to its good end, in a process of its own."""
     subprocess.run(
-        [shutil.which("tune", path=str(Path(sys.executable).parent)), *map(str, words)],
+        command,
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
         check=True,
@@ -284,13 +317,7 @@ def test_from_an_installed_wheel(wheel, left, tmp_path):
     folder = add_probe(site / "torchtune_qwen25vl" / "recipes")
     launch = f"--nproc_per_node 2 probe --config sizes/small seen={left}".split()
     program = "from torchtune_qwen25vl._cli import main; main()"
-    subprocess.run(
-        [sys.executable, "-c", program, "run", *launch],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(site)},
-        check=True,
-        timeout=120,
-    )
+    run_outside(sys.executable, "-c", program, "run", *launch, cwd=tmp_path, site=site)
     assert seen(left) == dict.fromkeys(["small-0", "small-1"], str(folder / "probe.py"))
 
 

@@ -84,3 +84,9 @@ def test_nothing_is_declared_for_nothing():
     used = set().union(*(imported(path) for path in paths))
     assert names(CORE) - used == FOR_OTHERS
     assert names(ALL_EXTRAS) <= used
+
+
+@pytest.mark.parametrize("folder", ["torchtune_qwen25vl", "recipes"])
+def test_the_package_does_not_name_parity(folder):
+    paths = [path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".yaml")]
+    assert [path for path in paths if re.search(r"\bparity\b", path.read_text())] == []

@@ -11,11 +11,15 @@ import argparse
 import ast
 import importlib.util
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
+from omegaconf import DictConfig, OmegaConf
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torchtune import _recipe_registry
 from torchtune._cli.run import ROOT
@@ -34,7 +38,11 @@ def main() -> None:
     tune = TuneCLIParser()
     tune._parser.description = "torchtune's command line, with Qwen2.5-VL's recipes and configs."
     _rename(tune._parser)
-    _commands(tune._parser)["ls"].set_defaults(func=lambda _: print(table()))
+    commands = _commands(tune._parser)
+    commands["ls"].set_defaults(func=lambda _: print(table()))
+    commands["validate"].set_defaults(
+        func=partial(validate, commands["validate"].get_default("func"))
+    )
     args = tune.parse_args()
     if hasattr(args, "config"):  # `validate` takes a path only
         args.config = _configs().get(str(args.config), args.config)
@@ -109,6 +117,40 @@ def table() -> str:
         f"{recipe:{widths[0]}}  {config:{widths[1]}}  {what}".rstrip()
         for recipe, config, what in rows
     )
+
+
+def validate(components: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
+    """Check the keys of a config for one of our recipes, as it would, and then all components.
+
+    Args:
+        components: torchtune's check of what the config's components are called with
+        args: `config` is the file
+
+    Raises:
+        SystemExit: with 2 if something is wrong, which is printed.
+    """
+    launch = _LAUNCH.search(args.config.read_text())
+    recipe = launch[1] if launch else None
+    try:
+        if recipe in ("finetune", "caption"):
+            _check_keys(recipe, OmegaConf.load(args.config))
+        else:
+            belongs = f"belongs to {recipe}" if recipe else "names no recipe in its header"
+            print(f"{args.config} {belongs}, so components are checked and keys are not")
+    except ValueError as error:
+        print(f"{args.config}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    components(args)
+
+
+def _check_keys(recipe: str, cfg: DictConfig) -> None:
+    """Read the settings of a recipe of ours as it does."""
+    if recipe == "finetune":
+        import_module("torchtune_qwen25vl.recipes.finetune").read_settings(cfg)
+    else:
+        if cfg.get("inputs") is None:
+            cfg.inputs = "."  # a config may leave them to the command line
+        import_module("torchtune_qwen25vl.captioning").read_settings(cfg)
 
 
 def recipe_help(name: str) -> str:
