@@ -80,6 +80,11 @@ def states(output_dir: Path) -> dict[str, str]:
     return {Path(row["image"]).name: row["state"] for row in rows(output_dir)}
 
 
+def texts(folder: Path) -> dict[str, str]:
+    """What the text files of a folder hold, by their names."""
+    return {path.name: path.read_text("utf-8") for path in folder.rglob("*.txt")}
+
+
 def final_files(folder: Path) -> dict[str, bytes]:
     """What a run leaves for its user: everything but journal and lock."""
     return {

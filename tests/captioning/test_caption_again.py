@@ -13,38 +13,6 @@ from torchtune_qwen25vl import device
 from torchtune_qwen25vl.captioning import _records
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return captions.write_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture
-def photos(tmp_path):
-    return captions.write_pictures(tmp_path / "photos", 4)
-
-
-@pytest.fixture
-def run(model, photos):
-    """The recipe on these photos: keys and values to exit code."""
-    return lambda *inputs, **changes: captions.caption(model, inputs or photos, **changes)
-
-
-@pytest.fixture
-def no_model(monkeypatch):
-    """From here on the weights are not to be loaded."""
-
-    def refuse():
-        monkeypatch.setattr(
-            "torchtune_qwen25vl.device._loading.load", lambda *_: pytest.fail("loaded")
-        )
-
-    return refuse
-
-
-def texts(folder):
-    return {path.name: path.read_text("utf-8") for path in folder.glob("*.txt")}
-
-
 def test_what_could_not_be_written_is_on_retry(run, photos, monkeypatch):
     with monkeypatch.context() as patch:
 
@@ -55,9 +23,9 @@ def test_what_could_not_be_written_is_on_retry(run, photos, monkeypatch):
         assert run() == 1
     assert set(captions.states(photos / "_captions").values()) == {"failed"}
     assert run() == 1  # the control: nothing is tried again by itself
-    assert not texts(photos)
+    assert not captions.texts(photos)
     assert run(retry_failed=True) == 0
-    assert len(texts(photos)) == 4
+    assert len(captions.texts(photos)) == 4
     assert run() == 0
 
 
@@ -74,10 +42,10 @@ def test_a_failed_image_may_be_captioned_by_hand(run, photos):
 def test_a_deleted_text_file_is_no_caption(run, photos):
     """Where text files are written, the table of an earlier run is not what counts."""
     run()
-    first = texts(photos)
+    first = captions.texts(photos)
     (photos / "picture 001.txt").unlink()
     assert run(seed=1) == 0  # another run
-    assert texts(photos) == first
+    assert captions.texts(photos) == first
     found = captions.states(photos / "_captions")
     assert found.pop("picture 001.png") in ("done", "cut", "looped")
     assert set(found.values()) == {"skipped"}
@@ -85,16 +53,16 @@ def test_a_deleted_text_file_is_no_caption(run, photos):
 
 def test_other_outputs_and_names_need_no_model(run, photos, no_model, tmp_path):
     run(outputs=["jsonl"])
-    assert not texts(photos)
+    assert not captions.texts(photos)
     no_model()
     (photos / "picture 002.txt").write_text("Mine.\n")
     assert run() == 0
     rows = captions.rows(photos / "_captions")
     expected = {Path(row["image"]).stem + ".txt": row["caption"] + "\n" for row in rows}
-    assert texts(photos) == expected | {"picture 002.txt": "Mine.\n"}
+    assert captions.texts(photos) == expected | {"picture 002.txt": "Mine.\n"}
     assert run(text_naming="full", mirror_dir=str(tmp_path / "mirror")) == 0
     mirrored = {Path(row["image"]).name + ".txt": row["caption"] + "\n" for row in rows}
-    assert texts(tmp_path / "mirror") == mirrored
+    assert captions.texts(tmp_path / "mirror") == mirrored
     assert run(existing="overwrite", output_dir=str(tmp_path / "new"), dry_run=True) == 0
 
 
@@ -103,7 +71,7 @@ def test_two_images_of_one_name_are_told_apart_on_retry(run, photos):
     assert run() == 1
     assert "text_naming=full" in str(captions.rows(photos / "_captions"))
     assert run(text_naming="full", retry_failed=True) == 0
-    assert {"picture 001.jpg.txt", "picture 001.png.txt"} <= set(texts(photos))
+    assert {"picture 001.jpg.txt", "picture 001.png.txt"} <= set(captions.texts(photos))
 
 
 def test_done_images_of_one_name_are_not_written_over_each_other(run, photos, caplog):
@@ -111,29 +79,31 @@ def test_done_images_of_one_name_are_not_written_over_each_other(run, photos, ca
     assert run(outputs=["jsonl"]) == 0
     assert run() == 2
     assert "picture 001.png has a caption, but its text file" in caplog.text
-    assert not texts(photos)
+    assert not captions.texts(photos)
     assert run(text_naming="full") == 0
     captions_of = {Path(r["image"]).name: r["caption"] for r in captions.rows(photos / "_captions")}
-    assert texts(photos) == {f"{name}.txt": f"{text}\n" for name, text in captions_of.items()}
+    assert captions.texts(photos) == {
+        f"{name}.txt": f"{text}\n" for name, text in captions_of.items()
+    }
 
 
 def test_a_new_image_does_not_take_the_text_file_of_another(run, photos):
     run()
-    before = texts(photos)
+    before = captions.texts(photos)
     (photos / "picture 001.jpg").write_bytes((photos / "picture 002.png").read_bytes())
     assert run() == 1
     assert captions.states(photos / "_captions")["picture 001.jpg"] == "failed"
-    assert texts(photos) == before
+    assert captions.texts(photos) == before
 
 
 def test_an_image_that_is_gone_keeps_no_text_file(run, photos):
     """Saved anew as another kind of file, an image has the caption that it had."""
     run()
-    before = texts(photos)
+    before = captions.texts(photos)
     (photos / "picture 001.png").rename(photos / "picture 001.jpg")
     assert run() == 0
     assert captions.states(photos / "_captions")["picture 001.jpg"] == "skipped"
-    assert texts(photos) == before
+    assert captions.texts(photos) == before
 
 
 def test_what_is_done_survives_a_place_that_cannot_be(run, photos, tmp_path, caplog):
@@ -162,7 +132,7 @@ def test_a_text_file_that_is_there_stays_and_is_counted(run, photos, caplog, cap
     assert run(existing="append", dry_run=True) == 0
     assert capsys.readouterr().out.count("has a caption, to be written to") == 3
     assert run(existing="append") == 0
-    assert texts(photos)["picture 001.txt"] == "Mine.\n"
+    assert captions.texts(photos)["picture 001.txt"] == "Mine.\n"
     assert "1 text files that are there stay as they are" in caplog.text
 
 
@@ -206,7 +176,7 @@ def test_a_damaged_journal_is_left_behind(run, photos, caplog):
 
 def test_the_output_folder_may_be_the_input(run, photos):
     assert run(output_dir=str(photos)) == 0
-    assert len(texts(photos)) == 4
+    assert len(captions.texts(photos)) == 4
     assert run(output_dir=str(photos)) == 0
 
 

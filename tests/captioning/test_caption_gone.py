@@ -9,44 +9,12 @@ import pytest
 from torchtune_qwen25vl import captioning
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return captions.write_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture
-def photos(tmp_path):
-    return captions.write_pictures(tmp_path / "photos", 4)
-
-
-@pytest.fixture
-def run(model, photos):
-    """The recipe on these photos: keys and values to exit code."""
-    return lambda *inputs, **changes: captions.caption(model, inputs or photos, **changes)
-
-
-@pytest.fixture
-def no_model(monkeypatch):
-    """From here on the weights are not to be loaded."""
-
-    def refuse():
-        monkeypatch.setattr(
-            "torchtune_qwen25vl.device._loading.load", lambda *_: pytest.fail("loaded")
-        )
-
-    return refuse
-
-
 @pytest.fixture
 def listed(photos, tmp_path):
     """A list of the photos, which stays when they go."""
     path = tmp_path / "list.txt"
     path.write_text("\n".join(map(str, sorted(photos.glob("*.png")))))
     return path
-
-
-def texts(folder):
-    return {path.name: path.read_text("utf-8") for path in folder.rglob("*.txt")}
 
 
 @pytest.fixture
@@ -73,7 +41,7 @@ def vanishing(monkeypatch, tmp_path):
 
 def test_a_text_file_that_is_gone_is_written_again(run, photos, no_model, capsys):
     run(existing="append")
-    before = texts(photos)
+    before = captions.texts(photos)
     no_model()
     gone = photos / "picture 001.txt"
     gone.unlink()
@@ -81,15 +49,15 @@ def test_a_text_file_that_is_gone_is_written_again(run, photos, no_model, capsys
     assert f"picture 001.png: has a caption, to be written to {gone}" in capsys.readouterr().out
     assert not gone.exists()
     assert run(existing="append") == 0
-    assert texts(photos) == before
+    assert captions.texts(photos) == before
     assert run(existing="append") == 0  # the control: nothing is appended a second time
-    assert texts(photos) == before
+    assert captions.texts(photos) == before
 
 
 def test_a_drive_that_comes_back_has_lost_nothing(run, photos, listed, no_model, tmp_path):
     output = tmp_path / "out"
     assert run(listed, output_dir=str(output)) == 0
-    before, rows = texts(photos), captions.rows(output)
+    before, rows = captions.texts(photos), captions.rows(output)
     photos.rename(tmp_path / "away")
     no_model()
     assert run(listed, output_dir=str(output)) == 1
@@ -98,7 +66,7 @@ def test_a_drive_that_comes_back_has_lost_nothing(run, photos, listed, no_model,
     assert not photos.exists()
     (tmp_path / "away").rename(photos)
     assert run(listed, output_dir=str(output)) == 0
-    assert texts(photos) == before
+    assert captions.texts(photos) == before
     assert captions.rows(output) == rows
 
 
@@ -111,25 +79,25 @@ def test_a_drive_that_vanishes_in_the_middle(run, photos, listed, vanishing, tmp
         assert set(captions.states(output).values()) == {"failed"}
         assert run(listed, output_dir=str(output)) == 1  # the control: it has not come back
     assert run(listed, output_dir=str(output)) == 0
-    assert len(texts(photos)) == 4
+    assert len(captions.texts(photos)) == 4
 
 
 def test_a_mirror_that_is_gone_is_not_made_anew(run, photos, tmp_path, caplog, no_model):
     mirror = tmp_path / "mirror"
     captions.write_pictures(photos / "inner", 1, seed=1)
     assert run(mirror_dir=str(mirror)) == 0
-    before = texts(mirror)
+    before = captions.texts(mirror)
     no_model()
     shutil.rmtree(mirror / "inner")
     assert run(mirror_dir=str(mirror)) == 0
-    assert texts(mirror) == before
+    assert captions.texts(mirror) == before
     shutil.rmtree(mirror)
     assert run(mirror_dir=str(mirror)) == 2
     assert "which is gone: put it back" in caplog.text
     assert not mirror.exists()
     mirror.mkdir()
     assert run(mirror_dir=str(mirror)) == 0
-    assert texts(mirror) == before
+    assert captions.texts(mirror) == before
 
 
 @pytest.mark.parametrize("step", ["records_of", "write_outputs"])
@@ -141,4 +109,4 @@ def test_an_output_folder_that_is_gone_stops_the_run(
         assert run(output_dir=str(output)) == 2
         assert "is gone: put" in caplog.text
     assert run(output_dir=str(output)) == 0
-    assert len(texts(photos)) == 4
+    assert len(captions.texts(photos)) == 4

@@ -18,11 +18,6 @@ KEYS = {"outputs": ["txt", "jsonl", "csv"], "existing": "append", "batch_size": 
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return captions.write_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
 def original(tmp_path_factory):
     """Photos, two of which have captions, to which a run appends; one is damaged."""
     folder = captions.write_pictures(tmp_path_factory.mktemp("pictures") / "photos", 9)

@@ -17,11 +17,6 @@ ROOT = Path(__file__).parents[2]
 KEYS = {"outputs": ["txt", "jsonl", "csv"], "batch_size": 2}
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return captions.write_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
 @pytest.fixture
 def photos(tmp_path):
     folder = captions.write_pictures(tmp_path / "photos", 7)

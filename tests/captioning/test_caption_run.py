@@ -21,11 +21,6 @@ from torchtune_qwen25vl.transform._tokenizer import Qwen25VLTokenizer
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return captions.write_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
 def originals(tmp_path_factory):
     return captions.write_pictures(tmp_path_factory.mktemp("pictures") / "photos")
 
