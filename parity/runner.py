@@ -25,8 +25,7 @@ class Sighting:
         error: that of the case that saw it, else the largest; inf where a shape differs
         case: the case that saw it
         problem: the exception that ended the stage; the fault then proves nothing
-        is_theirs: this transformers makes the mistake itself, or no case is left without one of its
-            deviations
+        is_theirs: this transformers makes the mistake itself, or a deviation of its own hides it
     """
 
     fault: str
@@ -131,7 +130,7 @@ def run_fault(stage: Stage, name: str, setting: Setting) -> Sighting:
     small = replace(setting, small=True)
     try:
         theirs = deviating(stage, small)
-        if name in {deviation.fault for deviation in theirs.values()}:
+        if any(name in (d.fault, *d.hides) for d in theirs.values()):
             return Sighting(name, stage.name, largest, is_theirs=True)
         with fault.seed():
             for measurement in stage.measure(replace(small, fault=fault)):

@@ -23,7 +23,8 @@ def _rule(*, whole_seconds: bool, behind_grid: bool, time_of_start: bool = False
     Args:
         whole_seconds: the seconds between frame groups lose their fraction
         behind_grid: text resumes behind the rows and columns of a video, whatever its time
-        time_of_start: all units have one time, that of the start, scaled as if it were a frame
+        time_of_start: all units have one time, that of the start, scaled as if it were a frame, and
+            rows go on from frame to frame
     """
 
     def wrap(right: Callable) -> Callable:
@@ -51,11 +52,12 @@ def _rule(*, whole_seconds: bool, behind_grid: bool, time_of_start: bool = False
                         interval = TOKENS_PER_SECOND * (int(rate) if whole_seconds else rate)
                         t, *sides = next(grids[token])
                         h, w = (side // MERGE for side in sides)
-                        times = (torch.arange(t) * interval).long() + start
+                        times = (torch.arange(t) * interval).long()
+                        axes = times, torch.arange(h), torch.arange(w)
+                        piece = torch.cartesian_prod(*axes) + start  # [t * h * w, 3]
                         if time_of_start:
-                            times = torch.full((t,), int(start * interval))
-                        axes = times, torch.arange(h) + start, torch.arange(w) + start
-                        piece = torch.cartesian_prod(*axes)  # [t * h * w, 3]
+                            piece[:, 0] = int(start * interval)
+                            piece[:, 1] = torch.arange(h).repeat_interleave(t * w) + start
                         end = start + max(h, w) if behind_grid else int(piece.max()) + 1
                     pieces.append(piece)
                     start = end
