@@ -98,6 +98,17 @@ def test_chunks_of_rows_change_nothing():
     assert abs(chunked - whole) <= 1e-6 * whole
 
 
+def test_a_step_without_media_leaves_the_encoder_alone():
+    """Neither decay nor the momentum of earlier steps moves what has no gradient."""
+    model = tiny.model().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.5)
+    for kinds, moves in ((KINDS, True), (["text", "short"], False), (["text", "image"], True)):
+        before = {name: p.clone() for name, p in model.vision.named_parameters()}
+        train_step(model, optimizer, batches(1, kinds))
+        for name, parameter in model.vision.named_parameters():
+            assert torch.equal(parameter, before[name]) != moves, name
+
+
 def test_every_label_weighs_the_same_however_batches_are_cut():
     model = tiny.model().train()
     whole, gradients = gradients_of(model, batches(5))
