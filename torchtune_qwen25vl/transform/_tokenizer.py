@@ -16,15 +16,15 @@ import json
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, repeat
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torchtune.data import Message
-from torchtune.models.qwen2._tokenizer import PRETOKENIZE_REGEX
 from torchtune.models.qwen2_5._tokenizer import QWEN2_5_SPECIAL_TOKENS
 from torchtune.modules.transforms.tokenizers import ModelTokenizer
+
+from torchtune_qwen25vl.transform._vocabulary import byte_pair_encoding, read_vocabulary
 
 Piece = tuple[int | str, bool]  # a token or a text, and whether it is trained on
 
@@ -65,11 +65,14 @@ def media_parts(messages: Sequence[Message]) -> list[dict[str, Any]]:
 class Qwen25VLTokenizer(ModelTokenizer):
     """Byte-level BPE with the 22 named tokens of Qwen2.5-VL, and its chat template.
 
-    What stands in a message is text and nothing else: `<|im_start|>`, `<|image_pad|>` or
-    `<tool_call>` typed by a user is encoded as the characters it is made of. transformers and
-    torchtune's own Qwen2.5 tokenizer turn all 22 names into their tokens wherever they stand (and
-    transformers stops where a user writes a placeholder). Other conversations have the same tokens
-    in transformers.
+    Qwen's 22 names are text in a message: `<|im_start|>`, `<|image_pad|>` or `<tool_call>` typed by
+    a user is encoded as the characters it is made of. transformers and torchtune's own Qwen2.5
+    tokenizer turn all 22 names into their tokens wherever they stand (and transformers stops where
+    a user writes a placeholder). Other conversations have the same tokens in transformers.
+
+    Tokens that somebody added to Qwen's are encoded wherever their text stands, as transformers
+    does. They are read from `tokenizer.json`, and from `tokenizer_config.json` and
+    `added_tokens.json` in the same folder.
 
     Tools are those of the template published with Qwen2.5-VL's tokenizer: `tools` are listed in the
     system turn, an assistant message with `ipython=True` is one call (its content the JSON object
@@ -84,7 +87,8 @@ class Qwen25VLTokenizer(ModelTokenizer):
         max_seq_len: most tokens a conversation may have; None for no limit
 
     Raises:
-        ValueError: where the files are not those of a Qwen2.5-VL tokenizer.
+        ValueError: where the files are not those of a Qwen2.5-VL tokenizer, contradict each other,
+            or give a token an id beyond the `vocab_size` of the folder's `config.json`.
 
     Source: `tokenizer_config.json` and `chat_template.json` of Qwen/Qwen2.5-VL-7B-Instruct.
     """
@@ -95,29 +99,35 @@ class Qwen25VLTokenizer(ModelTokenizer):
         merges_file: str | Path | None = None,
         max_seq_len: int | None = None,
     ) -> None:
-        vocab, merges, self.special_tokens = _read(path, merges_file)
-        self._bpe = _byte_pair_encoding(vocab, merges)
-        self._markup_pattern = re.compile(f"({'|'.join(map(re.escape, self.special_tokens))})")
+        vocabulary = read_vocabulary(Path(path), merges_file)
+        self._bpe = byte_pair_encoding(vocabulary)
+        self.special_tokens = vocabulary.named | vocabulary.added_ids
+        self._markup_pattern = re.compile(f"({'|'.join(map(re.escape, vocabulary.named))})")
         self._names = {token: name for name, token in self.special_tokens.items()}
+        self._skipped = SPECIAL | vocabulary.special_added
         self.max_seq_len = max_seq_len
         self.pad_id = self.special_tokens["<|endoftext|>"]
         self.eos_id = self.special_tokens["<|im_end|>"]
         self.stop_tokens = [self.eos_id, self.pad_id]
 
     def encode(self, text: str, add_bos: bool = False, add_eos: bool = False) -> list[int]:
-        """Encode plain text; Qwen has no token for a beginning, so `add_bos` adds none."""
+        """Encode text, in which only added tokens have names.
+
+        Qwen has no token for a beginning, so `add_bos` adds none.
+        """
         return self._bpe.encode(text).ids + [self.eos_id] * add_eos
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Decode tokens; ids that no token has (a model has 271 or 399 of them) are left out.
 
         `skip_special_tokens` leaves out those named tokens that are special: the tags of a call,
-        code completion and repositories stay, as they do in transformers.
+        code completion and repositories stay, as they do in transformers. An added token is special
+        where its file says so.
         """
         texts = []
         for named, group in groupby(token_ids, key=self._names.__contains__):
             if named:
-                skipped = SPECIAL if skip_special_tokens else ()
+                skipped = self._skipped if skip_special_tokens else ()
                 texts += [n for token in group if (n := self._names[token]) not in skipped]
             else:
                 texts.append(self._bpe.decode(list(group)))
@@ -220,14 +230,23 @@ class Qwen25VLTokenizer(ModelTokenizer):
         for is_text, group in groupby(pieces, key=lambda piece: isinstance(piece[0], str)):
             contents, trained = zip(*group, strict=True)
             if is_text:
-                encoding = self._bpe.encode("".join(contents))
+                text = "".join(contents)
+                encoding = self._bpe.encode(text)
                 ends = list(accumulate(map(len, contents)))
                 tokens += encoding.ids
-                mask += [not trained[bisect_right(ends, start)] for start, _ in encoding.offsets]
+                starts = map(self._start, encoding.ids, encoding.offsets, repeat(text))
+                mask += [not trained[bisect_right(ends, start)] for start in starts]
             else:
                 tokens += contents
                 mask += [not flag for flag in trained]
         return tokens, mask
+
+    def _start(self, token: int, span: tuple[int, int], text: str) -> int:
+        """Return where a token begins in a text, without the space that an added one swallows."""
+        start, end = span
+        if token in self._names and not (spanned := text[start:end]).isspace():
+            start += len(spanned) - len(spanned.lstrip())
+        return start
 
 
 def turns(messages: Sequence[Message]) -> Iterator[list[Message]]:
@@ -250,41 +269,3 @@ def _same_turn(before: Message, message: Message) -> bool:
     if message.role in TOOL_ROLES:
         return before.role in TOOL_ROLES
     return message.role == before.role == "assistant" and not before.eot
-
-
-def _read(
-    path: str | Path, merges_file: str | Path | None
-) -> tuple[dict[str, int], list[tuple[str, str]], dict[str, int]]:
-    """Read vocabulary, merges and named tokens, in either form in which they are published."""
-    content = json.loads(Path(path).read_text("utf-8"))
-    if merges_file is not None:
-        lines = Path(merges_file).read_text("utf-8").split("\n")
-        pairs = [line.split(" ") for line in lines if line and line[:8] != "#version"]
-        return content, [(a, b) for a, b in pairs], dict(QWEN2_5_SPECIAL_TOKENS)
-    if not isinstance(model := content.get("model"), dict):
-        raise ValueError(
-            f"path is a tokenizer.json, or a vocab.json together with merges_file; {path} has no "
-            "merges in it: add merges_file"
-        )
-    named = {token["content"]: token["id"] for token in content["added_tokens"]}
-    if missing := sorted(QWEN2_5_SPECIAL_TOKENS.keys() - named.keys()):
-        raise ValueError(
-            f"a Qwen2.5-VL tokenizer names {len(QWEN2_5_SPECIAL_TOKENS)} tokens, but {path} lacks "
-            f"{', '.join(missing)}; is it another model's tokenizer?"
-        )
-    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-    return model["vocab"], [(a, b) for a, b in pairs], named
-
-
-def _byte_pair_encoding(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
-    """Make Qwen's text encoding without any named token, so that no text can become one."""
-    bpe = Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    bpe.normalizer = normalizers.NFC()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    bpe.decoder = decoders.ByteLevel()
-    return bpe
