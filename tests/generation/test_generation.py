@@ -225,6 +225,20 @@ def test_torchtunes_generate_gives_the_same_tokens(layout, cached):
     assert torch.equal(torchtune_tokens(model, inputs, cached=cached), expected)
 
 
+@pytest.mark.parametrize("layout", ["image", "text", MIXED])
+@pytest.mark.parametrize("name", ["image_token_id", "video_token_id"])
+def test_a_generated_placeholder_is_a_token_as_any_other(layout, name):
+    model = tiny.model()
+    inputs = prompts(MIXED).row(1) if layout == "text" else prompts(layout)
+    with torch.no_grad():  # the placeholder is the likeliest token where the first one was
+        first = generate(model, inputs.ours, max_new_tokens=1).tokens
+        model.output.weight[tiny.IDS[name]] = 2 * model.output.weight[first[0, 0]]
+    expected = generate(model, inputs.ours, max_new_tokens=16).tokens
+    assert (expected == tiny.IDS[name]).any()
+    for cached in (False, True):
+        assert torch.equal(torchtune_tokens(model, inputs, cached=cached), expected)
+
+
 def test_torchtunes_generate_without_the_adapter_is_wrong():
     """The control: the model alone gets no image, and says so."""
     inputs = prompts("image")

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torchtune.modules import TransformerDecoder
 
+from torchtune_qwen25vl.generation._batch import check_prompt
 from torchtune_qwen25vl.generation._cache import Cache, make_caches
 from torchtune_qwen25vl.generation._sampling import Sampling, check_finite, check_options, choose
 
@@ -66,7 +67,7 @@ def generate(
     """
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
     check_options(max_new_tokens, sampling)
-    _check_prompt(batch)
+    check_prompt(model, batch)
     prompt, mask = batch["tokens"], batch.get("mask")
     b, s = prompt.shape
     real = torch.ones_like(prompt, dtype=torch.bool) if mask is None else mask[:, -1]  # [b, s]
@@ -179,7 +180,7 @@ def _part(
     vision = batch["encoder_input"]["vision"]
     patches = vision["grid_thw"].prod(-1).cumsum(0)  # [i]
     units = patches // model.vision.spatial_merge_size**2
-    is_placeholder = (tokens == model.image_token_id) | (tokens == model.video_token_id)
+    is_placeholder = model.placeholders(tokens)
     before, behind = int(is_placeholder[: rows.start].sum()), int(is_placeholder[: rows.stop].sum())
     start = int((units <= before).sum()) if before else 0
     stop = int((units <= behind).sum()) if rows.stop < len(tokens) else len(units)
@@ -226,6 +227,7 @@ class PromptedModel:
         generate(PromptedModel(model, batch), batch["tokens"], max_generated_tokens=100, ...)
 
     Works with and without caches, and remembers nothing: which tokens are new shows in the call.
+    A new token may be any, a placeholder too, which then stands for itself.
 
     Args:
         model: Qwen25VL
@@ -233,7 +235,7 @@ class PromptedModel:
     """
 
     def __init__(self, model: TransformerDecoder, batch: Mapping[str, Any]) -> None:
-        _check_prompt(batch)
+        check_prompt(model, batch)
         self.model = model
         self.batch = batch
 
@@ -259,8 +261,15 @@ class PromptedModel:
             return self.model(tokens, input_pos=positions, mask=mask)
         steps = after[:, None] + torch.arange(new, device=tokens.device)  # [b, new]
         positions = torch.cat((prompt_pos, steps[..., None].expand(-1, -1, 3)), dim=1)
-        encoder_input = self.batch.get("encoder_input")
-        return self.model(tokens, input_pos=positions, mask=mask, encoder_input=encoder_input)
+        placeholders = self.model.placeholders(tokens)
+        placeholders[:, prompt_pos.shape[1] :] = False
+        return self.model(
+            tokens,
+            input_pos=positions,
+            mask=mask,
+            encoder_input=self.batch.get("encoder_input"),
+            placeholders=placeholders,
+        )
 
 
 def _generation(tokens: Tensor, stop: Tensor) -> Generation:
@@ -269,22 +278,3 @@ def _generation(tokens: Tensor, stop: Tensor) -> Generation:
     lengths = torch.where(stopped, is_stop.int().argmax(-1) + 1, tokens.shape[1])
     reasons: list[Literal["stop", "length"]] = ["stop" if s else "length" for s in stopped.tolist()]
     return Generation(tokens, lengths.tolist(), reasons)
-
-
-def _check_prompt(batch: Mapping[str, Any]) -> None:
-    """Padding has position 0 on all axes, which one real token of a row has at most."""
-    positions = batch["input_pos"]
-    if positions.shape != (*batch["tokens"].shape, 3):
-        raise ValueError(
-            f"generation needs positions on three axes, input_pos [b, s, 3], got "
-            f"{list(positions.shape)} for tokens {list(batch['tokens'].shape)}"
-        )
-    zero = (positions == 0).all(-1)  # [b, s]
-    right = zero[:, -1] & (zero.sum(-1) > 1)
-    unmasked = (zero.sum(-1) > 1) & (batch.get("mask") is None)
-    if bool((right | unmasked).any()):
-        raise ValueError(
-            f"prompts must be padded on the left and come with a mask, but rows "
-            f"{(right | unmasked).nonzero().flatten().tolist()} are not; "
-            f'collate with padding_side="left"'
-        )
