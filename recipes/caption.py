@@ -1,10 +1,12 @@
 """Caption folders of images, safe to be left alone and to be killed.
 
     caption INPUT... [--dry-run] [--retry-failed] [key=value...] [--config FILE]
+    caption [INPUT...] --apply edits.jsonl
     tune-qwen25vl run caption --config caption inputs=photos preset=detailed
     tune-qwen25vl run --nproc_per_node 8 caption --config caption inputs=photos
 
 Inputs are folders, images, patterns, lists and tables; `--some-key` is short for some_key=True.
+Captions may be edited in their text files, or on the review page, whose edits --apply takes.
 
 Before any image is read the model is checked: its files, its memory, its disk. Then the headers of
 the images are read, batches are made of images of near-equal size, and worker processes decode them
@@ -35,6 +37,8 @@ CONFIG = Path(__file__).with_name("configs") / "caption.yaml"
 def caption(cfg: DictConfig, stack: ExitStack) -> int:
     """Check the model, plan, caption this rank's share, write it all down; return the exit code."""
     settings = jobs.read_settings(cfg, captioning.Settings)
+    if settings.apply is not None:
+        return apply_edits(settings, stack)
     ranks = stack.enter_context(closing(jobs.Ranks()))
     run, model = jobs.check_model(
         settings, text_tokens=settings.text_tokens, processes=ranks.local_size
@@ -47,6 +51,12 @@ def caption(cfg: DictConfig, stack: ExitStack) -> int:
     caption_batches(settings, planned, ranks, model, workers)
     ranks.wait()
     return ranks.from_first(lambda: captioning.write_outputs(settings, planned.plan, workers))
+
+
+def apply_edits(settings: captioning.Settings, stack: ExitStack) -> int:
+    """Write the edits that the review page saved, without a model; return the exit code."""
+    workers = stack.enter_context(closing(settings.start_workers(1)))
+    return captioning.apply_edits(settings, workers, stack)
 
 
 def caption_batches(

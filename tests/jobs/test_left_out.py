@@ -1,25 +1,32 @@
 """What is left out of folders is left out for a reason, and counted aloud."""
 
+import contextlib
+import importlib.util
 import logging
+import os
 
 import pytest
+from PIL import Image
 
-from torchtune_qwen25vl.jobs import find_items
+from torchtune_qwen25vl.jobs import _paths, find_items
+from torchtune_qwen25vl.media import image_size, load_image
 
 TAKEN = ["a.jpg", "b.PNG", "in/c.webp", "in/e-depth.png", "in/drafts/d.png"]
 LEFT_OUT = {
     "hidden": ["._a.jpg", ".b.png", "@eaDir", ".ipynb_checkpoints", "in/.thumbnails"],
     "masks (-masklabel)": ["a-masklabel.png", "in/c-masklabel.PNG"],
-    ".heic": ["f.heic", "in/g.HEIC"],
+    ".heic (install the extra heic)": ["f.heic", "in/g.HEIC"],
+    ".jxl (install the extra jxl)": ["h.jxl"],
     ".md": ["notes.md"],
     "without a suffix": ["README"],
 }
 
 
 @pytest.fixture
-def folder(tmp_path, caplog):
-    """Images, and everything else that lies among them."""
+def folder(tmp_path, caplog, monkeypatch):
+    """Images, and everything else that lies among them; no extra is installed."""
     caplog.set_level(logging.INFO)
+    monkeypatch.setattr(_paths, "LACKING", {".heic": "heic", ".jxl": "jxl"})
     inside = ["@eaDir/a.jpg", ".ipynb_checkpoints/b.png", "in/.thumbnails/c.jpg"]
     files = [*TAKEN, "a.txt", *inside, *(name for names in LEFT_OUT.values() for name in names)]
     for name in files:
@@ -76,3 +83,37 @@ def test_results_of_a_job_are_its_own(folder, caplog):
         (folder / "in" / "drafts" / name).write_bytes(b"")
     assert find(folder / "in" / "drafts", folder) == ["in/drafts/d.png"]
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "jpe", "ppm", "pgm", "tga", "JPE"])
+def test_images_of_every_suffix_are_read(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    kind = {"pgm": "ppm", "ppm": "ppm", "tga": "tga"}.get(suffix, "jpeg")
+    Image.new("RGB", (40, 30), "red").save(path, kind)
+    assert find(tmp_path, tmp_path) == [path.name]
+    assert image_size(path) == load_image(path).size == (40, 30)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "plugin", "kind"), [("heic", "pillow_heif", "HEIF"), ("jxl", "pillow_jxl", "JXL")]
+)
+def test_images_of_a_plugin(tmp_path, suffix, plugin, kind):
+    """With the extra they are read, without it they say what is missing."""
+    path = tmp_path / f"a.{suffix}"
+    if importlib.util.find_spec(plugin) is None:
+        path.write_bytes(b"of a kind that Pillow does not know")
+        with pytest.raises(ValueError, match=rf"torchtune-qwen25vl\[{suffix}\]"):
+            load_image(path)
+        return
+    with contextlib.suppress(ValueError):
+        load_image(b"nothing")  # the plugins are registered
+    Image.new("RGB", (40, 30), "red").save(path, kind)
+    assert find(tmp_path, tmp_path) == [path.name]
+    assert image_size(path) == load_image(path).size == (40, 30)
+
+
+def test_images_without_a_suffix_are_read(folder, caplog):
+    Image.new("RGB", (40, 30)).save(folder / "IMG 0001", "png")
+    os.mkfifo(folder / "pipe")
+    assert find(folder, folder) == ["IMG 0001", *TAKEN]
+    assert "2 without a suffix" in caplog.text

@@ -11,9 +11,11 @@ records_of     answers to records
 write_down     records into the journal and into text files
 STATES         how an image can end
 write_outputs  tables and review page
+apply_edits    captions that were edited on that page into all of these
 """
 
 from torchtune_qwen25vl.captioning._answers import Answerer
+from torchtune_qwen25vl.captioning._edits import apply_edits
 from torchtune_qwen25vl.captioning._questions import Questioner
 from torchtune_qwen25vl.captioning._records import STATES, Record, write_down
 from torchtune_qwen25vl.captioning._run import (
@@ -32,6 +34,7 @@ __all__ = [
     "Questioner",
     "Record",
     "Settings",
+    "apply_edits",
     "plan_run",
     "records_of",
     "show_plan",

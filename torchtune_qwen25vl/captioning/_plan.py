@@ -72,6 +72,13 @@ class Plan:
         self.settled[record.name] = record
         self.unjournaled.append(record)
 
+    def keep(self, record: Record) -> None:
+        """Take a final record of the journal, with what its user has made of the caption."""
+        edited = _as_edited(record)
+        self.settled[record.name] = edited
+        if edited != record and edited.state != "failed":
+            self.unjournaled.append(edited)
+
     @property
     def pending(self) -> list[Item]:
         """Items that are still to be captioned."""
@@ -120,10 +127,10 @@ def make_plan(
             else:
                 shared = f"its text file {path.name} is that of {Path(owner).name} too: {_APART}"
         record = past.records.get(name)
-        if record is not None and not _is_tried_again(record, item, retry_failed):
+        if record is not None and _is_final(record, item, retry_failed):
             if shared and record.state in policy.write_states:
                 raise ValueError(f"{printable(name)} has a caption, but {shared}")
-            plan.settled[name] = record
+            plan.keep(record)
             continue
         problem = item.problem or shared
         try:
@@ -135,16 +142,40 @@ def make_plan(
         if problem:
             plan.settle(Record(name, "failed", reason=problem))
         elif policy.existing == "skip" and (plan.existing[name] or unreadable):
-            skipped = Record(name, "skipped", plan.existing[name], unreadable or "it has a caption")
+            skipped = _skipped(name, plan.existing[name], unreadable, plan.texts.get(name))
             plan.settled[name] = skipped  # for as long as it has: not for the journal
-            if record is not None:  # which says that it failed
+            if record is not None and record.state == "failed":  # as the journal says
                 plan.unjournaled.append(skipped)
     return plan
 
 
-def _is_tried_again(record: Record, item: Item, retry_failed: bool) -> bool:
-    has_come_back = record.absent and item.path is not None and os.path.exists(item.path)
-    return record.state == "failed" and (retry_failed or has_come_back)
+def _skipped(name: str, existing: str, unreadable: str, text_file: Path | None) -> Record:
+    """Make the record of an image that has a caption; its text file is named if it lacks that."""
+    has_text = text_file is None or unreadable or read_text(text_file)
+    file = "" if has_text else str(text_file)
+    return Record(name, "skipped", existing, unreadable or "it has a caption", file=file)
+
+
+def _is_final(record: Record, item: Item, retry_failed: bool) -> bool:
+    if record.state == "failed":
+        has_come_back = record.absent and item.path is not None and os.path.exists(item.path)
+        return not (retry_failed or has_come_back)
+    return record.state != "skipped"  # which it is for as long as it has a caption
+
+
+def _as_edited(record: Record) -> Record:
+    """Return a record with the words that its text file holds now.
+
+    It has failed for as long as they cannot be read.
+    """
+    file = Path(record.file)
+    if not record.placed or not os.path.lexists(file):
+        return record
+    try:
+        text = read_text(file)
+    except (OSError, ValueError) as error:
+        return replace(record, state="failed", reason=f"its text file cannot be read: {error}")
+    return record if text == record.caption.strip() else replace(record, caption=text)
 
 
 def _existing(item: Item, text_file: Path | None, table: Mapping[str, str]) -> tuple[str, str]:
@@ -172,6 +203,8 @@ def moved(plan: Plan, policy: Policy) -> tuple[list[Record], list[Record]]:
     found: tuple[list[Record], list[Record]] = ([], [])
     for record in plan.settled.values():
         file = _text_file(record, plan, policy)
+        if record.state == "skipped" and record.file:  # its caption is known by a table alone
+            found[False].append(record)
         if record.state in ("failed", "skipped") or not file:
             continue
         is_there = os.path.lexists(file)

@@ -15,6 +15,7 @@ from torchtune_qwen25vl.captioning._review import write_review
 from torchtune_qwen25vl.captioning._settings import Settings
 from torchtune_qwen25vl.captioning._tables import read_table, write_tables
 from torchtune_qwen25vl.jobs import (
+    Item,
     Past,
     Run,
     Workers,
@@ -58,14 +59,7 @@ def plan_run(settings: Settings, run: Run, workers: Workers, stack: ExitStack) -
         ValueError: if there are no images, another run is at work in the output folder, or what is
             in it cannot be read.
     """
-    columns = settings.columns
-    items = find_items(
-        settings.sources,
-        image_column=columns.image,
-        text_columns={"caption": columns.caption, "tags": columns.tags},
-        recursive=settings.recursive,
-        exclude=settings.excluded,
-    )
+    items = list_items(settings)
     if not settings.dry_run:
         stack.enter_context(claimed(settings.folder))
     past = take_up(
@@ -83,6 +77,18 @@ def plan_run(settings: Settings, run: Run, workers: Workers, stack: ExitStack) -
         _make_mirror(plan, settings, past)
         _move_texts(plan, settings)
     return PlannedRun(past.run, plan, _plan_batches(plan, settings, past.run, workers))
+
+
+def list_items(settings: Settings) -> list[Item]:
+    """List the images of all inputs, with the texts that a table has for them."""
+    columns = settings.columns
+    return find_items(
+        settings.sources,
+        image_column=columns.image,
+        text_columns={"caption": columns.caption, "tags": columns.tags},
+        recursive=settings.recursive,
+        exclude=settings.excluded,
+    )
 
 
 def _make_mirror(plan: Plan, settings: Settings, past: Past[Record]) -> None:

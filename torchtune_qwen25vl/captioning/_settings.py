@@ -8,6 +8,7 @@ from omegaconf import ListConfig
 
 from torchtune_qwen25vl.captioning._plan import Policy
 from torchtune_qwen25vl.captioning._prompts import Preset, Wording, read_preset
+from torchtune_qwen25vl.captioning._tables import input_of
 from torchtune_qwen25vl.captioning._texts import Existing, TextFiles
 from torchtune_qwen25vl.generation import Sampling, check_options
 from torchtune_qwen25vl.jobs import JobSettings, as_path
@@ -28,6 +29,7 @@ class Settings(JobSettings):
 
     command = "caption"
     results = "captions"
+    file_words = ("apply",)
     decides = (
         *JobSettings.decides,
         *("preset", "prompt", "prompt_file", "system_prompt", "language"),
@@ -45,6 +47,7 @@ class Settings(JobSettings):
     existing: Existing = "skip"
     write_states: ListConfig  # states whose captions get a text file
     review: bool = True
+    apply: str | None = None  # edits that the review page saved
     # what the model is asked
     preset: str = "standard"
     prompt: str | None = None
@@ -69,6 +72,12 @@ class Settings(JobSettings):
         sampling = Sampling(*(getattr(preset, name) for name in Sampling._fields))
         check_options(preset.max_new_tokens, sampling)
         self.policy  # noqa: B018
+
+    @cached_property
+    def _inputs(self) -> list[Any]:
+        if self.inputs or self.apply is None:
+            return super()._inputs
+        return [str(input_of(as_path(self.apply)))]
 
     @property
     def excluded(self) -> list[str]:

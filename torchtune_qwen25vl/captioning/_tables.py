@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,15 +11,27 @@ from pathlib import Path
 from torchtune_qwen25vl._files import write_file
 from torchtune_qwen25vl.captioning._prompts import printable
 from torchtune_qwen25vl.captioning._records import Record
+from torchtune_qwen25vl.media import open_rows
 
+logger = logging.getLogger(__name__)
 COLUMNS = ("image", "state", "caption", "reason", "tokens", "max_pixels", "steps")
 
 
 def write_tables(folder: Path, formats: Sequence[str], records: Sequence[Record]) -> None:
     """Write `captions.jsonl` and `captions.csv`, those of them that are in `formats`."""
+    _set_edits_aside(folder)
     for suffix, make in (("jsonl", _jsonl), ("csv", _csv)):
         if suffix in formats:
             write_file(folder / f"captions.{suffix}", make(map(as_row, records)).encode())
+
+
+def _set_edits_aside(folder: Path) -> None:
+    """Rename what the review page saved under the name of our table."""
+    path = folder / "captions.jsonl"
+    if path.exists() and '"edited":' in path.read_text("utf-8").partition("\n")[0]:
+        aside = folder / f"edits-{1 + len(list(folder.glob('edits-*.jsonl')))}.jsonl"
+        path.rename(aside)
+        logger.warning("%s holds edits: it is now %s; --apply takes them", path, aside)
 
 
 def read_table(folder: Path) -> dict[str, str]:
@@ -42,6 +55,38 @@ def read_table(folder: Path) -> dict[str, str]:
             f"{path} is no table of captions ({error!r}): move it away, or choose another "
             "output_dir"
         ) from error
+
+
+def read_edits(path: Path) -> dict[str, str]:
+    """Read the captions that were edited, by the names that tables have for their images.
+
+    Raises:
+        ValueError: if the file cannot be read, or a row is no edit.
+    """
+    rows, edits = open_rows(str(path)), dict[str, str]()
+    for index in range(len(rows)):
+        try:
+            row = rows[index]
+            if row["edited"]:
+                edits[str(row["image"])] = str(row["caption"]).strip()
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"{path}, row {index + 1}, is no edit ({error!r}): save them on the review page"
+            ) from error
+    return edits
+
+
+def input_of(edits: Path) -> Path:
+    """Find the folder whose `_captions` the edits are of: around them, or above their images.
+
+    Raises:
+        ValueError: if there is none, or the edits cannot be read.
+    """
+    above = [parent for image in read_edits(edits) for parent in Path(image).parents]
+    for folder in [edits.absolute().parent.parent, *above]:
+        if (folder / "_captions" / "captions.jsonl").is_file():
+            return folder
+    raise ValueError(f"name the inputs that {edits} is of: caption INPUT... --apply {edits}")
 
 
 def as_row(record: Record) -> dict[str, str | int]:

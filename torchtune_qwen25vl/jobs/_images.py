@@ -3,18 +3,15 @@
 Shapes: h w height and width in pixels.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
-from io import BytesIO
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from torchtune_qwen25vl.jobs._items import Item
 from torchtune_qwen25vl.jobs._workers import Outcome, Task, Workers
-from torchtune_qwen25vl.media import load_image, locate
+from torchtune_qwen25vl.media import image_size, load_image
 from torchtune_qwen25vl.transform import PLACEHOLDER_PIXELS, resized, smart_resize
 
 
@@ -46,11 +43,7 @@ def count_tokens(
 
 def tokens_of(source: Any, min_pixels: int, max_pixels: int) -> int:
     """Count the placeholders that an image becomes, from the header of its file alone."""
-    _, file = locate(source)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the loader decides
-        with Image.open(BytesIO(file) if isinstance(file, bytes) else file) as image:
-            width, height = image.size
+    width, height = image_size(source)
     height, width = smart_resize(height, width, min_pixels=min_pixels, max_pixels=max_pixels)
     return height * width // PLACEHOLDER_PIXELS
 

@@ -181,7 +181,7 @@ def _of_folder(folder: Path, recursive: bool, sieve: Sieve) -> Iterator[Item]:
         folders[:] = [name for name in folders if sieve.takes_folder(inner / name)]
         if OWN_FILE in files:  # beside results of a job; they are not left out, they are its own
             files = [name for name in files if Path(name).suffix.lower() in SUFFIXES]
-        images = (name for name in sorted(files) if sieve.takes_file(inner / name))
+        images = (name for name in sorted(files) if sieve.takes_file(inner / name, folder))
         yield from (_file(Path(here, name), folder) for name in images)
     yield from problems
 
@@ -191,7 +191,7 @@ def _of_pattern(pattern: Path, sieve: Sieve) -> Iterator[Item]:
     root = folder_of(pattern)
     wild = os.path.join(glob.escape(str(root)), pattern.relative_to(root))
     for path in map(Path, sorted(glob.glob(wild, recursive=True))):
-        if not path.is_dir() and sieve.takes_file(path.relative_to(root)):
+        if not path.is_dir() and sieve.takes_file(path.relative_to(root), root):
             yield _file(path, root)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from torchtune_qwen25vl.media import SUFFIXES
+from torchtune_qwen25vl.media import LACKING, SUFFIXES, is_image
 
 HIDDEN = ("@eaDir",)  # where a NAS keeps its thumbnails; and every name that begins with a dot
 TEXT = ".txt"  # what belongs to an image, and is not counted
@@ -53,13 +53,17 @@ class Sieve:
         """Whether a folder is looked into; `path` starts behind the input."""
         return self._take(self._reason(path))
 
-    def takes_file(self, path: Path) -> bool:
-        """Whether a file is an image to work on; `path` starts behind the input."""
+    def takes_file(self, path: Path, root: Path) -> bool:
+        """Whether a file is an image to work on; `path` starts behind the input `root`."""
         reason, suffix = self._reason(path), path.suffix.lower()
         if suffix == TEXT:
             return False
-        if not reason and suffix not in SUFFIXES:
-            reason = suffix or "without a suffix"
+        if suffix in LACKING:
+            reason = reason or f"{suffix} (install the extra {LACKING[suffix]})"
+        elif not reason and not suffix and not _is_nameless_image(root / path):
+            reason = "without a suffix"
+        elif not reason and suffix and suffix not in SUFFIXES:
+            reason = suffix
         elif not reason and path.stem.lower().endswith(MASK):
             reason = f"masks ({MASK})"
         return self._take(reason)
@@ -79,3 +83,7 @@ class Sieve:
         if reason:
             self.left_out[reason] += 1
         return not reason
+
+
+def _is_nameless_image(path: Path) -> bool:
+    return path.is_file() and is_image(path)  # opening a pipe would wait for its other end

@@ -21,6 +21,8 @@ class JobSettings:
         *("model", "settings_dir", "seed", "min_pixels", "max_pixels"),
     )
 
+    file_words: ClassVar[tuple[str, ...]] = ()  # keys that may be set as `--key FILE`
+
     inputs: Any  # folders, images, patterns, lists, tables
     output_dir: str | None = None  # null: in or beside the first input
     # what is done with what was done before
@@ -45,7 +47,7 @@ class JobSettings:
     seconds_per_image: float = 120
 
     def __post_init__(self) -> None:
-        if not self.inputs:
+        if not any(self._inputs):
             raise ValueError("inputs are missing: name a folder of images")
         if wrong := [one for one in self._inputs if not isinstance(one, (str, os.PathLike))]:
             raise ValueError(f"inputs are paths, got {wrong}: quote what looks like a number")

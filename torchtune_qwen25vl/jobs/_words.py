@@ -1,7 +1,7 @@
 """The words of a short command: `caption photos preset=detailed --dry-run`.
 
 `key=value` sets a key, `--some-key` is short for `some_key=True`, `--config FILE` takes another
-YAML, and every other word is an input.
+YAML, and every other word is an input. A job may have more words that take a file.
 """
 
 import re
@@ -31,17 +31,23 @@ def read_words(words: Sequence[str], config: Path, settings: type[JobSettings]) 
     Raises:
         ValueError: if a value is no YAML, or there is no such config.
     """
-    words, path = list(words), str(config)
-    if "--config" in words:
-        at = words.index("--config")
-        path = (words[at + 1 : at + 2] or [""])[0]
-        del words[at : at + 2]
+    words, files = list(words), {"config": str(config)}
+    for key in ("config", *settings.file_words):
+        if (word := f"--{key}") in words:
+            at = words.index(word)
+            files[key] = (words[at + 1 : at + 2] or [""])[0]
+            del words[at : at + 2]
+    path = files.pop("config")
     try:
         cfg = OmegaConf.load(path)
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"--config needs a YAML that can be read: {error}") from error
     assert isinstance(cfg, DictConfig)
     kinds, inputs = kinds_of(settings), []
+    for key, file in files.items():
+        if not file:
+            raise ValueError(f"--{key} needs a file: write --{key} FILE")
+        _set(cfg, kinds, key, file)
     for word in words:
         if word.startswith("--"):
             name, equals, value = word.removeprefix("--").partition("=")

@@ -2,8 +2,11 @@
 
 locate        where an image or video lies: a file, or its bytes
 load_image    decode an image as a person sees it
+image_size    width and height of an image, by its header
+is_image      whether a file is an image, whatever its name
 PIXEL_LIMIT   pixels of the largest image that is decoded
 SUFFIXES      of files that are images
+LACKING       of those that need an extra which is not installed
 load_video    decode the frames of a video that are kept
 Rows          what a reader needs of a set of rows
 JsonRows      rows kept as JSON text
@@ -12,17 +15,27 @@ open_rows     open a table or data set by where it lies
 EXTRA_FIELDS  key of what a table's header does not name
 """
 
-from torchtune_qwen25vl.media._images import PIXEL_LIMIT, SUFFIXES, load_image
+from torchtune_qwen25vl.media._images import (
+    LACKING,
+    PIXEL_LIMIT,
+    SUFFIXES,
+    image_size,
+    is_image,
+    load_image,
+)
 from torchtune_qwen25vl.media._rows import EXTRA_FIELDS, JsonRows, Rows, json_texts, open_rows
 from torchtune_qwen25vl.media._sources import locate
 from torchtune_qwen25vl.media._videos import load_video
 
 __all__ = [
     "EXTRA_FIELDS",
+    "LACKING",
     "PIXEL_LIMIT",
     "SUFFIXES",
     "JsonRows",
     "Rows",
+    "image_size",
+    "is_image",
     "json_texts",
     "load_image",
     "load_video",

@@ -5,7 +5,10 @@ training and captioning alike: EXIF orientation is applied, transparency lies on
 are scaled to 8 bits, and what is cut short, oversized or no image is refused.
 """
 
+import importlib
 import warnings
+from functools import cache
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,21 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from torchtune_qwen25vl.media._sources import locate
 
-SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_BY_PLUGIN = {"heic": ("pillow_heif", ".heic .heif .hif"), "jxl": ("pillow_jxl", ".jxl")}
+
+LACKING = {
+    suffix: extra
+    for extra, (plugin, suffixes) in _BY_PLUGIN.items()
+    for suffix in suffixes.split()
+    if find_spec(plugin) is None
+}
+"""Suffixes of images that cannot be read here, each with the extra that is not installed."""
+
+SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm"),
+    *(".tga", ".tif", ".tiff", ".webp"),
+    *(s for _, suffixes in _BY_PLUGIN.values() for s in suffixes.split() if s not in LACKING),
+)
 """Suffixes of files that are images."""
 
 PIXEL_LIMIT = 178_956_970
@@ -47,6 +64,28 @@ def load_image(
         return _decode(name, image, pixel_limit)
 
 
+def image_size(source: Any) -> tuple[int, int]:
+    """Return width and height by the header of an image, which is not decoded.
+
+    Args:
+        source: a path, a `file://` or `data:` URL, bytes, or the mapping that `datasets` stores
+
+    Raises:
+        ValueError: naming the file, if its header is no image's.
+    """
+    with _open(*locate(source)) as image:
+        return image.size
+
+
+def is_image(path: Path) -> bool:
+    """Say whether a file is an image by what it holds, whatever it is called."""
+    try:
+        image_size(path)
+    except ValueError:
+        return False
+    return True
+
+
 def _as_seen(image: Image.Image) -> Image.Image:
     """Return what a viewer shows: upright, 8 bits a channel, transparency on white, RGB.
 
@@ -75,14 +114,29 @@ def _open(name: str, file: Path | bytes) -> Image.Image:
             f"{name}: PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on, so a cut file would load as a "
             "half-grey image; switch it off"
         )
+    _register_plugins()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # pixel_limit decides
             return Image.open(BytesIO(file) if isinstance(file, bytes) else file)
     except UnidentifiedImageError as error:
+        if extra := LACKING.get(Path(name).suffix.lower()):
+            raise ValueError(
+                f"{name}: images of this kind need the extra {extra}: install "
+                f"torchtune-qwen25vl[{extra}]"
+            ) from error
         raise ValueError(f"{name}: not an image, or of a format Pillow cannot read") from error
     except Exception as error:  # Pillow's plugins raise a dozen kinds on damaged headers
         raise ValueError(f"{name}: cannot be opened as an image ({error})") from error
+
+
+@cache
+def _register_plugins() -> None:
+    """Teach Pillow the formats whose plugin is installed."""
+    for plugin in (plugin for plugin, _ in _BY_PLUGIN.values() if find_spec(plugin)):
+        module = importlib.import_module(plugin)
+        if hasattr(module, "register_heif_opener"):
+            module.register_heif_opener()  # the other registers itself
 
 
 def _decode(name: str, image: Image.Image, pixel_limit: int) -> Image.Image:
