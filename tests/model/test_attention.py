@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from torchtune_qwen25vl.generation._cache import Cache
 from torchtune_qwen25vl.model import _attention
@@ -68,21 +69,31 @@ def blocks(lengths):
     return (owner[:, None] == owner).tril()[None]
 
 
-@pytest.mark.parametrize("device_shares_heads", [True, False])
+class OnGPU(torch.Tensor):
+    """A tensor of the CPU that says it is on a GPU."""
+
+    device = torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("mask", [None, left_padded()], ids=["causal", "left padded"])
-def test_equals_plain_arithmetic(attn, x, mask, device_shares_heads, monkeypatch):
-    if not device_shares_heads:  # as on a GPU: keys are copied to every head
-        right = _attention._attend
+def test_equals_plain_arithmetic(attn, x, mask, device, monkeypatch):
+    calls = []
+    kernel = F.scaled_dot_product_attention
 
-        def copied(q, k, v, *rest):
-            return right(q, *_attention._repeated(q, k, v), *rest)
+    def recorded(q, k, v, **options):
+        calls.append((k.shape[1], options["enable_gqa"]))
+        return kernel(*(heads.as_subclass(torch.Tensor) for heads in (q, k, v)), **options)
 
-        monkeypatch.setattr(_attention, "_attend", copied)
-    ours = attn(x, rotation=rotation(), mask=mask)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", recorded)
+    ours = attn(x.as_subclass(OnGPU) if device == "cuda" else x, rotation=rotation(), mask=mask)
     theirs = plain(attn, x, causal() if mask is None else mask, rotation())
     assert (ours - theirs).abs().max() < TOLERANCE
     wrong = plain(attn, x, torch.ones(1, S, S, dtype=torch.bool), rotation())
     assert (ours - wrong).abs().max() > 1e-2
+    # fused kernels of a GPU take shared heads or a mask, not both
+    copies = device == "cuda" and mask is not None
+    assert calls == [(HEADS, False) if copies else (KV_HEADS, True)]
 
 
 def test_heads_are_copied_to_the_queries_that_share_them():

@@ -109,12 +109,20 @@ def test_every_label_weighs_the_same_however_batches_are_cut():
         assert (cut_gradients[name] - gradient).abs().max() <= 1e-6, name
 
 
-def test_gradients_are_clipped_after_their_norm_is_taken():
+@pytest.mark.parametrize("batch_size", [5, 2, 1])
+def test_gradients_are_clipped_after_their_norm_is_taken(batch_size):
+    """Once, those of all batches together: clipped one by one they would point elsewhere."""
     model = tiny.model().train()
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    result = train_step(model, sgd(model, lr=1.0), batches(5), max_grad_norm=1e-2)
-    moved = sum((w - before[n]).square().sum() for n, w in model.state_dict().items()).sqrt()
-    assert result.grad_norm > 0.1
+    whole, gradients = gradients_of(model, batches(5))
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    result = train_step(model, sgd(model, lr=1.0), batches(batch_size), max_grad_norm=1e-2)
+    assert abs(result.grad_norm - whole.grad_norm) <= 1e-5 * whole.grad_norm
+    assert whole.grad_norm > 0.1
+    for name, weight in model.named_parameters():
+        moved = before[name] - weight
+        expected = 1e-2 / whole.grad_norm * gradients[name]
+        assert (moved - expected).abs().max() <= 2e-7, name  # rounding of weights of unit size
+    moved = sum((w - before[n]).square().sum() for n, w in model.named_parameters()).sqrt()
     assert abs(moved - 1e-2) < 1e-5
     assert all(parameter.grad is None for parameter in model.parameters())
 
