@@ -104,6 +104,34 @@ def test_heads_are_copied_to_the_queries_that_share_them():
         assert torch.equal(values[:, head], v[:, head // 3])
 
 
+FORMS = {
+    "causal": (None, S),
+    "left padded": (left_padded(), S),
+    "lengths": (torch.tensor([4, 7]), S),
+    "one token": (None, 1),
+    "one token, padded": (torch.ones(1, 1, 1, dtype=torch.bool), 1),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_attention_is_dropped_while_training_only(attn, x, form):
+    mask, length = FORMS[form]
+    x = x[:1, :length]
+    mask = mask[-1:] if mask is not None and mask.ndim == 3 else mask
+    attn.attn_dropout = 0.5
+
+    def out():
+        return attn(x, rotation=rotation(b=1, s=length), mask=mask)
+
+    seen = out()
+    attn.eval()
+    expected = out()
+    assert torch.equal(out(), expected)
+    assert (seen - expected).abs().max() > 1e-2
+    attn.attn_dropout = 0.0
+    assert torch.equal(out(), expected)
+
+
 def test_samples_of_a_packed_row_do_not_see_each_other(attn, x):
     lengths = [4, 1, 6]
     out = attn(x[:1], rotation=rotation(b=1), mask=blocks(lengths))
