@@ -1,5 +1,7 @@
 """The decoder's attention against plain arithmetic, in every form of mask."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -102,6 +104,26 @@ def test_heads_are_copied_to_the_queries_that_share_them():
     for head in range(HEADS):
         assert torch.equal(keys[:, head], k[:, head // 3])
         assert torch.equal(values[:, head], v[:, head // 3])
+
+
+@dataclass
+class Blocks:
+    """What stands for a BlockMask where there is no flex attention."""
+
+    dense: torch.Tensor
+
+
+def test_a_block_mask_goes_to_torchtunes_attention_with_keys_of_every_head(attn, x):
+    def flex(q, k, v, *, mask, dropout_p, is_causal):
+        assert k.shape == v.shape == q.shape == (1, HEADS, S, HEAD_DIM)
+        assert (dropout_p, is_causal) == (0.0, False)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.dense[:, None])
+
+    attn._attention_call = flex
+    x, mask = x[:1], blocks([4, 1, 6])
+    out = attn(x, rotation=rotation(b=1), mask=Blocks(mask))
+    assert (out - plain(attn, x, mask, rotation(b=1))).abs().max() < TOLERANCE
+    assert (out - plain(attn, x, causal(), rotation(b=1))).abs().max() > 1e-2
 
 
 FORMS = {

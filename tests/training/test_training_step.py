@@ -137,6 +137,45 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_as_they_were():
     assert torch.equal(model.output.weight, before)
 
 
+def test_a_gradient_that_is_not_finite_leaves_the_weights_as_they_were():
+    """The loss says nothing of it: an overflow may be in the backward alone."""
+    model = tiny.model().train()
+    model.norm.scale.register_hook(lambda gradient: gradient * torch.inf)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    with pytest.raises(ValueError, match=r"the loss is \d+.* norm (nan|inf); the step was not"):
+        train_step(model, sgd(model, lr=1.0), batches(5))
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, before[name]), name
+
+
+def test_the_schedule_moves_on_once_a_step_and_after_it():
+    model = tiny.model().train()
+    optimizer = sgd(model, lr=1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1e-3 * step)
+    before = model.output.weight.clone()
+    for step, batch_size in enumerate((5, 2)):  # one batch, then three
+        assert optimizer.param_groups[0]["lr"] == 1e-3 * step
+        train_step(model, optimizer, batches(batch_size), scheduler=scheduler)
+        assert torch.equal(model.output.weight, before) == (step == 0)  # at a rate of 0
+    assert optimizer.param_groups[0]["lr"] == 2e-3
+
+
+def test_the_check_sees_gradients_as_they_are_and_may_stop_the_step():
+    model = tiny.model().train()
+    _, expected = gradients_of(model, batches(2))
+    _, seen = gradients_of(model, batches(2), max_grad_norm=1e-3)
+    for name, gradient in expected.items():
+        assert (seen[name] - gradient).abs().max() <= 1e-6, name
+
+    def refuse(model, *, has_media):
+        raise ValueError("no")
+
+    before = model.output.weight.clone()
+    with pytest.raises(ValueError, match="no"):
+        train_step(model, sgd(model, lr=1.0), batches(5), check=refuse)
+    assert torch.equal(model.output.weight, before)
+
+
 def test_a_step_without_labels_moves_nothing():
     model = tiny.model().train()
     (batch,) = batches(5)
