@@ -1,5 +1,6 @@
 """How captions end, and what each state leads to: text files, another try, the next batch."""
 
+import os
 from pathlib import Path
 
 import captions
@@ -10,7 +11,7 @@ from torchtune_qwen25vl import load_pretrained
 from torchtune_qwen25vl.captioning import Answerer, Record, _answers
 from torchtune_qwen25vl.captioning._answers import Question
 from torchtune_qwen25vl.captioning._plan import Policy, make_plan
-from torchtune_qwen25vl.captioning._prompts import Preset
+from torchtune_qwen25vl.captioning._prompts import Preset, printable
 from torchtune_qwen25vl.captioning._texts import TextFiles
 from torchtune_qwen25vl.generation import Generation
 from torchtune_qwen25vl.jobs import Item, Past
@@ -27,6 +28,33 @@ def test_only_what_failed_is_tried_again(tmp_path):
     for retry_failed, tried in ((False, []), (True, names[-1:])):
         plan = make_plan(items, policy, Past({}, records), {}, retry_failed=retry_failed)
         assert [item.name for item in plan.pending] == tried
+
+
+def test_batches_are_made_of_all_that_goes_or_went_through_the_model(tmp_path):
+    """Else a run that goes on would make other batches than one that never stopped."""
+    names = [str(tmp_path / f"{state}.png") for state in (*STATES, "failed", "skipped", "new")]
+    records = {name: Record(name, Path(name).stem, "Text.") for name in names[:4]}
+    items = [Item(name, Path(name)) for name in names]
+    policy = Policy(["jsonl"], TextFiles(), "skip", STATES, uses_existing=False)
+    table = {names[4]: "It has a caption."}
+    plan = make_plan(items, policy, Past({}, records), table, retry_failed=False)
+    assert plan.settled[names[4]].state == "skipped"
+    assert plan.pending == items[5:]
+    assert plan.to_batch == [*items[:4], items[5]]
+
+
+@pytest.mark.parametrize("formats", [["txt"], ["jsonl"]])
+def test_a_caption_in_the_table_that_is_read_counts(tmp_path, formats):
+    """Unless a text file, or where none are written a table of ours, says otherwise."""
+    names = [str(tmp_path / os.fsdecode(name)) for name in (b"a.png", b"b\xe9.png")]
+    items = [Item(name, Path(name), texts={"caption": "Known."}) for name in names]
+    Path(names[1]).with_suffix(".txt").write_text("Mine.")
+    policy = Policy(formats, TextFiles(), "skip", STATES, uses_existing=False)
+    table = {printable(names[1]): "Mine."} if formats == ["jsonl"] else {names[0]: "Not read."}
+    plan = make_plan(items, policy, Past(), table, retry_failed=False)
+    found = [(record.state, record.caption) for record in plan.settled.values()]
+    assert found == [("skipped", "Known."), ("skipped", "Mine.")]
+    assert plan.unjournaled == []
 
 
 @pytest.mark.parametrize("written", [["done"], ["cut"], ["cut", "looped"]])
