@@ -1,6 +1,7 @@
 """What a dataset takes over from its transform, and where its paths start."""
 
 import pytest
+from datasets import Dataset as Stored
 
 from tests.data_samples import messages_of, save_pictures, transform, write_jsonl
 from torchtune_qwen25vl.data import llava_dataset
@@ -37,3 +38,14 @@ def test_the_media_root_may_be_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     sample = llava_dataset(transform(), source=source, media_root="~/media")[0]
     assert sample["encoder_input"]["vision"]["grid_thw"].tolist() == [[1, 6, 4]]
+
+
+def test_paths_of_a_saved_set_start_in_its_folder(tmp_path):
+    folder = tmp_path / "saved"
+    Stored.from_list([talk("<image>\nWhat?", "That.", image="a.png")]).save_to_disk(str(folder))
+    save_pictures(folder, "a.png")
+    sample = llava_dataset(transform(), source=str(folder))[0]
+    assert sample["encoder_input"]["vision"]["grid_thw"].tolist() == [[1, 6, 4]]
+    (folder / "a.png").rename(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"saved/a.png: no such file"):
+        llava_dataset(transform(), source=str(folder))[0]
