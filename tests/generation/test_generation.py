@@ -261,35 +261,8 @@ def test_a_sharded_model_generates_and_trains_on(tmp_path):
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize(
-    ("layout", "limit", "turns"), [(MIXED, 1, 3), (MIXED, 60, 2), ("image and video", 1, 2)]
-)
-def test_prompts_read_in_turn_are_those_read_at_once(layout, limit, turns, monkeypatch):
-    model = random_pair(0)[1]
-    inputs = prompts(layout)
-    reads = []
-
-    def counted(model, batch, caches):
-        logits = prefill(model, batch, caches)
-        reads.append((*batch["tokens"].shape, logits))
-        return logits
-
-    monkeypatch.setattr(_generate, "prefill", counted)
-    at_once = generate(model, inputs.ours, max_new_tokens=32)
-    monkeypatch.setattr(_generate, "PREFILL_TOKENS", limit)
-    in_turn = generate(model, inputs.ours, max_new_tokens=32)
-    assert torch.equal(in_turn.tokens, at_once.tokens)
-    (*whole, logits), *parts = reads
-    assert sum(rows for rows, *_ in parts) == whole[0]
-    assert len(parts) == turns
-    assert min(width for _, width, _ in parts) < whole[1]  # without their common padding
-    together = torch.cat([logits for *_, logits in parts])
-    torch.testing.assert_close(together, logits, atol=LOGITS_TOLERANCE, rtol=0)
-
-
 @pytest.mark.parametrize("change", ["one image too many", "one image too few"])
-def test_images_that_do_not_fit_are_refused_in_any_turn(change, monkeypatch):
-    monkeypatch.setattr(_generate, "PREFILL_TOKENS", 1)
+def test_images_that_do_not_fit_are_refused(change):
     batch = prompts().ours
     vision = batch["encoder_input"]["vision"]
     grid_thw, values = vision["grid_thw"], vision["pixel_values"]

@@ -19,8 +19,6 @@ from torchtune_qwen25vl.generation._batch import check_prompt
 from torchtune_qwen25vl.generation._cache import Cache, make_caches
 from torchtune_qwen25vl.generation._sampling import Sampling, check_finite, check_options, choose
 
-PREFILL_TOKENS = 2048  # that a CPU reads at once: few enough to stay in its caches
-
 
 class Generation(NamedTuple):
     """What `generate` returns."""
@@ -82,7 +80,7 @@ def generate(
     padded = not bool(real.all())
     with _inference(model):
         caches = make_caches(model, b, s + max_new_tokens)
-        logits = _prefill_in_turn(model, batch, real, caches)
+        logits = prefill(model, batch if padded else {**batch, "mask": None}, caches)
         check_finite(logits)
         peaks = torch.zeros(b, device=prompt.device)  # from a first nan or inf on, not finite
         for end in range(s, s + max_new_tokens):
@@ -129,67 +127,6 @@ def prefill(model: TransformerDecoder, batch: Mapping[str, Any], caches: Sequenc
         caches=caches,
         output="logits",
     )
-
-
-def _prefill_in_turn(
-    model: TransformerDecoder, batch: Mapping[str, Any], real: Tensor, caches: Sequence[Cache]
-) -> Tensor:
-    """`prefill` of a few rows after another, without the padding that these have in common.
-
-    Args:
-        model: whose caches are empty
-        batch: the prompts
-        real: which of their tokens are no padding, bool [b, s]
-        caches: of the model
-    """
-    s, outputs = real.shape[1], []
-    for rows, width in _turns(model, real):
-        for cache in caches:
-            cache.turn_to(rows, s - width)
-        outputs.append(prefill(model, _part(model, batch, rows, s - width), caches))
-    for cache in caches:
-        cache.turn_to(slice(None), 0, size=s)
-    return torch.cat(outputs)  # [b, v]
-
-
-def _turns(model: TransformerDecoder, real: Tensor) -> list[tuple[slice, int]]:
-    """Rows to read at once, and the tokens of the longest of them; all on a GPU, or sharded."""
-    b, s = real.shape
-    if real.device.type != "cpu" or isinstance(model, FSDPModule):
-        return [(slice(0, b), s)]
-    turns: list[tuple[slice, int]] = []
-    for row, length in enumerate(real.sum(1).tolist()):
-        start, width = (turns[-1][0].start, max(turns[-1][1], length)) if turns else (0, length)
-        if turns and (row + 1 - start) * width <= PREFILL_TOKENS:
-            turns[-1] = (slice(start, row + 1), width)
-        else:
-            turns.append((slice(row, row + 1), length))
-    return turns
-
-
-def _part(
-    model: TransformerDecoder, batch: Mapping[str, Any], rows: slice, first: int
-) -> dict[str, Any]:
-    """These rows of a batch from this column on, with the images and videos that are theirs."""
-    tokens, mask = batch["tokens"], batch.get("mask")
-    part = {"tokens": tokens[rows, first:], "input_pos": batch["input_pos"][rows, first:]}
-    if mask is not None and not bool(mask[rows, -1, first:].all()):  # else nothing is padded
-        part["mask"] = mask[rows, first:, first:]
-    if "encoder_input" not in batch:
-        return part
-    vision = batch["encoder_input"]["vision"]
-    patches = vision["grid_thw"].prod(-1).cumsum(0)  # [i]
-    units = patches // model.vision.spatial_merge_size**2
-    is_placeholder = model.placeholders(tokens)
-    before, behind = int(is_placeholder[: rows.start].sum()), int(is_placeholder[: rows.stop].sum())
-    start = int((units <= before).sum()) if before else 0
-    stop = int((units <= behind).sum()) if rows.stop < len(tokens) else len(units)
-    if stop > start:
-        first_patch = int(patches[start - 1]) if start else 0
-        pixel_values = vision["pixel_values"][first_patch : int(patches[stop - 1])]
-        own = {"pixel_values": pixel_values, "grid_thw": vision["grid_thw"][start:stop]}
-        part["encoder_input"] = {"vision": own}
-    return part
 
 
 def decode_one_token(
