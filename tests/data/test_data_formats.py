@@ -155,6 +155,17 @@ def test_lists_of_frames_that_cannot_be(tmp_path, shown, film, match):
     refused(openai_dataset(transform(), source=write_jsonl(tmp_path / "o.jsonl", row)), match)
 
 
+@pytest.mark.parametrize("wish", [{}, {"fps": 2.0}, {"num_frames": 1}])
+def test_a_film_of_one_frame_is_read_or_refused_by_name(tmp_path, wish):
+    save_video(tmp_path / "one.mp4", num_frames=1)
+    row = {"messages": spoken(("user", [{"type": "video", "video": "one.mp4", **wish}]), A)}
+    dataset = openai_dataset(transform(), source=write_jsonl(tmp_path / "o.jsonl", row))
+    if wish:
+        refused(dataset, "one.mp4: at least 2 and at most all 1 frames can be kept")
+    else:
+        assert dataset[0]["encoder_input"]["vision"]["grid_thw"][0, 0] == 1
+
+
 def test_packed_files_of_qwen_are_read_row_by_row(tmp_path):
     rows = [{"conversations": said(("human", str(k)), ("gpt", "yes"))} for k in range(3)]
     for source in (
