@@ -73,7 +73,7 @@ def _plain(part):
         return part["content"]
     if part["type"] == "image":
         return np.asarray(part["content"]).tobytes()
-    return [part["fps"], *(frame.size for frame in part["content"])]
+    return [part.get("fps"), *(frame.size for frame in part["content"])]
 
 
 def seen(image):

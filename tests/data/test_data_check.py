@@ -275,3 +275,31 @@ def test_as_a_command(recipe, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="1"):
         runpy.run_module("torchtune_qwen25vl.data", run_name="__main__")
     assert (tmp_path / "data-report" / "report.json").exists()
+
+
+NAMED = "<|box_start|>(1,2)<|box_end|> <tool_call>"
+
+
+@pytest.mark.parametrize("markup", ["text", "tokens"])
+def test_names_of_tokens_in_answers_are_counted_and_shown(check, tmp_path, markup):
+    rows = [talk("<|box_start|>?", "No."), talk("Where?", NAMED), talk("Hi", "Ho")]
+    source = f"dataset.source={write_jsonl(tmp_path / 'named.jsonl', *rows)}"
+    option = f"tokenizer.markup_in_answers={markup}"
+    code, report, printed = check(source, option, "--preview", "2")
+    assert code == 0
+    (entry,) = report["datasets"]
+    assert entry["rows_with_names_in_answers"] == 1
+    assert entry["names_in_answers"] == ["<tool_call>", "<|box_end|>", "<|box_start|>"]
+    assert "1 rows write <tool_call>, <|box_end|>, <|box_start|> in their answers" in printed.out
+    shown = NAMED if markup == "tokens" else NAMED.replace("<", "\\<")
+    assert f"train | {shown}<|im_end|>" in printed.out
+    assert "\\<|box_start|>?<|im_end|>" in printed.out  # a question's is always text
+
+
+def test_names_of_the_template_in_answers_are_bad_rows_as_tokens(check, tmp_path):
+    rows = [talk("Hi", "Ho <|image_pad|>")]
+    source = f"dataset.source={write_jsonl(tmp_path / 'named.jsonl', *rows)}"
+    assert check(source)[0] == 0
+    code, report, _ = check(source, "tokenizer.markup_in_answers=tokens")
+    assert code == 1
+    assert "row 0: with markup_in_answers" in report["datasets"][0]["bad"][0]["error"]

@@ -16,12 +16,23 @@ from torchtune.datasets import ConcatDataset
 from training_samples import from_dataset
 
 from parity import vocabulary
-from tests.data_samples import SAYINGS, save_pictures, transform, write_jsonl
+from tests.data_samples import (
+    SAYINGS,
+    messages_of,
+    save_pictures,
+    save_video,
+    seen,
+    transform,
+    write_jsonl,
+)
 from torchtune_qwen25vl.data import (
     caption_dataset,
+    caption_folder_dataset,
+    coco_caption_dataset,
     hf_dataset,
     llava_dataset,
     openai_dataset,
+    sharegpt_dataset,
     swift_dataset,
 )
 from torchtune_qwen25vl.data.__main__ import main
@@ -223,6 +234,8 @@ def test_a_report_about_other_rows_is_refused(source, report, tmp_path):
     lines = (tmp_path / "rows.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "rows.jsonl").write_text("".join(lines[:5]))
     refused("has 5 rows but had 6")
+    (tmp_path / "rows.jsonl").write_text("".join([*lines, lines[1]]))  # the bad ones are the same
+    refused("has 7 rows but had 6")
     (tmp_path / "rows.jsonl").write_text("".join([*lines[:2], lines[3], lines[2], *lines[4:]]))
     refused("row 2: bad in .*report.json, but changed since")
     (tmp_path / "rows.jsonl").write_text("".join(lines))
@@ -244,6 +257,110 @@ def test_paths_start_beside_the_rows_or_at_media_root(tmp_path):
     with pytest.raises(ValueError, match=r"notes/a.png: no such file"):
         llava_dataset(transform(), source=source)[0]
     llava_dataset(transform(), source=source, media_root=str(tmp_path / "media"))[0]
+
+
+FILM = [{"type": "video", "video": "a.mp4"}, {"type": "text", "text": "What?"}]
+WITH_PATHS = {  # a row of each format beside the builder that reads it
+    llava_dataset: talk("<image>\n<video>\nWhat?", "That.", image="a.png", video="a.mp4"),
+    sharegpt_dataset: talk("<image><video>?", "That.", images=["a.png"], videos=["a.mp4"]),
+    swift_dataset: {
+        "messages": talked("<image><video>?", "That."),
+        "images": ["a.png"],
+        "videos": [["a.png", "b.png"]],
+    },
+    openai_dataset: {"messages": talked([{"type": "image", "image": "a.png"}, *FILM], "That.")},
+    hf_dataset: {
+        "messages": talked([{"type": "image"}, {"type": "video"}], "That."),
+        "image": "a.png",
+        "video": "a.mp4",
+    },
+    caption_dataset: {"image": "a.png", "caption": "That."},
+}
+
+
+@pytest.mark.parametrize("build", WITH_PATHS)
+def test_relative_sources_and_media_are_found(build, tmp_path, monkeypatch):
+    save_pictures(tmp_path / "set", "a.png", "b.png")
+    save_video(tmp_path / "set" / "a.mp4")
+    write_jsonl(tmp_path / "set" / "rows.jsonl", WITH_PATHS[build])
+    (tmp_path / "elsewhere").mkdir()
+    whole = build(transform(), source=str(tmp_path / "set" / "rows.jsonl"))[0]
+    monkeypatch.chdir(tmp_path)
+    dataset = build(transform(), source="set/rows.jsonl")
+    from_elsewhere = build(transform(), source="set/rows.jsonl", media_root="set")
+    monkeypatch.chdir(tmp_path / "elsewhere")  # as a worker process may
+    for sample in (dataset[0], from_elsewhere[0]):
+        assert torch.equal(sample["tokens"], whole["tokens"])
+        assert len(sample["encoder_input"]["vision"]["grid_thw"]) in (1, 2)
+
+
+def test_captions_that_were_corrected_are_trained_on(tmp_path, monkeypatch):
+    """Caption a folder, correct the texts, train: as text files and as the table of the run."""
+    (image,) = save_pictures(tmp_path, "photos/a.png")
+    (tmp_path / "photos" / "a.txt").write_text("corrected\n")
+    write_jsonl(tmp_path / "photos" / "captions.jsonl", {"image": "a.png", "caption": "corrected"})
+    notes = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "annotations": [{"id": 1, "image_id": 1, "caption": "corrected"}],
+    }
+    (tmp_path / "photos" / "coco.json").write_text(json.dumps(notes))
+    monkeypatch.chdir(tmp_path)
+    datasets = [
+        caption_folder_dataset(transform(), source="photos"),
+        caption_dataset(transform(), source="photos/captions.jsonl"),
+        coco_caption_dataset(transform(), source="photos/coco.json"),
+    ]
+    expected = [
+        ("user", [seen(image), "Describe this image."], False),
+        ("assistant", ["corrected"], True),
+    ]
+    for dataset in datasets:
+        assert messages_of(dataset) == expected
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "said"),
+    [
+        (llava_dataset, {"split": "train"}, r"\['split'\] mean nothing for a file"),
+        (caption_dataset, {"prepend_media": True}, "prepend_media means nothing here, since"),
+        (openai_dataset, {"prepend_media": True}, "prepend_media means nothing here, since"),
+        (coco_caption_dataset, {"split": "train"}, "split mean nothing for these rows"),
+        (caption_folder_dataset, {"split": "train"}, "split mean nothing for these rows"),
+        (caption_folder_dataset, {"media_root": "x"}, "media_root means nothing here, since"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(build, options, said, tmp_path):
+    save_pictures(tmp_path, "a.png")
+    source = write_jsonl(tmp_path / "rows.jsonl", talk("Hi", "Ho"))
+    if build is coco_caption_dataset:
+        (tmp_path / "rows.jsonl").write_text('{"images": [], "annotations": []}')
+    if build is caption_folder_dataset:
+        source = str(tmp_path)
+    with pytest.raises(ValueError, match=said):
+        build(transform(), source=source, **options)
+
+
+@pytest.mark.parametrize(
+    ("build", "row", "said"),
+    [
+        (llava_dataset, talk("<image>?", "A.", images=["a.png"]), "image or video .* is images;"),
+        (llava_dataset, talk("Hi", "A.", audio="a.wav"), "is audio;"),
+        (sharegpt_dataset, talk("Hi", "A.", image="a.png"), "images or videos .* is image;"),
+        (swift_dataset, {"messages": talked("Hi", "A."), "image": "a.png"}, "is image;"),
+        (openai_dataset, {"messages": talked("<image>?", "A."), "images": ["a"]}, "is images;"),
+        (openai_dataset, {"messages": talked("Hi", "A."), "video": "a.mp4"}, "is video;"),
+        (hf_dataset, {"prompt": "Hi", "completion": "A.", "image_url": "a.png"}, "is image_url;"),
+        (
+            openai_dataset,
+            {"messages": [{**talked("<image>?", "")[0], "images": ["a.png"]}]},
+            "keys of the row|is images;",
+        ),
+    ],
+)
+def test_media_that_a_format_does_not_read_are_refused(build, row, said, tmp_path):
+    dataset = build(transform(), source=write_jsonl(tmp_path / "rows.jsonl", row))
+    with pytest.raises(ValueError, match=f"row 0: media stand under .*{said}"):
+        dataset[0]
 
 
 def test_the_pixel_limit_reaches_the_loader(source):

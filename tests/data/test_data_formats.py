@@ -29,6 +29,9 @@ def spoken(*pairs):
     return said(*pairs, keys=("role", "content"))
 
 
+A = ("assistant", "A.")
+
+
 @pytest.fixture
 def shown(tmp_path):
     """Two pictures, a.png and b.png, as a reader should see them."""
@@ -93,6 +96,74 @@ def test_llava_videos_and_text_only(tmp_path):
     assert messages_of(dataset, 1)[0] == ("user", ["Hello"], False)
     assert dataset[0]["encoder_input"]["vision"]["grid_thw"][0, 0] == 5
     assert "encoder_input" not in dataset[1]
+
+
+def test_one_newline_on_each_side_belongs_to_a_place(tmp_path, shown):
+    turns = said(("human", "One\n\n<image>\n\nTwo"), ("gpt", "So."))
+    source = write_jsonl(tmp_path / "l.jsonl", {"image": "a.png", "conversations": turns})
+    dataset = llava_dataset(transform(), source=source)
+    assert messages_of(dataset)[0] == ("user", ["One\n", shown[0], "\nTwo"], False)
+
+
+FRAMES = ["a.png", "b.png"]
+
+
+def test_images_in_a_list_are_a_video(tmp_path, shown):
+    film = {"type": "video", "video": FRAMES}
+    rows = {
+        llava_dataset: {"video": FRAMES, "conversations": said(("human", "<video>"), ("gpt", "A"))},
+        swift_dataset: {"videos": [FRAMES], "messages": spoken(("user", "<video>"), A)},
+        openai_dataset: {"messages": spoken(("user", [film]), A)},
+        hf_dataset: {"videos": FRAMES, "messages": spoken(("user", [{"type": "video"}]), A)},
+    }
+    for build, row in rows.items():
+        source = write_jsonl(tmp_path / f"{build.__name__}.jsonl", row)
+        for fps in (None, 4.0):
+            dataset = build(transform(), source=source, fps=fps)
+            assert messages_of(dataset)[0][1][0] == [fps, (56, 84), (56, 84)]
+            assert dataset[0]["encoder_input"]["vision"]["grid_thw"][0, 0] == 1
+    own = write_jsonl(
+        tmp_path / "own.jsonl", {"messages": spoken(("user", [{**film, "fps": 2.0}]), A)}
+    )
+    assert messages_of(openai_dataset(transform(), source=own, fps=4.0))[0][1][0][0] == 2.0
+
+
+def test_rates_of_frames_reach_positions(tmp_path, shown):
+    row = {"videos": [FRAMES * 2], "messages": spoken(("user", "<video>"), A)}
+    source = write_jsonl(tmp_path / "s.jsonl", row)
+    last = [
+        int(swift_dataset(transform(), source=source, fps=fps)[0]["input_pos"][-1].max())
+        for fps in (0.1, None)
+    ]
+    assert last[0] > last[1]
+
+
+@pytest.mark.parametrize(
+    ("film", "match"),
+    [
+        ({"video": FRAMES, "num_frames": 2}, "fps is heeded, .* but not num_frames"),
+        ({"video": ["a.png", "gone.png"]}, "gone.png: no such file"),
+        ({"video": ["a.png", "c.png"]}, "all of one height and width"),
+        ({"video": []}, "got 0 frames"),
+        ({"video": FRAMES, "fps": 0}, "positive rate"),
+        ({"video": "a.mp4", "sample_fps": 2}, "heeded, got .'sample_fps'"),
+    ],
+)
+def test_lists_of_frames_that_cannot_be(tmp_path, shown, film, match):
+    save_pictures(tmp_path, "c.png", width=84)
+    row = {"messages": spoken(("user", [{"type": "video", **film}]), A)}
+    refused(openai_dataset(transform(), source=write_jsonl(tmp_path / "o.jsonl", row)), match)
+
+
+@pytest.mark.parametrize("wish", [{}, {"fps": 2.0}, {"num_frames": 1}])
+def test_a_film_of_one_frame_is_read_or_refused_by_name(tmp_path, wish):
+    save_video(tmp_path / "one.mp4", num_frames=1)
+    row = {"messages": spoken(("user", [{"type": "video", "video": "one.mp4", **wish}]), A)}
+    dataset = openai_dataset(transform(), source=write_jsonl(tmp_path / "o.jsonl", row))
+    if wish:
+        refused(dataset, "one.mp4: at least 2 and at most all 1 frames can be kept")
+    else:
+        assert dataset[0]["encoder_input"]["vision"]["grid_thw"][0, 0] == 1
 
 
 def test_packed_files_of_qwen_are_read_row_by_row(tmp_path):

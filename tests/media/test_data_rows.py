@@ -55,12 +55,17 @@ def test_files_damaged_as_a_whole(tmp_path, name, text, match):
         open_rows(str(tmp_path / name))
 
 
-@pytest.mark.parametrize("name", ["rows.txt", "rows.jsonl.gz", "rows", "ROWS.TXT"])
+@pytest.mark.parametrize("name", ["rows.txt", "rows.jsonl.gz", "rows"])
 def test_files_of_other_kinds_are_not_looked_for_on_the_hub(tmp_path, name, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", None)
     (tmp_path / name).write_text("[]")
     with pytest.raises(ValueError, match=rf"end in \.json, \.jsonl.*got .*{name}; convert it"):
         open_rows(str(tmp_path / name))
+
+
+def test_suffixes_in_capitals_are_read(tmp_path):
+    (tmp_path / "ROWS.JSON").write_text('[{"a": 1}]')
+    assert everything(open_rows(str(tmp_path / "ROWS.JSON"))) == [{"a": 1}]
 
 
 def test_sources_that_cannot_be(tmp_path):
@@ -72,6 +77,12 @@ def test_sources_that_cannot_be(tmp_path):
     rows = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"a": [1]})})
     rows.save_to_disk(tmp_path / "saved")
     assert everything(open_rows(str(tmp_path / "saved"))) == [{"a": 1}]
+    with pytest.raises(ValueError, match=r"\['data_files'\] mean nothing for saved splits"):
+        open_rows(str(tmp_path / "saved"), data_files="x")
+    for source in ("r.jsonl", "whole"):
+        rows["train"].save_to_disk(tmp_path / "whole")
+        with pytest.raises(ValueError, match=r"\['split'\] mean nothing for a"):
+            open_rows(str(tmp_path / source), split="train")
     with pytest.raises(ValueError, match=r"no split 'test', it holds \['train'\]"):
         open_rows(str(tmp_path / "saved"), split="test")
 
@@ -97,6 +108,12 @@ def test_arrow_rows_lose_their_padding_and_keep_media_undecoded():
     assert everything(pickle.loads(pickle.dumps(rows))) == everything(rows)
     assert rows.column("gone") == [None]
     assert rows.digest(0) == ArrowRows(table).digest(0)
+
+
+def test_false_and_zero_are_no_padding():
+    rows = [{"loss": False, "weight": 0, "text": ""}, {"loss": True, "weight": None, "text": "a"}]
+    arrow = ArrowRows(datasets.Dataset.from_list([{"messages": rows}]))
+    assert arrow[0]["messages"] == [rows[0], {"loss": True, "text": "a"}]
 
 
 def test_columns_of_json_are_read(tmp_path):

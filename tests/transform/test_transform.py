@@ -142,6 +142,29 @@ def test_the_rate_of_a_video_moves_its_positions(transform):
     assert (video - video[0]).unique().tolist() == [0, 8]  # 2 frames last 4 s, 2 positions a second
 
 
+@pytest.mark.parametrize("fps", [3.0, 7.0, 25.0])
+def test_times_of_many_frames_are_not_rounded(transform, fps):
+    """A group of 2 frames lasts 2 / fps seconds: at 3 fps 0.667, and the 30th begins at 19.3 s."""
+    film = [noise(56, 56)] * 60
+    made = transform({"messages": ask({"type": "video", "content": film, "fps": fps})})
+    video = made["input_pos"][made["tokens"] == VIDEO, 0]
+    first_of_each = (video - video[0]).view(30, -1)[:, 0]
+    assert first_of_each.tolist() == [int(2 * group * 2 / fps) for group in range(30)]
+
+
+def test_default_limits_are_the_documented_ones(path):
+    """An image over 1280 placeholders is shrunk to them, and a frame over 768 likewise."""
+    large = noise(1200, 1200)
+    made = Qwen25VLTransform(path)({"messages": ask(image(large))})
+    limits = {"min_pixels": 3136, "max_pixels": 1280 * 784}
+    height, width = smart_resize(1200, 1200, **limits)
+    assert made["encoder_input"]["vision"]["grid_thw"].tolist() == [[1, height // 14, width // 14]]
+    film = {"type": "video", "content": [large, large], "fps": 2.0}
+    made = Qwen25VLTransform(path)({"messages": ask(film)})
+    height, width = smart_resize(1200, 1200, min_pixels=128 * 784, max_pixels=768 * 784)
+    assert made["encoder_input"]["vision"]["grid_thw"].tolist() == [[1, height // 14, width // 14]]
+
+
 def test_text_alone(transform):
     made = transform({"messages": ask()})
     assert "encoder_input" not in made

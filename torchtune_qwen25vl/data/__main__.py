@@ -19,7 +19,7 @@ from torchtune_qwen25vl.data._check import Bad, Sound, check_rows
 from torchtune_qwen25vl.data._dataset import SampleDataset
 from torchtune_qwen25vl.data._preview import preview
 from torchtune_qwen25vl.data._statistics import summary, write_histogram
-from torchtune_qwen25vl.transform import PLACEHOLDERS, Qwen25VLTransform
+from torchtune_qwen25vl.transform import Qwen25VLTransform
 
 SHOWN = 20  # bad rows that are printed
 DESCRIPTION = """\
@@ -94,7 +94,8 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=0,
         help="first show the first N rows as they are trained on: each token decoded, those with "
-        "a label marked, placeholders counted",
+        "a label marked, placeholders counted, and a backslash before the name of a token that is "
+        "there as characters",
     )
     check.add_argument(
         "--num-workers",
@@ -147,11 +148,10 @@ def _sections(cfg: DictConfig, key: str) -> list[tuple[str, DictConfig]]:
 def _print_preview(
     key: str, dataset: SampleDataset, tokenizer: Qwen25VLTransform, count: int
 ) -> None:
-    placeholders = [tokenizer.special_tokens[name] for name in PLACEHOLDERS.values()]
     for row in range(min(count, len(dataset))):
         print(f"--- {key} {dataset.source}, row {row}")
         try:
-            print(preview(dataset[row], tokenizer.decode, placeholders))
+            print(preview(dataset[row], tokenizer))
         except ValueError as error:
             print(f"bad: {error}")
 
@@ -163,6 +163,8 @@ def _entry(key: str, dataset: SampleDataset, sound: list[Sound], bad: list[Bad])
         "rows": len(dataset),
         "sound": len(sound),
         "bad": [asdict(row) for row in bad],
+        "rows_with_names_in_answers": sum(bool(row.names) for row in sound),
+        "names_in_answers": sorted({name for row in sound for name in row.names}),
         "statistics": summary(sound),
     }
 
@@ -177,6 +179,11 @@ def _print_entry(entry: dict[str, Any]) -> None:
         print(f"  {row['kind']}: {row['error']}")
     if len(entry["bad"]) > SHOWN:
         print(f"  and {len(entry['bad']) - SHOWN} more, all in report.json")
+    if names := ", ".join(entry["names_in_answers"]):
+        print(
+            f"  {entry['rows_with_names_in_answers']} rows write {names} in their answers: "
+            "characters, or with tokenizer.markup_in_answers=tokens those tokens"
+        )
     statistics = entry["statistics"]
     for name, spread in statistics.items():
         if isinstance(spread, dict):

@@ -13,7 +13,12 @@ from tqdm import tqdm
 
 from torchtune_qwen25vl._torchtune import labelled_rows
 from torchtune_qwen25vl.data._dataset import SampleDataset
-from torchtune_qwen25vl.transform import PATCHES_PER_PLACEHOLDER, PLACEHOLDER_PIXELS, SkipSample
+from torchtune_qwen25vl.transform import (
+    PATCHES_PER_PLACEHOLDER,
+    PLACEHOLDER_PIXELS,
+    SkipSample,
+    written_names,
+)
 
 
 @dataclass(frozen=True)
@@ -25,12 +30,14 @@ class Sound:
         labelled: number of tokens that are trained on
         visual: number of placeholders of images and videos
         pixels: pixels of each image after resizing, and of all frame groups of each video
+        names: names of Qwen's tokens that are written out in its answers
     """
 
     tokens: int
     labelled: int
     visual: int
     pixels: tuple[int, ...]
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -92,14 +99,14 @@ class _Checked(Dataset):
 
     def __getitem__(self, index: int) -> Sound | Bad:
         try:
-            return _measure(self._dataset[index])
+            return _measure(self._dataset[index], self._dataset.answers(index))
         except Exception as error:  # whatever it is, it would have ended a training run
             kind = "skipped" if isinstance(error, SkipSample) else "bad"
             text = f"{error}" if isinstance(error, ValueError) else repr(error)
             return Bad(index, kind, text, self._dataset.rows.digest(index))
 
 
-def _measure(sample: dict[str, Any]) -> Sound:
+def _measure(sample: dict[str, Any], answers: list[str]) -> Sound:
     vision = sample.get("encoder_input", {}).get("vision")
     grids = vision["grid_thw"].tolist() if vision else []
     placeholders = [t * h * w // PATCHES_PER_PLACEHOLDER for t, h, w in grids]
@@ -108,4 +115,5 @@ def _measure(sample: dict[str, Any]) -> Sound:
         labelled=int(trained_tokens(sample).sum()),
         visual=sum(placeholders),
         pixels=tuple(PLACEHOLDER_PIXELS * count for count in placeholders),
+        names=tuple(name for answer in answers for name in written_names(answer)),
     )

@@ -6,7 +6,7 @@ resumed run sees the same rows under the same numbers, nothing is replaced by it
 row that turns bad later is an error again.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torchtune.utils import get_logger, log_rank_zero
 
 from torchtune_qwen25vl.data._bad_rows import read_bad_rows
 from torchtune_qwen25vl.data._conversation import Conversation
-from torchtune_qwen25vl.data._options import Options
+from torchtune_qwen25vl.data._options import OPTIONS, Options
 from torchtune_qwen25vl.data._reader import Reader
 from torchtune_qwen25vl.media import Rows
 from torchtune_qwen25vl.transform import Qwen25VLTransform, SkipSample
@@ -31,7 +31,7 @@ class SampleDataset(Dataset):
 
     Args:
         rows: rows as stored
-        read: function from a row to its messages
+        read: reader, from a row to its messages
         model_transform: transform from messages to a sample
         source: name of the rows in error messages
         bad_rows: numbers of the rows to leave out
@@ -40,7 +40,7 @@ class SampleDataset(Dataset):
     def __init__(
         self,
         rows: Rows,
-        read: Callable[[Mapping[str, Any]], dict[str, Any]],
+        read: Reader,
         model_transform: Qwen25VLTransform,
         *,
         source: str,
@@ -75,6 +75,10 @@ class SampleDataset(Dataset):
             reason = f"{error}" if isinstance(error, ValueError) else repr(error)
             raise ValueError(f"{self.source}, row {row}: {reason}") from error
 
+    def answers(self, index: int) -> list[str]:
+        """Return the texts of the answers of a row that can be read, as they are written there."""
+        return self._read.answers(self.rows[int(self._good[index])])
+
 
 def sample_dataset(
     model_transform: Qwen25VLTransform,
@@ -89,6 +93,11 @@ def sample_dataset(
     Raises:
         ValueError: if an option cannot be.
     """
+    if unknown := sorted(options.keys() - OPTIONS):
+        raise ValueError(
+            f"{source}: {', '.join(unknown)} mean nothing for these rows; the options are "
+            f"{', '.join(sorted(OPTIONS))}"
+        )
     given = Options(**options)
     bad_rows: tuple[int, ...] = ()
     if given.skip_bad_rows is not None:
@@ -112,8 +121,8 @@ def sample_dataset(
 def _root(media_root: str | None, source: str) -> Path | None:
     """Return where relative media paths start: as given, or where the rows lie."""
     if media_root is not None:
-        return Path(media_root).expanduser()
-    path = Path(source)
+        return Path(media_root).expanduser().absolute()
+    path = Path(source).absolute()
     if path.is_dir():
         return path
     return path.parent if path.is_file() else None

@@ -48,6 +48,12 @@ class Reader:
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"the row is not laid out as its format says: {error!r}") from error
 
+    def answers(self, row: Mapping[str, Any]) -> list[str]:
+        """Return the texts of a row's answers, as they are written there."""
+        turns = self.parse(dict(row)).turns
+        answers = [turn for turn in turns if turn.role == "assistant"]
+        return [part["content"] for part in _parts(answers, "text")]
+
     def _read(self, row: dict[str, Any]) -> dict[str, Any]:
         conversation = self.parse(row)
         turns = fill_places(conversation, prepend_media=self.options.prepend_media)
@@ -64,6 +70,8 @@ class Reader:
                 part["content"], root=self.root, pixel_limit=self.options.pixel_limit
             )
             return {**part, "content": image}
+        if part["type"] == "video" and isinstance(part["content"], list):
+            return self._frames(part)
         if part["type"] == "video":
             own = {name: part[name] for name in SAMPLING if name in part}
             rate = {"fps": None, "num_frames": None} if "fps" in own or "num_frames" in own else {}
@@ -72,6 +80,20 @@ class Reader:
             fps = resampled_rate(len(frames), fps, self.sampling)
             return {"type": "video", "content": frames, "fps": fps}
         return part
+
+    def _frames(self, part: Mapping[str, Any]) -> dict[str, Any]:
+        """Read a video that is a list of images; its `fps` is the rate at which these pass."""
+        if others := sorted(part.keys() & set(SAMPLING) - {"fps"}):
+            raise ValueError(
+                f"of a video given as a list of images fps is heeded, the rate of these, but not "
+                f"{', '.join(others)}; list the images to keep"
+            )
+        frames = [
+            load_image(image, root=self.root, pixel_limit=self.options.pixel_limit)
+            for image in part["content"]
+        ]
+        fps = part.get("fps", self.options.fps)
+        return {"type": "video", "content": frames} | ({} if fps is None else {"fps": fps})
 
     def _boxed(self, turns: list[Turn], objects: Mapping[str, Any] | None) -> list[Turn]:
         """Move the boxes in the texts of the turns to resized pixels."""

@@ -109,26 +109,27 @@ class ArrowRows:
         return self._table[int(index)].to_pylist()[0]
 
 
-def open_rows(source: str, *, split: str = "train", **load_dataset_kwargs: Any) -> Rows:
+def open_rows(source: str, *, split: str | None = None, **load_dataset_kwargs: Any) -> Rows:
     """Open rows by where they lie: the kind of storage, never the format of a row, is looked at.
 
     Args:
         source: a `.json` (array) or `.jsonl` file, a `.csv` or `.tsv` file with a header, a
             `.parquet` file, a folder written by `datasets`' `save_to_disk`, or anything
             `datasets.load_dataset` takes (a hub id, a builder name with `data_files`)
-        split: split of a hub set or of a saved `DatasetDict`; files hold one split only
+        split: split of a hub set or of a saved `DatasetDict`, by default "train"; files and a saved
+            `Dataset` hold one split only
         **load_dataset_kwargs: passed on to `datasets.load_dataset`
 
     Raises:
         ValueError: if `source` looks like a file that does not exist, is a file of another kind,
-            or is damaged as a whole.
+            or is damaged as a whole, or an argument means nothing for it.
     """
     path = Path(source)
+    options = load_dataset_kwargs | ({} if split is None else {"split": split})
     if (suffix := path.suffix.lower()) in _FILES:
         if not path.is_file():
             raise ValueError(f"{source}: no such file to read rows from")
-        if load_dataset_kwargs:
-            raise ValueError(f"{source}: {sorted(load_dataset_kwargs)} mean nothing for a file")
+        _refuse(source, options, "a file")
         return _FILES[suffix](path)
     if path.is_file():
         raise ValueError(
@@ -136,13 +137,20 @@ def open_rows(source: str, *, split: str = "train", **load_dataset_kwargs: Any) 
             "or rename it if it is one of these"
         )
     if (path / "dataset_dict.json").is_file():
+        _refuse(source, load_dataset_kwargs, "saved splits")
         splits = datasets.load_from_disk(source)
-        if split not in splits:
-            raise ValueError(f"{source}: no split {split!r}, it holds {sorted(splits)}")
-        return ArrowRows(splits[split])
+        if (name := split or "train") not in splits:
+            raise ValueError(f"{source}: no split {name!r}, it holds {sorted(splits)}")
+        return ArrowRows(splits[name])
     if (path / "state.json").is_file():
+        _refuse(source, options, "a saved set without splits")
         return ArrowRows(datasets.load_from_disk(source))
-    return ArrowRows(datasets.load_dataset(source, split=split, **load_dataset_kwargs))
+    return ArrowRows(datasets.load_dataset(source, **{"split": "train", **options}))
+
+
+def _refuse(source: str, options: dict[str, Any], kind: str) -> None:
+    if options:
+        raise ValueError(f"{source}: {sorted(options)} mean nothing for {kind}; leave them out")
 
 
 def json_texts(rows: Iterable[Any]) -> Iterator[bytes]:

@@ -8,6 +8,7 @@ resized                  an image as RGB of another size
 Qwen25VLVideoTransform   the frames of a video to patches
 sample_frames            which frames of a video are kept
 Qwen25VLTokenizer        messages to tokens by the chat template
+written_names            names of Qwen's tokens that are written out in a text
 PLACEHOLDERS             names of the tokens that stand for images and videos
 packed_collate           samples to one row
 packed_collate_labelled  the same, with logits of labelled rows only
@@ -33,7 +34,7 @@ from torchtune_qwen25vl.transform._geometry import (
 from torchtune_qwen25vl.transform._image import Qwen25VLImageTransform, smart_resize
 from torchtune_qwen25vl.transform._pixels import resized
 from torchtune_qwen25vl.transform._processor import write_pixel_limits
-from torchtune_qwen25vl.transform._tokenizer import Qwen25VLTokenizer
+from torchtune_qwen25vl.transform._tokenizer import Qwen25VLTokenizer, written_names
 from torchtune_qwen25vl.transform._transform import Qwen25VLTransform, SkipSample
 from torchtune_qwen25vl.transform._turns import PLACEHOLDERS
 from torchtune_qwen25vl.transform._video import Qwen25VLVideoTransform, sample_frames
@@ -56,4 +57,5 @@ __all__ = [
     "sample_frames",
     "smart_resize",
     "write_pixel_limits",
+    "written_names",
 ]

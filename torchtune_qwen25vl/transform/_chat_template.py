@@ -19,6 +19,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from torchtune_qwen25vl.transform._processor import read_object
 
+Turn = Mapping[str, Any]
+
 DEFAULT_SYSTEM = "You are a helpful assistant."
 TOOLS_BEFORE = (
     "\n\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
@@ -36,14 +38,19 @@ _BEGINNING = re.compile(
     re.DOTALL,
 )
 _HI_TURN = "<|im_start|>user\nHi<|im_end|>\n"
-_SYSTEM = {"role": "system", "content": "Be brief."}
-_HI = {"role": "user", "content": "Hi"}
-_TALK = [_SYSTEM, _HI, {"role": "assistant", "content": " Ho \n"}, {"role": "user", "content": "?"}]
+_SYSTEM: Turn = {"role": "system", "content": "Be brief."}
+_HI: Turn = {"role": "user", "content": "Hi"}
+_TALK: list[Turn] = [
+    _SYSTEM,
+    _HI,
+    {"role": "assistant", "content": " Ho \n"},
+    {"role": "user", "content": "?"},
+]
 _TALKED = (
     f"<|im_start|>system\nBe brief.<|im_end|>\n{_HI_TURN}"
     "<|im_start|>assistant\n Ho \n<|im_end|>\n<|im_start|>user\n?<|im_end|>\n"
 )
-_SHOWN = [
+_SHOWN: list[Turn] = [
     _SYSTEM,
     {
         "role": "user",
@@ -63,7 +70,7 @@ _SEEN = (
 )
 _TOOL = {"type": "function", "function": {"name": "f"}}
 _CALL = {"type": "function", "function": {"name": "f", "arguments": {"a": "\u00e5"}}}
-_CALLS = [
+_CALLS: list[Turn] = [
     _SYSTEM,
     _HI,
     {"role": "assistant", "content": "", "tool_calls": [_CALL]},
@@ -132,7 +139,7 @@ def _templates(folder: Path) -> Iterator[tuple[Path, str]]:
             yield path, text
 
 
-def _rendered(template: Any, messages: list[dict[str, Any]], **options: Any) -> str:
+def _rendered(template: Any, messages: list[Turn], **options: Any) -> str:
     given: Mapping[str, Any] = {"tools": None, "add_generation_prompt": False} | options
     try:
         return template.render(messages=messages, **given)

@@ -41,11 +41,17 @@ from torchtune_qwen25vl.transform._vocabulary import byte_pair_encoding, read_vo
 Piece = tuple[int | str, bool]  # a token or a text, and whether it is trained on
 
 _LAST_SPECIAL = QWEN2_5_SPECIAL_TOKENS["<|video_pad|>"]  # Qwen's named tokens above it are not
+_NAMES = re.compile(f"({'|'.join(map(re.escape, QWEN2_5_SPECIAL_TOKENS))})")
 SPECIAL = {name for name, token in QWEN2_5_SPECIAL_TOKENS.items() if token <= _LAST_SPECIAL}
 TEMPLATES_OWN = {  # names that no answer may hold as tokens: turns and media end where these stand
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
     *("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
 }
+
+
+def written_names(text: str) -> list[str]:
+    """Return the names of Qwen's tokens that are written out in a text, in order."""
+    return _NAMES.findall(text)
 
 
 class Qwen25VLTokenizer(ModelTokenizer):
@@ -105,7 +111,6 @@ class Qwen25VLTokenizer(ModelTokenizer):
         vocabulary = read_vocabulary(Path(path), merges_file)
         self._bpe = byte_pair_encoding(vocabulary)
         self.special_tokens = vocabulary.named | vocabulary.added_ids
-        self._markup_pattern = re.compile(f"({'|'.join(map(re.escape, vocabulary.named))})")
         self._names = {token: name for name, token in self.special_tokens.items()}
         self._skipped = SPECIAL | vocabulary.special_added
         self.markup_in_answers = markup_in_answers
@@ -228,7 +233,7 @@ class Qwen25VLTokenizer(ModelTokenizer):
         if self.markup_in_answers == "text":
             yield text, trained
             return
-        if forged := sorted(TEMPLATES_OWN.intersection(self._markup_pattern.findall(text))):
+        if forged := sorted(TEMPLATES_OWN.intersection(written_names(text))):
             raise ValueError(
                 f"with markup_in_answers = 'tokens' an answer may name tokens of boxes, calls and "
                 f"code, but not those of the chat template, {', '.join(forged)}, in {text[:80]!r}; "
@@ -244,7 +249,7 @@ class Qwen25VLTokenizer(ModelTokenizer):
 
     def _markup(self, text: str, trained: bool = False) -> Iterator[Piece]:
         """Yield text of the template's own, in which names of tokens are those tokens."""
-        for piece in filter(None, self._markup_pattern.split(text)):
+        for piece in filter(None, _NAMES.split(text)):
             yield self.special_tokens.get(piece, piece), trained
 
     def _encode_pieces(self, pieces: Iterator[Piece]) -> tuple[list[int], list[bool]]:

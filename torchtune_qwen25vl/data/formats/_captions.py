@@ -12,11 +12,12 @@ import numpy as np
 
 from torchtune_qwen25vl.data._conversation import Conversation, Turn
 from torchtune_qwen25vl.data._dataset import SampleDataset, sample_dataset
-from torchtune_qwen25vl.data.formats._shared import listed, opened, required
+from torchtune_qwen25vl.data.formats._shared import listed, opened, refuse_option, required
 from torchtune_qwen25vl.media import EXTRA_FIELDS, SUFFIXES, JsonRows, Rows, json_texts
 from torchtune_qwen25vl.transform import Qwen25VLTransform
 
 PROMPT = "Describe this image."
+SHOWN_FIRST = "the image of a caption is shown first in any case"
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def caption_dataset(
     Raises:
         ValueError: if the source or an option cannot be; a bad row raises when it is read.
     """
+    refuse_option(options, "prepend_media", SHOWN_FIRST)
     rows, common = opened(source, options)
     parse = CaptionParser(prompt, image_column, caption_column)
     rows = CaptionRows(rows, caption_column)
@@ -151,5 +153,7 @@ def caption_folder_dataset(
     Raises:
         ValueError: if it holds no images or an option cannot be; a bad row raises when read.
     """
+    refuse_option(options, "prepend_media", SHOWN_FIRST)
+    refuse_option(options, "media_root", "the images are those in the folder")
     rows, parse = FolderRows(source), CaptionParser(prompt)
     return sample_dataset(model_transform, rows, parse, source=source, **options)

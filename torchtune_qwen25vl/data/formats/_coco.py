@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from torchtune_qwen25vl.data._dataset import SampleDataset, sample_dataset
-from torchtune_qwen25vl.data.formats._captions import PROMPT, CaptionParser
+from torchtune_qwen25vl.data.formats._captions import PROMPT, SHOWN_FIRST, CaptionParser
+from torchtune_qwen25vl.data.formats._shared import refuse_option
 from torchtune_qwen25vl.media import JsonRows, json_texts
 from torchtune_qwen25vl.transform import Qwen25VLTransform
 
@@ -46,5 +47,6 @@ def coco_caption_dataset(
     Raises:
         ValueError: if the source or an option cannot be; a bad row raises when it is read.
     """
+    refuse_option(options, "prepend_media", SHOWN_FIRST)
     rows, parse = coco_rows(source), CaptionParser(prompt)
     return sample_dataset(model_transform, rows, parse, source=source, **options)

@@ -14,12 +14,20 @@ from typing import Any
 from torchtune_qwen25vl.data._conversation import Conversation
 from torchtune_qwen25vl.data._dataset import SampleDataset
 from torchtune_qwen25vl.data.formats._openai import turns_of_parts
-from torchtune_qwen25vl.data.formats._shared import conversations, listed, required, tools_of
+from torchtune_qwen25vl.data.formats._shared import (
+    conversations,
+    listed,
+    refuse_media,
+    required,
+    tools_of,
+    videos_of,
+)
 from torchtune_qwen25vl.transform import Qwen25VLTransform
 
 
 def parse_hf(row: dict[str, Any]) -> Conversation:
     """Parse one row with media in columns; only a completion is trained on, not its prompt."""
+    refuse_media(row, "images", "image", "videos", "video")
     if row.get("messages") is not None:
         turns = turns_of_parts(row["messages"], "user")
     else:
@@ -29,7 +37,7 @@ def parse_hf(row: dict[str, Any]) -> Conversation:
     return Conversation(
         turns,
         images=listed(row.get("images")) + listed(row.get("image")),
-        videos=listed(row.get("videos")) + listed(row.get("video")),
+        videos=videos_of(row.get("videos")) + videos_of(row.get("video")),
         tools=tools_of(row.get("tools")),
     )
 

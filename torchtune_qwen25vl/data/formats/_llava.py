@@ -9,8 +9,10 @@ from torchtune_qwen25vl.data.formats._shared import (
     is_trained,
     listed,
     parts_of,
+    refuse_media,
     required,
     role_of,
+    videos_of,
 )
 from torchtune_qwen25vl.transform import Qwen25VLTransform
 
@@ -34,12 +36,14 @@ def parse_llava(row: dict[str, Any]) -> Conversation:
 
     Source: qwen-vl-finetune/README.md of QwenLM.
     """
+    refuse_media(row, "image", "video")
     turns = []
     for said in required(row, "conversations"):
+        refuse_media(said)
         role = role_of(required(said, "from"), ROLES)
         parts = parts_of(required(said, "value"), role=role, join_newline=True)
         turns.append(Turn(role, parts, is_trained(said, role)))
-    return Conversation(turns, listed(row.get("image")), listed(row.get("video")))
+    return Conversation(turns, listed(row.get("image")), videos_of(row.get("video")))
 
 
 def llava_dataset(

@@ -22,6 +22,8 @@ from torchtune_qwen25vl.data.formats._shared import (
     calls_of,
     conversations,
     is_trained,
+    refuse_media,
+    refuse_option,
     required,
     role_of,
     tools_of,
@@ -41,11 +43,15 @@ PART_OPTIONS = {  # Qwen's, for one medium
     "image": ("min_pixels", "max_pixels"),
     "video": SAMPLING,
 }
-REFUSED = ("resized_height", "resized_width", "total_pixels", "nframes", "video_start", "video_end")
+REFUSED = (
+    *("resized_height", "resized_width", "total_pixels", "nframes", "video_start", "video_end"),
+    *("sample_fps", "raw_fps"),
+)
 
 
 def parse_openai(row: dict[str, Any]) -> Conversation:
     """Parse one row whose parts hold their images and videos."""
+    refuse_media(row)
     turns = turns_of_parts(required(row, "messages"), "user")
     return Conversation(turns, tools=tools_of(row.get("tools")))
 
@@ -57,6 +63,7 @@ def turns_of_parts(messages: Any, role: str) -> list[Turn]:
 
 
 def _turns_of(message: Mapping[str, Any]) -> list[Turn]:
+    refuse_media(message)
     role = role_of(required(message, "role"), ROLES)
     trained = is_trained(message, role)
     content, calls = message.get("content"), message.get("tool_calls")
@@ -71,6 +78,7 @@ def _turns_of(message: Mapping[str, Any]) -> list[Turn]:
 def _part(part: Mapping[str, Any]) -> dict[str, Any]:
     kind = required(part, "type")
     if kind == "text":
+        refuse_media(part)
         return _text(required(part, "text"))
     if kind not in TYPES:
         raise ValueError(f"a part has a type of text, {', '.join(TYPES)}; got {kind!r}")
@@ -117,4 +125,5 @@ def openai_dataset(
     Raises:
         ValueError: if the source or an option cannot be; a bad row raises when it is read.
     """
+    refuse_option(options, "prepend_media", "every image and video stands in its own part")
     return conversations(model_transform, source, parse_openai, options)

@@ -7,13 +7,23 @@ out.
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from torchtune_qwen25vl.data._conversation import Conversation, Turn
 from torchtune_qwen25vl.data._dataset import SampleDataset, sample_dataset
 from torchtune_qwen25vl.data._options import OPTIONS
-from torchtune_qwen25vl.media import Rows, open_rows
+from torchtune_qwen25vl.media import SUFFIXES, Rows, open_rows
 from torchtune_qwen25vl.transform import Qwen25VLTransform
+
+MEDIA = (
+    *("image", "images", "img", "image_url", "image_path", "video", "videos", "video_url"),
+    *("video_path", "audio", "audios"),
+)
+"""Keys under which some format has media."""
+
+STILLS = frozenset(SUFFIXES) - {".gif"}
+"""Suffixes of files that are frames, where they stand for a video; a .gif may be a whole one."""
 
 _PLACEHOLDER = r"<(image|video)>"
 
@@ -27,6 +37,37 @@ def required(row: Mapping[str, Any], key: str) -> Any:
     if row.get(key) is None:
         raise ValueError(f"no {key!r} in the row, which holds {sorted(row)}")
     return row[key]
+
+
+def refuse_media(row: Mapping[str, Any], *read: str) -> None:
+    """Refuse media under keys that a format does not read: without them the row is another one.
+
+    Args:
+        row: row, or a message in it
+        read: keys that are read
+    """
+    if unread := [key for key in MEDIA if key not in read and row.get(key)]:
+        raise ValueError(
+            f"media stand under {' or '.join(read) or 'keys of the row'} in this format, but there "
+            f"is {', '.join(unread)}; rename it, or choose the builder of the rows' format"
+        )
+
+
+def refuse_option(options: Mapping[str, Any], name: str, reason: str) -> None:
+    """Refuse an option that would change nothing."""
+    if options.get(name):
+        raise ValueError(f"{name} means nothing here, since {reason}; leave it out")
+
+
+def videos_of(value: Any) -> list[Any]:
+    """Make a list of the videos in a column, where a list of image files is one video."""
+    videos = listed(value)
+    return [videos] if videos and all(map(_is_still, videos)) else videos
+
+
+def _is_still(source: Any) -> bool:
+    name = source.get("path") if isinstance(source, Mapping) else source
+    return isinstance(name, str) and Path(name).suffix.lower() in STILLS
 
 
 def listed(value: Any) -> list[Any]:

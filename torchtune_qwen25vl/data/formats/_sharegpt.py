@@ -17,9 +17,11 @@ from torchtune_qwen25vl.data.formats._shared import (
     is_trained,
     listed,
     parts_of,
+    refuse_media,
     required,
     role_of,
     tools_of,
+    videos_of,
 )
 from torchtune_qwen25vl.transform import Qwen25VLTransform
 
@@ -55,6 +57,7 @@ class ConversationParser:
     def __call__(self, row: dict[str, Any]) -> Conversation:
         if row.get("audios"):
             raise ValueError("the row holds audios, which Qwen2.5-VL cannot hear")
+        refuse_media(row, self.columns["images"], self.columns["videos"])
         said = required(row, self.columns["messages"])
         turns = [turn for message in said for turn in self._turns(message)]
         if system := row.get(self.columns["system"]):
@@ -62,12 +65,13 @@ class ConversationParser:
         return Conversation(
             turns,
             images=listed(row.get(self.columns["images"])),
-            videos=listed(row.get(self.columns["videos"])),
+            videos=videos_of(row.get(self.columns["videos"])),
             objects=row.get(self.columns["objects"]),
             tools=tools_of(row.get(self.columns["tools"])),
         )
 
     def _turns(self, message: Mapping[str, Any]) -> list[Turn]:
+        refuse_media(message)
         role = role_of(required(message, self.role_key), self.roles)
         content = required(message, self.content_key)
         if role == CALL:
