@@ -52,7 +52,7 @@ def steps(state, first, last):
 def test_restored_equals_uninterrupted(tmp_path, options, checkpointed):
     whole = run(**options)
     first = steps(whole, 0, 3)
-    path = save_step(tmp_path, 3, *whole, identity=IDENTITY, keep_last=1)
+    path = save_step(tmp_path, 3, *whole[:2], identity=IDENTITY, keep_last=1)
     rest = steps(whole, 3, 6)
 
     other = run(**options)
@@ -72,7 +72,7 @@ def test_the_last_ones_are_kept(tmp_path):
     state = run(**LORA)
     for step in (1, 2, 10, 9):
         steps(state, 0, 1)
-        save_step(tmp_path, step, *state, identity=IDENTITY, keep_last=2)
+        save_step(tmp_path, step, *state[:2], identity=IDENTITY, keep_last=2)
     assert [path.name for path in checkpoints(tmp_path)] == ["step_9", "step_10"]
     assert last_checkpoint(tmp_path).name == "step_10"
 
@@ -83,7 +83,7 @@ def test_frozen_weights_are_not_written(tmp_path):
     sizes = []
     for folder, each in (("lora", state), ("full", run())):
         steps(each, 0, 1)
-        path = save_step(tmp_path / folder, 1, *each, identity=IDENTITY, keep_last=1)
+        path = save_step(tmp_path / folder, 1, *each[:2], identity=IDENTITY, keep_last=1)
         sizes.append(sum(file.stat().st_size for file in path.iterdir()))
     assert sizes[0] < sizes[1] / 3
 
@@ -91,7 +91,7 @@ def test_frozen_weights_are_not_written(tmp_path):
 def test_a_checkpoint_that_was_not_finished_is_not_there(tmp_path, monkeypatch):
     state = run(**LORA)
     steps(state, 0, 1)
-    save_step(tmp_path, 1, *state, identity=IDENTITY, keep_last=2)
+    save_step(tmp_path, 1, *state[:2], identity=IDENTITY, keep_last=2)
 
     def stop(state, checkpoint_id):
         (checkpoint_id / "half").write_text("")
@@ -99,7 +99,7 @@ def test_a_checkpoint_that_was_not_finished_is_not_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr(_state.dcp, "save", stop)
     with pytest.raises(OSError, match="no space left"):
-        save_step(tmp_path, 2, *state, identity=IDENTITY, keep_last=2)
+        save_step(tmp_path, 2, *state[:2], identity=IDENTITY, keep_last=2)
     assert last_checkpoint(tmp_path).name == "step_1"
     assert [path.name for path in tmp_path.iterdir()] == ["step_1"]
 
@@ -107,7 +107,7 @@ def test_a_checkpoint_that_was_not_finished_is_not_there(tmp_path, monkeypatch):
 def test_a_run_with_other_options_is_refused(tmp_path):
     state = run(**LORA)
     steps(state, 0, 1)
-    path = save_step(tmp_path, 1, *state, identity=IDENTITY, keep_last=2)
+    path = save_step(tmp_path, 1, *state[:2], identity=IDENTITY, keep_last=2)
     other = {**IDENTITY, "seed": 1}
     with pytest.raises(ValueError, match=r"differs in \(then, now\) \{'seed': \(0, 1\)\}"):
         load_step(path, *state, identity=other, total_steps=10)
@@ -116,7 +116,7 @@ def test_a_run_with_other_options_is_refused(tmp_path):
 def test_a_run_that_ends_before_its_checkpoint_is_refused(tmp_path):
     state = run(**LORA)
     steps(state, 0, 1)
-    path = save_step(tmp_path, 3, *state, identity=IDENTITY, keep_last=2)
+    path = save_step(tmp_path, 3, *state[:2], identity=IDENTITY, keep_last=2)
     assert load_step(path, *state, identity=IDENTITY, total_steps=3) == 3
     with pytest.raises(ValueError, match="step_3 is beyond the 2 steps of this one; raise max_st"):
         load_step(path, *state, identity=IDENTITY, total_steps=2)
