@@ -9,6 +9,7 @@ from training_samples import Transform, sample
 from torchtune_qwen25vl.training import (
     MuonAdamW,
     StepCollate,
+    StochasticAdamW,
     _state,
     last_checkpoint,
     load_step,
@@ -36,12 +37,12 @@ def run(optimizer_class=torch.optim.AdamW, **options):
     return model, optimizer, scheduler
 
 
-def steps(state, first, last):
+def steps(state, first, last, kinds=("image", "text", "video")):
     """Losses of these steps."""
     model, optimizer, scheduler = state
     losses = []
     for number in range(first, last):
-        samples = [sample(kind, number) for kind in ("image", "text", "video")]
+        samples = [sample(kind, number) for kind in kinds]
         batches = StepCollate(Transform.pad_id, batch_size=2, pack_to=None)(samples).batches
         losses.append(train_step(model, optimizer, batches, scheduler=scheduler).loss)
     return losses
@@ -140,3 +141,15 @@ def test_checkpoints_set_aside_are_kept_but_not_found(tmp_path):
 
 def test_no_checkpoint_is_none(tmp_path):
     assert last_checkpoint(tmp_path / "nothing yet") is None
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, MuonAdamW, StochasticAdamW])
+def test_a_run_that_has_seen_no_image_yet_goes_on(tmp_path, optimizer):
+    """The encoder has no moments then, and begins with its first image as it would have."""
+    whole = run(optimizer)
+    steps(whole, 0, 2, ["text", "short"])
+    path = save_step(tmp_path, 2, *whole[:2], identity=IDENTITY, keep_last=1)
+    rest = steps(whole, 2, 5)
+    other = run(optimizer)
+    load_step(path, *other, identity=IDENTITY, total_steps=10)
+    assert steps(other, 2, 5) == rest

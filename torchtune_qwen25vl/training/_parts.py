@@ -104,7 +104,12 @@ def tuning(parts: Mapping[str, Part], adapters: Mapping[str, Any]) -> dict[str, 
 def trained_names(model: nn.Module) -> list[str]:
     """List the names in the state dict of the weights that are trained."""
     names = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    return [name.replace("_checkpoint_wrapped_module.", "") for name in names]
+    return [plain_name(name) for name in names]
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a weight without that of the wrapper which checkpoints activations."""
+    return name.replace("_checkpoint_wrapped_module.", "")
 
 
 def parameter_groups(model: nn.Module, parts: Mapping[str, Part]) -> list[dict[str, Any]]:

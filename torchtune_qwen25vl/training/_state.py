@@ -28,6 +28,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from torchtune_qwen25vl import _ranks
 from torchtune_qwen25vl._files import naming_full_disk, recover_folders, replacing_folder
+from torchtune_qwen25vl.training._parts import plain_name
 
 RUN = "run.pt"
 TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
@@ -148,16 +149,22 @@ def load_step(
         )
     first_rates = [group["lr"] for group in optimizer.param_groups]
     weights, moments = get_state_dict(model, optimizer, options=TRAINED_ONLY)
-    state: dict[str, Any] = {"model": weights, "optimizer": moments}
+    held = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    every: Any = moments["state"]  # of each parameter, by its name
+    known = {n: own for n, own in every.items() if f"optimizer.state.{n}.{next(iter(own))}" in held}
+    state: dict[str, Any] = {"model": weights, "optimizer": {**moments, "state": known}}
     with _quietly():
         dcp.load(state, checkpoint_id=path)
     set_state_dict(
         model,
         optimizer,
         model_state_dict=state["model"],
-        optim_state_dict=state["optimizer"],
+        optim_state_dict={**state["optimizer"], "state": every | state["optimizer"]["state"]},
         options=TRAINED_ONLY,
     )
+    for name, parameter in model.named_parameters():  # an encoder that has seen no image yet
+        if parameter.requires_grad and plain_name(name) not in known:
+            optimizer.state.pop(parameter, None)
     for group, rate in zip(optimizer.param_groups, first_rates, strict=True):
         group["lr"] = rate
     for _ in range(run["step"]):
