@@ -3,7 +3,7 @@
 import signal
 import sys
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Notes SIGTERM while it is entered, so that the step which is under way ends first."""
+    """Notes SIGTERM while it is entered, so that the step that is under way ends first."""
 
     def __init__(self) -> None:
         self._noted = False
@@ -35,12 +35,7 @@ class StopRequest:
         self._before: Any = signal.signal(signal.SIGTERM, self._note)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         signal.signal(signal.SIGTERM, self._before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
