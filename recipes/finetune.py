@@ -6,7 +6,9 @@
 It does what the stock recipes cannot. Vision encoder, merger and decoder are frozen, trained in
 full or through adapters, each with its own learning rate. Rows are packed with samples that do not
 see each other, the loss projects labelled rows only, and any rank may have any mix of text, images
-and videos. From a checkpoint, written every so many steps, a run goes on bit for bit.
+and videos. From a checkpoint, written every so many steps and on SIGTERM, a run goes on bit for
+bit, and `export=step_N` writes the result as it was at one. A run that cannot go on says why in one
+line, and ends with exit code 2.
 
 A step trains on `batch_size * gradient_accumulation_steps` samples of every rank, and its loss is
 the mean over all their labels. The samples go through the model `batch_size` at a time, padded; or,
@@ -15,6 +17,7 @@ with `pack_to`, in as few rows of at most so many tokens as they fit into. The r
 
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,8 +29,10 @@ from torch.utils.data import DataLoader
 from torchtune import config, training, utils
 from tqdm import tqdm
 
+from torchtune_qwen25vl import Qwen25VL
 from torchtune_qwen25vl import training as ours
-from torchtune_qwen25vl.weights import find_weights
+from torchtune_qwen25vl.device import look
+from torchtune_qwen25vl.weights import find_weights, fingerprint
 
 
 class FinetuneRecipe:
@@ -45,7 +50,7 @@ class FinetuneRecipe:
         self.cfg, self.settings = cfg, ours.read_settings(cfg)
         settings = self.settings
         self.world_size, self.rank = utils.get_world_size_and_rank()
-        self.device = utils.get_device(settings.device)
+        self.device = utils.get_device(str(look(settings.device).device))
         named = isinstance(settings.model_dir, str)
         model_dir = settings.model_dir if named else config.instantiate(settings.model_dir)
         self.source, _ = find_weights(model_dir)
@@ -53,6 +58,8 @@ class FinetuneRecipe:
         self.parts = ours.read_parts(settings.parts)
         adapters = OmegaConf.to_container(settings.adapters or DictConfig({}), resolve=True)
         self.tuning = ours.tuning(self.parts, adapters)
+        source = fingerprint(self.source)
+        self.model_identity = {"source": source, "from_scratch": settings.from_scratch}
         self.share = ours.Share(
             settings.batch_size * settings.gradient_accumulation_steps, self.rank, self.world_size
         )
@@ -66,21 +73,16 @@ class FinetuneRecipe:
         self.tokenizer = config.instantiate(settings.tokenizer)
         self.dataset = config.instantiate(settings.dataset, self.tokenizer)
         self.val_dataset = config.instantiate(settings.val_dataset, self.tokenizer)
+        if not settings.resume:
+            ours.set_aside(self.output_dir)
+        checkpoint = ours.last_checkpoint(self.output_dir)
+        begun = ours.read_identity(checkpoint) if checkpoint else None
+        self.walk = ours.plan_walk(self.dataset, begun)
         self.total_steps = ours.count_steps(
-            len(self.dataset), self.share, epochs=settings.epochs, max_steps=settings.max_steps
+            self.walk.places, self.share, epochs=settings.epochs, max_steps=settings.max_steps
         )
         warmup = ours.warmup_steps(settings.lr_scheduler, settings.warmup_ratio, self.total_steps)
-
-        self.model = ours.make_model(
-            self.source,
-            self.tuning,
-            dtype=training.get_dtype(settings.dtype, self.device),
-            device=self.device,
-            seed=settings.seed,
-            from_scratch=settings.from_scratch,
-            checkpoint_activations=settings.enable_activation_checkpointing,
-            compile_layers=settings.compile,
-        )
+        self.model = self.make_model()
         groups = ours.parameter_groups(self.model, self.parts)
         self.optimizer = config.instantiate(settings.optimizer, groups)
         self.scheduler = config.instantiate(
@@ -92,9 +94,7 @@ class FinetuneRecipe:
         self.check = ours.GradientCheck(self.parts)
         self.throughput = ours.Throughput(self.model, self.device, settings.peak_tflops)
         self.step = 0
-        if not settings.resume:
-            ours.set_aside(self.output_dir)
-        if checkpoint := ours.last_checkpoint(self.output_dir):
+        if checkpoint:
             self.step = ours.load_step(
                 checkpoint,
                 self.model,
@@ -111,6 +111,7 @@ class FinetuneRecipe:
                 self.optimizer,
                 self.parts,
                 self.dataset,
+                self.walk,
                 self.share,
                 steps=self.total_steps,
                 warmup=warmup.get("num_warmup_steps", 0),
@@ -118,71 +119,95 @@ class FinetuneRecipe:
             )
             print(plan, flush=True)
 
+    def make_model(self) -> Qwen25VL:
+        """Make the model as the run begins with it."""
+        settings = self.settings
+        return ours.make_model(
+            self.source,
+            self.tuning,
+            dtype=training.get_dtype(settings.dtype, self.device),
+            device=self.device,
+            seed=settings.seed,
+            from_scratch=settings.from_scratch,
+            checkpoint_activations=settings.enable_activation_checkpointing,
+            compile_layers=settings.compile,
+        )
+
     def identity(self) -> dict[str, Any]:
         """Return what may not change for a run to go on as if it had never stopped.
 
         The number of steps is not in it: a run may be lengthened by more max_steps or epochs, and
-        its schedule is the longer one from there on.
+        its schedule is the longer one from there on. Nor are rows that turned bad: the run goes on
+        without those that skip_bad_rows names since it began.
         """
-        settings = self.settings
-        sections = ("optimizer", "lr_scheduler", "tokenizer", "dataset")
-        values = ("from_scratch", "clip_grad_norm", "dtype", "shuffle", "seed", "warmup_ratio")
         return {
-            "source": str(self.source),
-            "parts": {name: asdict(part) for name, part in self.parts.items()},
+            **self.settings.identity(),
+            **self.model_identity,
+            **self.walk.identity(),
             "tuning": self.tuning,
-            **{k: OmegaConf.to_container(getattr(settings, k), resolve=True) for k in sections},
-            **{k: getattr(settings, k) for k in values},
-            "samples": len(self.dataset),
+            "parts": {name: asdict(part) for name, part in self.parts.items()},
             "samples of a step": self.share.step_samples,
         }
 
     def train(self) -> None:
-        """Take the steps that are left."""
+        """Take the steps that are left.
+
+        Raises:
+            Stopped: after the step in which SIGTERM came, and its checkpoint.
+        """
         settings = self.settings
         steps = range(self.step, self.total_steps)
         sampler = ours.TrainSampler(
-            len(self.dataset), self.share, steps, shuffle=settings.shuffle, seed=settings.seed
+            self.walk.places, self.share, steps, shuffle=settings.shuffle, seed=settings.seed
         )
-        loader = iter(self.loader(self.dataset, sampler))
+        loader = iter(self.loader(self.dataset, sampler, empty=self.walk.empty))
         bar = tqdm(total=self.total_steps, initial=self.step, disable=self.rank > 0, unit="step")
         self.throughput.restart()
         start = time.perf_counter()
-        for step in steps:
-            data = self.ready(self.throughput.waiting(loader))
-            ours.seed_step(settings.seed, step)
-            rates = {f"lr_{group['name']}": group["lr"] for group in self.optimizer.param_groups}
-            result = ours.train_step(
-                self.model,
-                self.optimizer,
-                data.batches,
-                scheduler=self.scheduler,
-                max_grad_norm=settings.clip_grad_norm,
-                check=self.check,
-                loss=self.loss,
-            )
-            self.step = step + 1
-            self.throughput.add(data)
-            bar.update()
-            bar.set_postfix_str(f"loss {result.loss:.4f}")
-            if self.step == steps.start + 10 and self.rank == 0:
-                left = (time.perf_counter() - start) / 10 * (self.total_steps - self.step)
-                bar.write(f"the {self.total_steps - self.step} steps left take about {left:.0f} s")
-            if self.due(settings.log_every_n_steps):
-                self.log(vars(result) | rates | self.throughput.report())
-            if self.due(settings.eval_every_n_steps):
-                self.log({"val_loss": self.validate()})
-                self.throughput.restart()
-            if self.due(settings.save_every_n_steps):
-                self.save_checkpoint()
-                self.throughput.restart()
-        bar.close()
+        with ours.StopRequest() as stop, bar:
+            for _ in steps:
+                result = self.take_step(loader)
+                bar.update()
+                bar.set_postfix_str(f"loss {result.loss:.4f}")
+                if self.step == steps.start + 10 and self.rank == 0:
+                    seconds = (time.perf_counter() - start) / 10 * (self.total_steps - self.step)
+                    bar.write(f"the steps left take about {seconds:.0f} s")
+                if self.due(settings.eval_every_n_steps):
+                    self.log({"val_loss": self.validate()})
+                    self.throughput.restart()
+                stops = stop.came(self.device)
+                if stops or self.due(settings.save_every_n_steps):
+                    self.save_checkpoint()
+                    self.throughput.restart()
+                if stops:
+                    raise ours.Stopped(self.step, self.total_steps)
+
+    def take_step(self, loader: Iterator[ours.StepBatches]) -> ours.StepResult:
+        """Train on the next batches, and log what came of it."""
+        settings = self.settings
+        data = self.ready(self.throughput.waiting(loader))
+        ours.seed_step(settings.seed, self.step)
+        rates = {f"lr_{group['name']}": group["lr"] for group in self.optimizer.param_groups}
+        result = ours.train_step(
+            self.model,
+            self.optimizer,
+            data.batches,
+            scheduler=self.scheduler,
+            max_grad_norm=settings.clip_grad_norm,
+            check=self.check,
+            loss=self.loss,
+        )
+        self.step += 1
+        self.throughput.add(data)
+        if self.due(settings.log_every_n_steps):
+            self.log(vars(result) | rates | self.throughput.report())
+        return result
 
     def due(self, every: int | None) -> bool:
         """Say whether what is done every so many steps is due after this one."""
         return every is not None and (self.step % every == 0 or self.step == self.total_steps)
 
-    def loader(self, dataset: Any, sampler: Any) -> DataLoader:
+    def loader(self, dataset: Any, sampler: Any, **options: Any) -> DataLoader:
         """Make the loader of one step's batches after another."""
         settings = self.settings
         collate = ours.StepCollate(
@@ -192,7 +217,7 @@ class FinetuneRecipe:
             mask=self.mask,
         )
         return ours.make_loader(
-            dataset, sampler, collate, seed=settings.seed, **settings.dataloader
+            dataset, sampler, collate, seed=settings.seed, **options, **settings.dataloader
         )
 
     def ready(self, data: ours.StepBatches) -> ours.StepBatches:
@@ -219,7 +244,6 @@ class FinetuneRecipe:
             self.step,
             self.model,
             self.optimizer,
-            self.scheduler,
             identity=self.identity(),
             keep_last=self.settings.keep_last_n_checkpoints,
         )
@@ -236,6 +260,16 @@ class FinetuneRecipe:
             ours.save_model(target, weights, from_scratch=self.settings.from_scratch, **run)
         return target
 
+    def export(self, name: str) -> Path:
+        """Write the result as it was at a checkpoint, without data and without training."""
+        self.tokenizer = config.instantiate(self.settings.tokenizer)
+        checkpoint = ours.named_checkpoint(self.output_dir, name)
+        self.model = self.make_model()
+        ours.load_weights(
+            checkpoint, self.model, identity={**self.model_identity, "tuning": self.tuning}
+        )
+        return self.save()
+
     def finish(self, folder: Path) -> None:
         """Close the logger, and call what is to look at the result."""
         if self.rank == 0:
@@ -247,16 +281,20 @@ class FinetuneRecipe:
 @config.parse
 def recipe_main(cfg: DictConfig) -> None:
     """Entry point: the YAML, with `key=value` from the command line over it."""
-    device, distributed = ours.read_settings(cfg).device, training.is_distributed()
+    settings, distributed = ours.read_settings(cfg), training.is_distributed()
     if distributed:
-        torch.distributed.init_process_group(training.get_distributed_backend(device))
+        backend = training.get_distributed_backend(look(settings.device).device.type)
+        torch.distributed.init_process_group(backend)
     recipe = FinetuneRecipe(cfg)
-    recipe.setup()
-    recipe.train()
-    recipe.finish(recipe.save())
+    if settings.export is not None:
+        print(f"{settings.export} is exported to {recipe.export(settings.export)}")
+    else:
+        recipe.setup()
+        recipe.train()
+        recipe.finish(recipe.save())
     if distributed:
         torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    sys.exit(recipe_main())
+    sys.exit(ours.in_one_line(recipe_main))

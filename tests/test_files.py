@@ -1,9 +1,11 @@
 """Folders are written whole or not at all."""
 
+import errno
 import os
 
 import pytest
 
+from torchtune_qwen25vl import _files
 from torchtune_qwen25vl._files import recover_folders, replacing_folder
 
 
@@ -66,3 +68,26 @@ def test_a_crash_while_writing_is_cleared_away_by_the_next_write(target):
     fill(target, "new")
     assert [path.name for path in target.iterdir()] == ["file"]
     assert [path.name for path in target.parent.iterdir()] == ["epoch_0"]
+
+
+@pytest.mark.parametrize(
+    ("error", "free"),
+    [
+        (OSError(errno.ENOSPC, "write failed"), 10**9),
+        (Exception("I/O error: No space left on device (os error 28)"), 10**9),  # safetensors'
+        (RuntimeError("PytorchStreamWriter failed writing file"), 0),  # torch.save's
+    ],
+)
+def test_a_full_disk_is_named_and_the_old_folder_stays(target, monkeypatch, error, free):
+    monkeypatch.setattr(_files, "_free", lambda path: free)
+    said = r"no space left on the disk of .*epoch_0, .*is whole. Free"
+    with pytest.raises(OSError, match=said), replacing_folder(target):
+        raise error
+    assert (target / "file").read_text() == "old"
+    assert [path.name for path in target.parent.iterdir()] == ["epoch_0"]
+
+
+def test_other_errors_stay_as_they_are(target, monkeypatch):
+    monkeypatch.setattr(_files, "_free", lambda path: 10**9)
+    with pytest.raises(RuntimeError, match="another"), replacing_folder(target):
+        raise RuntimeError("another")

@@ -5,11 +5,14 @@ run that is killed leaves either what was there before or what was to come.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+SPARE = 1 << 20  # free bytes below which a disk is full for whoever writes more than that
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -33,14 +36,18 @@ def replacing_folder(target: Path) -> Iterator[Path]:
 
     An earlier `target` stays whole until the new folder is on disk, and comes back if the exchange
     fails.
+
+    Raises:
+        OSError: if the disk is full, whatever the library that found out has raised.
     """
     recover_folders(target.parent)
     building, replaced = _hidden(target, "building"), _hidden(target, "replaced")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     try:
-        yield building
-        _flush(building)
+        with naming_full_disk(target):
+            yield building
+            _flush(building)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
@@ -52,6 +59,28 @@ def replacing_folder(target: Path) -> Iterator[Path]:
         recover_folders(target.parent)
 
 
+@contextlib.contextmanager
+def naming_full_disk(target: Path) -> Iterator[None]:
+    """Turn every error for which a full disk is the reason into one that says so.
+
+    torch and safetensors raise errors of their own, and not all of them tell the reason.
+
+    Raises:
+        OSError: naming `target`, if the disk is full.
+    """
+    try:
+        yield
+    except BaseException as error:
+        told = "no space left" in str(error).lower() or getattr(error, "errno", 0) == errno.ENOSPC
+        if not told and not (isinstance(error, RuntimeError) and _free(target) < SPARE):
+            raise
+        raise OSError(
+            errno.ENOSPC,
+            f"no space left on the disk of {target}, which was not written; what was there before "
+            "is whole. Free some space and start again",
+        ) from error
+
+
 def recover_folders(parent: Path) -> None:
     """Put back every folder that was moved aside for a new one which never took its place."""
     for replaced in parent.glob(".*.replaced"):
@@ -61,6 +90,11 @@ def recover_folders(parent: Path) -> None:
         else:
             with contextlib.suppress(FileNotFoundError):  # another rank was first
                 os.replace(replaced, target)
+
+
+def _free(target: Path) -> int:
+    """Return the free bytes of the disk of a path that may not be there yet."""
+    return shutil.disk_usage(next(p for p in target.absolute().parents if p.exists())).free
 
 
 def _hidden(target: Path, what: str) -> Path:

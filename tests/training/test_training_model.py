@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 import tiny
@@ -193,3 +194,25 @@ def test_compiled_layers_compute_the_same(folder, monkeypatch):
     inputs = {key: value for key, value in batches[0].items() if key != "labels"}
     with torch.no_grad():
         assert (plain(**inputs) - compiled(**inputs)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("key", ["torch_dtype", "dtype"])
+def test_weights_trained_in_fp32_say_so(folder, tmp_path, key):
+    """In config.json, by the name that transformers 4 or 5 gave it, in its sections too."""
+    source = shutil.copytree(folder, tmp_path / "source")
+    settings = json.loads((source / "config.json").read_text())
+    sections = ("text_config", "vision_config")
+    for section in (settings, *(settings[name] for name in sections)):
+        section.pop("torch_dtype", None)
+        section.pop("dtype", None)
+        section[key] = "bfloat16"
+    (source / "config.json").write_text(json.dumps(settings))
+    for dtype, name in ((torch.float32, "float32"), (torch.bfloat16, "bfloat16")):
+        target = tmp_path / name
+        weights = gather_weights(make(source, {}, dtype=dtype), CPU)
+        tuning = {"lora_rank": 4, "lora_alpha": 3}
+        save_model(target, weights, source=source, from_scratch=False, tuning=tuning, limits=LIMITS)
+        saved = json.loads((target / "config.json").read_text())
+        assert {s[key] for s in (saved, *(saved[part] for part in sections))} == {name}
+        rest = {k: v for k, v in saved.items() if k not in (key, *sections)}
+        assert rest == {k: v for k, v in settings.items() if k not in (key, *sections)}

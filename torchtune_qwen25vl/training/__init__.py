@@ -7,6 +7,8 @@ read_parts         read one of each
 tuning             the arguments of Tuning that they ask for
 count_steps        steps of a run
 warmup_steps       steps in which the rates rise
+Walk               places of a run, each a row
+plan_walk          those of a run that begins or goes on
 describe           the plan of a run, printed first
 make_model         build, shard and fill the model of a run
 trained_names      names of its weights that are trained
@@ -30,14 +32,21 @@ GradientCheck      every trained part has gradients, every frozen part none
 Throughput         speed, memory and waiting time
 save_step          write a checkpoint
 last_checkpoint    the one to go on from
+read_identity      what its run depends on
 load_step          go on from it
+named_checkpoint   a checkpoint by its name
+load_weights       its weights alone
 set_aside          rename all there are, to begin anew
 gather_weights     copy all weights to the first rank
 save_model         write a folder for transformers, adapters merged
 save_adapter       write a folder for PEFT
+StopRequest        notes SIGTERM
+Stopped            a run that SIGTERM has ended
+in_one_line        call a recipe, and say in one line what went wrong
 """
 
 from torchtune_qwen25vl.training._batches import StepBatches, StepCollate, equal_numbers, to_device
+from torchtune_qwen25vl.training._ends import Stopped, StopRequest, in_one_line
 from torchtune_qwen25vl.training._model import gather_weights, make_model, save_adapter, save_model
 from torchtune_qwen25vl.training._muon import MuonAdamW
 from torchtune_qwen25vl.training._parts import (
@@ -57,10 +66,19 @@ from torchtune_qwen25vl.training._samples import (
     seed_step,
 )
 from torchtune_qwen25vl.training._settings import Settings, read_settings
-from torchtune_qwen25vl.training._state import last_checkpoint, load_step, save_step, set_aside
+from torchtune_qwen25vl.training._state import (
+    last_checkpoint,
+    load_step,
+    load_weights,
+    named_checkpoint,
+    read_identity,
+    save_step,
+    set_aside,
+)
 from torchtune_qwen25vl.training._step import StepResult, mean_loss, summed_loss, train_step
 from torchtune_qwen25vl.training._stochastic import StochasticAdamW
 from torchtune_qwen25vl.training._throughput import Throughput
+from torchtune_qwen25vl.training._walk import Walk, plan_walk
 
 __all__ = [
     "GradientCheck",
@@ -72,19 +90,27 @@ __all__ = [
     "StepCollate",
     "StepResult",
     "StochasticAdamW",
+    "StopRequest",
+    "Stopped",
     "Throughput",
     "TrainSampler",
     "ValidationSampler",
+    "Walk",
     "count_steps",
     "describe",
     "equal_numbers",
     "gather_weights",
+    "in_one_line",
     "last_checkpoint",
     "load_step",
+    "load_weights",
     "make_loader",
     "make_model",
     "mean_loss",
+    "named_checkpoint",
     "parameter_groups",
+    "plan_walk",
+    "read_identity",
     "read_parts",
     "read_settings",
     "save_adapter",

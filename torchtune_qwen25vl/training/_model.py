@@ -25,6 +25,7 @@ from torchtune_qwen25vl.weights import (
     copy_settings,
     materialize,
     tune_to_hf,
+    write_dtype,
     write_peft,
     write_weights,
 )
@@ -154,6 +155,7 @@ def save_model(
             write_weights(folder, hf_weights, dict.fromkeys(hf_weights, "model.safetensors"))
         else:
             Checkpoint(source, None, source).write(folder, weights)
+        write_dtype(folder, weights)
 
 
 def save_adapter(

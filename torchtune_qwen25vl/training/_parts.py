@@ -11,8 +11,8 @@ from torch.distributed.tensor import DTensor
 
 from torchtune_qwen25vl import _ranks
 from torchtune_qwen25vl.model import Tuning, part_of
+from torchtune_qwen25vl.training._kinds import ADAPTERS, PART, PARTS, check_keys
 
-PARTS = ("vision", "merger", "decoder")
 Training = Literal["frozen", "full", "lora", "dora", "qlora"]
 
 
@@ -56,6 +56,7 @@ def read_parts(options: Mapping[str, Mapping[str, Any]]) -> dict[str, Part]:
         raise ValueError(f"parts must be {list(PARTS)}, got {list(options)}")
     parts = {}
     for name, section in options.items():
+        check_keys(f"parts.{name}", section, PART)
         try:
             parts[name] = Part(**section)
         except (ValueError, TypeError) as error:
@@ -87,6 +88,7 @@ def tuning(parts: Mapping[str, Part], adapters: Mapping[str, Any]) -> dict[str, 
             "apply_lora_to_output is not for this loss, which projects with the output's weight; "
             "leave it out"
         )
+    check_keys("adapters", adapters, ADAPTERS)
     ways: dict[str, Any] = {
         f"{name}_trainable": part.train if part.train in ("frozen", "full") else "lora"
         for name, part in parts.items()
@@ -95,14 +97,19 @@ def tuning(parts: Mapping[str, Part], adapters: Mapping[str, Any]) -> dict[str, 
     ways["quantize_base"] = parts["decoder"].train == "qlora"
     try:
         return asdict(Tuning(**ways, **adapters))
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise ValueError(f"adapters: {error}") from error
 
 
 def trained_names(model: nn.Module) -> list[str]:
     """List the names in the state dict of the weights that are trained."""
     names = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    return [name.replace("_checkpoint_wrapped_module.", "") for name in names]
+    return [plain_name(name) for name in names]
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a weight without that of the wrapper which checkpoints activations."""
+    return name.replace("_checkpoint_wrapped_module.", "")
 
 
 def parameter_groups(model: nn.Module, parts: Mapping[str, Part]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from torchtune_qwen25vl.device import look
 from torchtune_qwen25vl.training._parts import Part, parameters_of
 from torchtune_qwen25vl.training._samples import Key, SeededDataset, Share
 from torchtune_qwen25vl.training._stochastic import StochasticAdamW
+from torchtune_qwen25vl.training._walk import Walk
 
 LOOKED_AT = 8  # samples that are read for their lengths
 WARMUP = "num_warmup_steps"
@@ -60,6 +61,7 @@ def describe(
     optimizer: Optimizer,
     parts: Mapping[str, Part],
     dataset: Any,
+    walk: Walk,
     share: Share,
     *,
     steps: int,
@@ -73,13 +75,14 @@ def describe(
         optimizer: optimiser of its trained weights
         parts: how each part is trained
         dataset: data set of the training; a few of its samples are read
+        walk: places of the run
         share: share of this rank
         steps: number of steps of the run
         warmup: number of steps in which the rates rise
         seed: seed of what samples draw
     """
     lines = [
-        *_of_data(dataset, share, steps, seed),
+        *_of_data(dataset, walk, share, steps, seed),
         f"{steps} steps, the rates rise in the first {warmup}",
     ]
     lines += [_of_part(model, name, part) for name, part in parts.items()]
@@ -87,13 +90,16 @@ def describe(
     return "\n".join([*lines, *_of_rounding(model, parts, optimizer)])
 
 
-def _of_data(dataset: Any, share: Share, steps: int, seed: int) -> Iterator[str]:
-    rows, seen = len(dataset), steps * share.step_samples
+def _of_data(dataset: Any, walk: Walk, share: Share, steps: int, seed: int) -> Iterator[str]:
+    rows, seen = walk.places, steps * share.step_samples
     passes = f"{seen / rows:.2f} passes"
     left = f", {rows - seen} rows are never seen" if seen < rows else ""
     yield f"{rows} rows, {share.step_samples} in a step: {passes}{left}"
-    places = range(0, rows, max(1, -(-rows // LOOKED_AT)))
-    samples = [SeededDataset(dataset, seed)[Key(place, 0)] for place in places]
+    if walk.empty:
+        yield f"{len(walk.empty)} of these rows turned bad since the run began, and are left out"
+    good = sorted(set(range(rows)) - set(walk.empty))
+    seeded = SeededDataset(dataset, seed, walk.empty)
+    samples = [seeded[Key(place, 0)] for place in good[:: -(-len(good) // LOOKED_AT)]]
     tokens = _mean([len(sample["tokens"]) for sample in samples])
     labels = _mean([_count_labels(sample["labels"]) for sample in samples])
     yield (

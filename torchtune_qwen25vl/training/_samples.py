@@ -6,7 +6,8 @@ sample and the pass. So a run that knows the number of its step goes on exactly 
 
 import functools
 import random
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from torchtune import utils
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
 from torchtune_qwen25vl.training._batches import StepCollate
+from torchtune_qwen25vl.training._ends import leave_signals_to_the_run
 
 
 class Key(NamedTuple):
@@ -122,32 +124,44 @@ class SeededDataset(Dataset):
     Args:
         dataset: anything with samples by their index
         seed: seed of what samples draw
+        empty: places, in ascending order, for which the data set has no sample; any other one
+            stands there, and is not counted
     """
 
-    def __init__(self, dataset: Any, seed: int) -> None:
+    def __init__(self, dataset: Any, seed: int, empty: Sequence[int] = ()) -> None:
         self.dataset = dataset
         self.seed = seed
+        self.empty = empty
 
     def __getitem__(self, key: Key) -> Mapping[str, Any]:
         """Return the sample of a key, with labels ignored if it is not counted."""
+        before_it = bisect_left(self.empty, key.place)
+        is_empty = before_it < len(self.empty) and self.empty[before_it] == key.place
+        index = min(key.place - before_it, len(self.dataset) - 1)
         before = random.getstate(), np.random.get_state(), torch.get_rng_state()
         seed = _seed_of(self.seed, key.epoch, key.place)
         random.seed(seed)
         np.random.seed(seed)
         torch.default_generator.manual_seed(seed)
         try:
-            sample = self.dataset[key.place]
+            sample = self.dataset[index]
         finally:
             random.setstate(before[0])
             np.random.set_state(before[1])
             torch.set_rng_state(before[2])
-        if key.counted:
+        if key.counted and not is_empty:
             return sample
         return {**sample, "labels": [CROSS_ENTROPY_IGNORE_IDX] * len(sample["tokens"])}
 
 
 def make_loader(
-    dataset: Any, sampler: Sampler[list[Key]], collate: StepCollate, *, seed: int, **options: Any
+    dataset: Any,
+    sampler: Sampler[list[Key]],
+    collate: StepCollate,
+    *,
+    seed: int,
+    empty: Sequence[int] = (),
+    **options: Any,
 ) -> DataLoader:
     """Make a loader that yields one `StepBatches` after another, prepared by its workers.
 
@@ -156,12 +170,14 @@ def make_loader(
         sampler: sampler that yields the keys of each step
         collate: collate from the samples of a step to its batches
         seed: seed of what samples draw at random
+        empty: places for which the data set has no sample, see `SeededDataset`
         **options: options of torch's DataLoader, such as num_workers or pin_memory
     """
     return DataLoader(
-        SeededDataset(dataset, seed),
+        SeededDataset(dataset, seed, empty),
         batch_sampler=sampler,
         collate_fn=collate,
+        worker_init_fn=leave_signals_to_the_run,
         generator=torch.Generator().manual_seed(seed),  # leaves torch's own generator alone
         **options,
     )

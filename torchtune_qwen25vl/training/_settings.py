@@ -1,24 +1,22 @@
 """Settings of the recipe finetune: every key of its YAML, checked before anything is loaded."""
 
+import inspect
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torchtune.config._errors import InstantiationError
 from torchtune.config._utils import _get_component_from_path
 
+from torchtune_qwen25vl.training._kinds import DATALOADER, check_keys, check_kinds
 from torchtune_qwen25vl.training._plan import WARMUP
 
-CHOICES = ("dtype", "loss_kernel", "save")
-COUNTS = (
-    *("batch_size", "gradient_accumulation_steps", "loss_chunk_rows"),
-    *("log_every_n_steps", "keep_last_n_checkpoints"),
-)
-COUNTS_OR_NULL = ("max_steps", "pack_to", "eval_every_n_steps", "save_every_n_steps")
+COMPONENTS = ("optimizer", "lr_scheduler", "tokenizer", "dataset", "metric_logger")
+COMPONENTS_OR_NULL = ("val_dataset", "after_training")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +32,7 @@ class Settings:
     output_dir: str  # OUTPUT/model or OUTPUT/adapter, OUTPUT/step_N
     from_scratch: bool = False  # random weights in place of those in model_dir
     resume: bool = True  # go on from the last checkpoint in output_dir; False renames all there are
+    export: str | None = None  # step_N: write the result as it was then, and train nothing
     # what is trained, and how
     parts: DictConfig  # of vision, merger, decoder: train, lr, weight_decay
     adapters: DictConfig | None = None  # lora_attn_modules, apply_lora_to_mlp, lora_rank, ...
@@ -72,12 +71,27 @@ class Settings:
     after_training: DictConfig | None = None  # a component; called with that folder and seconds
 
     def __post_init__(self) -> None:
+        values = {key: getattr(self, key) for key in self.__dataclass_fields__}
+        check_kinds(values)
+        check_keys("dataloader", self.dataloader, DATALOADER)
         for holds, rule, *keys in _rules(self):
             if not holds:
-                got = ", ".join(f"{key}={getattr(self, key)!r}" for key in keys)
+                got = ", ".join(f"{key}={values[key]!r}" for key in keys)
                 raise ValueError(f"{rule}, got {got}")
-        if self.after_training is not None:
-            _check_component("after_training", self.after_training)
+        for key in (*COMPONENTS, *COMPONENTS_OR_NULL):
+            if values[key] is not None:
+                _check_component(key, values[key])
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that may not change for a run to go on as if it had never stopped."""
+        values = ("clip_grad_norm", "dtype", "shuffle", "seed", "warmup_ratio")
+        sections = {
+            key: OmegaConf.to_container(getattr(self, key), resolve=True)
+            for key in ("optimizer", "lr_scheduler", "tokenizer", "dataset")
+        }
+        dataset: Any = sections["dataset"]
+        dataset.pop("skip_bad_rows", None)  # the walk tells which rows it leaves out
+        return {**{key: getattr(self, key) for key in values}, **sections}
 
 
 def read_settings(cfg: DictConfig) -> Settings:
@@ -97,19 +111,9 @@ def read_settings(cfg: DictConfig) -> Settings:
 
 def _rules(settings: Settings) -> Iterator[tuple[Any, ...]]:
     """Yield of each rule whether it holds, its words, and the keys it is about."""
-    s, kinds = settings, get_type_hints(Settings)
-    for key in CHOICES:
-        options = get_args(kinds[key])  # of Literal[...]
-        yield getattr(s, key) in options, f"{key} is one of {list(options)}", key
-    for key in COUNTS + COUNTS_OR_NULL:
-        rule, value = f"{key} is a whole number from 1", getattr(s, key)
-        if key in COUNTS_OR_NULL:
-            yield value is None or _is_count(value), f"{rule}, or null", key
-        else:
-            yield _is_count(value), rule, key
+    s = settings
     given = [s.epochs is not None, s.max_steps is not None]
     yield sum(given) == 1, "give epochs or max_steps, one of the two", "epochs", "max_steps"
-    yield s.epochs is None or s.epochs > 0, "epochs is more than 0", "epochs"
     yield (
         s.save == "model" or bool(s.adapters),
         "save 'adapter' needs adapters, and no part has any; use 'model'",
@@ -126,14 +130,8 @@ def _rules(settings: Settings) -> Iterator[tuple[Any, ...]]:
         "parts.<name>.lr and parts.<name>.weight_decay",
         "optimizer",
     )
-    ratio = s.warmup_ratio
     yield (
-        ratio is None or (isinstance(ratio, (int, float)) and 0 <= ratio < 1),
-        "warmup_ratio is a part of all steps from 0 to below 1, or null",
-        "warmup_ratio",
-    )
-    yield (
-        ratio is None or WARMUP not in s.lr_scheduler,
+        s.warmup_ratio is None or WARMUP not in s.lr_scheduler,
         f"give warmup_ratio or lr_scheduler.{WARMUP}, not both",
         *("warmup_ratio", "lr_scheduler"),
     )
@@ -164,19 +162,22 @@ def _rules(settings: Settings) -> Iterator[tuple[Any, ...]]:
         )
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 1
-
-
 def _check_component(key: str, section: Mapping[str, Any]) -> None:
-    """Refuse a component that cannot be imported, because it is called only after hours."""
+    """Refuse a component that cannot be imported or does not take its keys, before all else."""
     if os.getcwd() not in sys.path:  # as config.instantiate does
         sys.path.append(os.getcwd())
     name = str(section.get("_component_"))
     try:
-        _get_component_from_path(name)
+        component = _get_component_from_path(name)
     except InstantiationError as error:
+        remedy = f", or leave it out by ~{key}" if key in COMPONENTS_OR_NULL else ""
         raise ValueError(
             f"{key} must name what can be imported, but {name} cannot ({error.__cause__}); "
-            f"install what is missing, or leave it out by ~{key}"
+            f"install what is missing{remedy}"
         ) from error
+    try:
+        inspect.signature(component).bind_partial(
+            **{str(option): value for option, value in section.items() if option != "_component_"}
+        )
+    except TypeError as error:
+        raise ValueError(f"{key} must suit {name}: {error}; mend its keys") from error

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the trained weights, the optimiser and the schedule, after a step.
+"""Checkpoints of a run: the trained weights and the moments of the optimiser, after a step.
 
 They hold no frozen weights, which come from where the run began. torch.distributed.checkpoint
 writes every rank's shard and reads them back for any number of ranks.
@@ -18,14 +18,17 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_model_state_dict,
     get_state_dict,
+    set_model_state_dict,
     set_state_dict,
 )
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from torchtune_qwen25vl import _ranks
-from torchtune_qwen25vl._files import recover_folders, replacing_folder
+from torchtune_qwen25vl._files import naming_full_disk, recover_folders, replacing_folder
+from torchtune_qwen25vl.training._parts import plain_name
 
 RUN = "run.pt"
 TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
@@ -36,7 +39,6 @@ def save_step(
     step: int,
     model: nn.Module,
     optimizer: Optimizer,
-    scheduler: LRScheduler,
     *,
     identity: Mapping[str, Any],
     keep_last: int,
@@ -48,18 +50,16 @@ def save_step(
         step: number of steps taken so far
         model: its trained weights are saved
         optimizer: its moments are saved
-        scheduler: its place in the schedule is saved
         identity: what must be the same for a run to go on exactly, see `load_step`
         keep_last: number of checkpoints to keep
     """
     target = folder / f"step_{step}"
     weights, moments = get_state_dict(model, optimizer, options=TRAINED_ONLY)
     with _shared(target) as building:
-        with _quietly():
+        with _quietly(), naming_full_disk(target):
             dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=building)
         if _ranks.is_first():
-            run = {"step": step, "schedule": scheduler.state_dict(), "identity": dict(identity)}
-            torch.save(run, building / RUN)
+            torch.save({"step": step, "identity": dict(identity)}, building / RUN)
     if _ranks.is_first():
         for old in checkpoints(folder)[:-keep_last]:
             shutil.rmtree(old)
@@ -78,6 +78,27 @@ def last_checkpoint(folder: Path) -> Path | None:
         recover_folders(folder)
     _ranks.wait()
     return next(reversed(checkpoints(folder)), None)
+
+
+def named_checkpoint(folder: Path, name: str) -> Path:
+    """Return a checkpoint by its name.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    path = folder / name
+    if Path(name).name != name or not (path / RUN).is_file():
+        found = [checkpoint.name for checkpoint in checkpoints(folder)]
+        raise ValueError(
+            f"export names a checkpoint in output_dir, but {folder} holds {found or 'none'} and "
+            f"not {name!r}; name one of those"
+        )
+    return path
+
+
+def read_identity(path: Path) -> dict[str, Any]:
+    """Return what the run of a checkpoint depends on."""
+    return torch.load(path / RUN, weights_only=True)["identity"]
 
 
 def set_aside(folder: Path) -> None:
@@ -110,7 +131,8 @@ def load_step(
         path: folder of the checkpoint
         model: its trained weights are replaced
         optimizer: its moments are replaced
-        scheduler: its place in the schedule is replaced
+        scheduler: at its first step; it is taken to the step of the checkpoint, so that a run which
+            is lengthened has the rates of the longer one from there on
         identity: what must be as it was in the run that wrote the checkpoint
         total_steps: number of steps of the run that is to go on
 
@@ -118,35 +140,69 @@ def load_step(
         ValueError: if the run that wrote the checkpoint had another identity, so that this one
             would not go on as that one would have, or if it took more steps than this one takes.
     """
+    refuse_changes(path, identity)
     run = torch.load(path / RUN, weights_only=True)
-    changed = {
-        key: (run["identity"].get(key), value)
-        for key, value in identity.items()
-        if run["identity"].get(key) != value
-    }
-    if changed:
-        raise ValueError(
-            f"a run resumes with the options it began with, but {path} differs in (then, now) "
-            f"{changed}; restore them, or begin anew in another output_dir"
-        )
     if run["step"] > total_steps:
         raise ValueError(
             f"a run ends after its last step, but {path} is beyond the {total_steps} steps of this "
             "one; raise max_steps or epochs, or begin anew with resume False"
         )
+    first_rates = [group["lr"] for group in optimizer.param_groups]
     weights, moments = get_state_dict(model, optimizer, options=TRAINED_ONLY)
-    state: dict[str, Any] = {"model": weights, "optimizer": moments}
+    held = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    every: Any = moments["state"]  # of each parameter, by its name
+    known = {n: own for n, own in every.items() if f"optimizer.state.{n}.{next(iter(own))}" in held}
+    state: dict[str, Any] = {"model": weights, "optimizer": {**moments, "state": known}}
     with _quietly():
         dcp.load(state, checkpoint_id=path)
     set_state_dict(
         model,
         optimizer,
         model_state_dict=state["model"],
-        optim_state_dict=state["optimizer"],
+        optim_state_dict={**state["optimizer"], "state": every | state["optimizer"]["state"]},
         options=TRAINED_ONLY,
     )
-    scheduler.load_state_dict(run["schedule"])
+    for name, parameter in model.named_parameters():  # an encoder that has seen no image yet
+        if parameter.requires_grad and plain_name(name) not in known:
+            optimizer.state.pop(parameter, None)
+    for group, rate in zip(optimizer.param_groups, first_rates, strict=True):
+        group["lr"] = rate
+    for _ in range(run["step"]):
+        scheduler.step()
     return run["step"]
+
+
+def load_weights(path: Path, model: nn.Module, *, identity: Mapping[str, Any]) -> None:
+    """Restore the trained weights of a checkpoint alone.
+
+    Args:
+        path: folder of the checkpoint
+        model: its trained weights are replaced
+        identity: what must be as it was in the run that wrote the checkpoint
+
+    Raises:
+        ValueError: if the run that wrote the checkpoint had another identity.
+    """
+    refuse_changes(path, identity)
+    state: dict[str, Any] = {"model": get_model_state_dict(model, options=TRAINED_ONLY)}
+    with _quietly():
+        dcp.load(state, checkpoint_id=path)
+    set_model_state_dict(model, state["model"], options=TRAINED_ONLY)
+
+
+def refuse_changes(path: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose run depends on something else.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    then = read_identity(path)
+    changed = {k: (then.get(k), now) for k, now in identity.items() if then.get(k) != now}
+    if changed:
+        raise ValueError(
+            f"a run resumes with the options it began with, but {path} differs in (then, now) "
+            f"{changed}; restore them, or begin anew in another output_dir"
+        )
 
 
 @contextlib.contextmanager

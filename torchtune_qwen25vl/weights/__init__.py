@@ -11,6 +11,8 @@ Checkpoint            a folder's files beside the model they fill
 materialize           give a model on the meta device its weights
 compute_frequencies   compute on a device what no file holds
 copy_settings         copy the files beside the weights
+fingerprint           a short name of a checkpoint's content, wherever it lies
+write_dtype           let config.json name the dtype of the weights
 write_weights         write weights to the files named for them
 tune_to_peft          convert adapters to PEFT's form
 write_peft            write the two files of a PEFT adapter
@@ -25,6 +27,8 @@ from torchtune_qwen25vl.weights._pretrained import Checkpoint, load_pretrained
 from torchtune_qwen25vl.weights._safetensors import (
     copy_settings,
     find_weights,
+    fingerprint,
+    write_dtype,
     write_weights,
 )
 
@@ -36,11 +40,13 @@ __all__ = [
     "copy_settings",
     "fetch",
     "find_weights",
+    "fingerprint",
     "hf_to_tune",
     "load_pretrained",
     "materialize",
     "tune_to_hf",
     "tune_to_peft",
+    "write_dtype",
     "write_peft",
     "write_weights",
 ]

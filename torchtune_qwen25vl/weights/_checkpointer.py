@@ -27,6 +27,7 @@ from torchtune_qwen25vl.weights._pretrained import Checkpoint
 from torchtune_qwen25vl.weights._safetensors import (
     copy_settings,
     find_weights,
+    write_dtype,
 )
 
 RECIPE_STATE, ADAPTER_STATE = "recipe_state.pt", "adapter_model.pt"
@@ -141,6 +142,7 @@ class Qwen25VLCheckpointer:
             write_pixel_limits(folder, **self._limits)
             if not adapter_only:
                 self._checkpoint.write(folder, state_dict[training.MODEL_KEY])
+                write_dtype(folder, state_dict[training.MODEL_KEY])
             if adapter is not None:
                 torch.save(dict(adapter), folder / ADAPTER_STATE)
             if intermediate_checkpoint:

@@ -3,6 +3,7 @@
 Pickled weights (.bin, .pt, .pth, .ckpt) are never opened: reading them can run code.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from torchtune_qwen25vl.weights._hub import fetch
 
 INDEX = "model.safetensors.index.json"
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
+LOOKED_AT, PIECE = 256, 4096  # places of a file that name its content, and bytes of each
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -132,6 +134,51 @@ def write_weights(folder: Path, weights: Mapping[str, Tensor], file_of: Mapping[
         weight_map = {name: file_of[name] for name in weights}
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def fingerprint(folder: Path) -> str:
+    """Return a short name of a checkpoint's content, the same wherever its folder lies.
+
+    Of the weights it reads the headers and `LOOKED_AT` places of each file, so that 72B take no
+    longer than 3B.
+
+    Args:
+        folder: folder of a checkpoint, or of its settings alone
+    """
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+            digest.update(file.read(header))
+            for place in range(LOOKED_AT):
+                file.seek(8 + header + (size - 8 - header) * place // LOOKED_AT)
+                digest.update(file.read(PIECE))
+    return digest.hexdigest()[:16]
+
+
+def write_dtype(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Let the config.json of a folder name the dtype of the weights written there.
+
+    Transformers 4 calls it torch_dtype, and 5 dtype; either is mended where it stands, to null if
+    the weights are of several.
+    """
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    dtypes = {str(weight.dtype).removeprefix("torch.") for weight in weights.values()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else None
+    sections = [config, *(value for value in config.values() if isinstance(value, dict))]
+    wrong = [
+        (section, key)
+        for section in sections
+        for key in ("torch_dtype", "dtype")
+        if section.get(key) not in (None, dtype)
+    ]
+    for section, key in wrong:
+        section[key] = dtype
+    if wrong:
+        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
 def copy_settings(source: Path, target: Path, *, but: Sequence[str] = ()) -> None:

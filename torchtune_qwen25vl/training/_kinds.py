@@ -1,0 +1,155 @@
+"""What each setting of the YAML may be: one table of kinds and ranges."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+
+class Kind(NamedTuple):
+    """A kind of value.
+
+    Attributes:
+        words: what it is, for people
+        holds: whether a value is of this kind
+    """
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def one_of(*choices: str) -> Kind:
+    """Return the kind of a word from a list."""
+    return Kind(f"one of {list(choices)}", lambda value: value in choices)
+
+
+def or_null(kind: Kind) -> Kind:
+    """Return a kind, or null."""
+    return Kind(f"{kind.words}, or null", lambda value: value is None or kind.holds(value))
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return type(value) is int and value >= least
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+SWITCH = Kind("True or False", lambda value: type(value) is bool)
+COUNT = Kind("a whole number from 1", lambda value: _is_whole(value, 1))
+WHOLE = Kind("a whole number from 0", lambda value: _is_whole(value, 0))
+POSITIVE = Kind("a number of more than 0", lambda value: _is_number(value) and value > 0)
+AMOUNT = Kind("a number from 0", lambda value: _is_number(value) and value >= 0)
+SHARE = Kind("a number from 0 to below 1", lambda value: _is_number(value) and 0 <= value < 1)
+TEXT = Kind("a text", lambda value: isinstance(value, str) and value != "")
+NAMES = Kind(
+    "a list of names",
+    lambda value: not isinstance(value, str) and all(isinstance(name, str) for name in value),
+)
+SECTION = Kind("a section of keys", lambda value: isinstance(value, Mapping))
+SECTION_OR_TEXT = Kind(
+    "a folder, a hub id or a component", lambda value: TEXT.holds(value) or SECTION.holds(value)
+)
+
+PARTS = ("vision", "merger", "decoder")
+PART = {
+    "train": one_of("frozen", "full", "lora", "dora", "qlora"),
+    "lr": or_null(POSITIVE),
+    "weight_decay": or_null(AMOUNT),
+}
+ADAPTERS = {
+    "lora_attn_modules": NAMES,
+    "apply_lora_to_mlp": SWITCH,
+    "lora_rank": COUNT,
+    "lora_alpha": POSITIVE,
+    "lora_dropout": SHARE,
+}
+DATALOADER = {
+    "num_workers": WHOLE,
+    "prefetch_factor": or_null(COUNT),
+    "persistent_workers": SWITCH,
+    "pin_memory": SWITCH,
+    "timeout": AMOUNT,
+    "multiprocessing_context": or_null(one_of("fork", "forkserver", "spawn")),
+}
+KINDS: dict[str, Kind] = {
+    "model_dir": SECTION_OR_TEXT,
+    "output_dir": TEXT,
+    "from_scratch": SWITCH,
+    "resume": SWITCH,
+    "export": or_null(TEXT),
+    "parts": SECTION,
+    "adapters": or_null(SECTION),
+    "optimizer": SECTION,
+    "lr_scheduler": SECTION,
+    "lr_scheduler.num_warmup_steps": WHOLE,
+    "warmup_ratio": or_null(SHARE),
+    "clip_grad_norm": or_null(POSITIVE),
+    "loss_chunk_rows": COUNT,
+    "loss_kernel": one_of("torch", "liger"),
+    "tokenizer": SECTION,
+    "tokenizer.max_seq_len": or_null(COUNT),
+    "tokenizer.min_pixels": COUNT,
+    "tokenizer.max_pixels": COUNT,
+    "dataset": SECTION,
+    "val_dataset": or_null(SECTION),
+    "dataloader": SECTION,
+    "shuffle": SWITCH,
+    "epochs": or_null(POSITIVE),
+    "max_steps": or_null(COUNT),
+    "batch_size": COUNT,
+    "gradient_accumulation_steps": COUNT,
+    "pack_to": or_null(COUNT),
+    "device": TEXT,
+    "dtype": one_of("bf16", "fp32"),
+    "compile": SWITCH,
+    "enable_activation_checkpointing": SWITCH,
+    "seed": WHOLE,
+    "metric_logger": SECTION,
+    "log_every_n_steps": COUNT,
+    "peak_tflops": or_null(POSITIVE),
+    "eval_every_n_steps": or_null(COUNT),
+    "save_every_n_steps": or_null(COUNT),
+    "keep_last_n_checkpoints": COUNT,
+    "save": one_of("model", "adapter"),
+    "after_training": or_null(SECTION),
+    **{f"adapters.{key}": kind for key, kind in ADAPTERS.items()},
+    **{f"dataloader.{key}": kind for key, kind in DATALOADER.items()},
+    **{f"parts.{part}": SECTION for part in PARTS},
+    **{f"parts.{part}.{key}": kind for part in PARTS for key, kind in PART.items()},
+}
+
+
+def check_kinds(values: Mapping[str, Any]) -> None:
+    """Check every value that is there against the table.
+
+    Args:
+        values: settings by name; sections are mappings
+
+    Raises:
+        ValueError: if a value is of another kind, naming its key.
+    """
+    for key, kind in KINDS.items():
+        for value in _at(values, key.split(".")):
+            if not kind.holds(value):
+                raise ValueError(f"{key} is {kind.words}, got {key}={value!r}")
+
+
+def check_keys(name: str, section: Mapping[str, Any], known: Mapping[str, Kind]) -> None:
+    """Refuse keys that a section does not have.
+
+    Raises:
+        ValueError: naming them.
+    """
+    if unknown := sorted(set(map(str, section)) - set(known)):
+        raise ValueError(f"{name} has no keys {unknown}; it takes {list(known)}")
+
+
+def _at(values: Mapping[str, Any], path: list[str]) -> Iterator[Any]:
+    """Yield what stands at a path, if anything does."""
+    first, *rest = path
+    if first in values:
+        if not rest:
+            yield values[first]
+        elif isinstance(values[first], Mapping):
+            yield from _at(values[first], rest)
