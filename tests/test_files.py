@@ -59,6 +59,22 @@ def test_a_crash_between_the_renames_is_repaired(target):
     assert (target / "file").read_text() == "old"
 
 
+def test_a_crash_after_the_renames_is_in_nobodys_way(target):
+    leftover = target.with_name(".epoch_0.replaced")
+    leftover.mkdir()
+    (leftover / "file").write_text("older")
+    fill(target, "new")
+    assert (target / "file").read_text() == "new"
+    assert [path.name for path in target.parent.iterdir()] == ["epoch_0"]
+
+
+def test_a_crash_between_the_renames_is_repaired_before_the_next_write(target):
+    os.replace(target, target.with_name(".epoch_0.replaced"))
+    with pytest.raises(KeyboardInterrupt), replacing_folder(target):
+        raise KeyboardInterrupt
+    assert (target / "file").read_text() == "old"
+
+
 def test_a_crash_while_writing_is_cleared_away_by_the_next_write(target):
     leftover = target.with_name(".epoch_0.building")
     leftover.mkdir()
