@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from torchtune_qwen25vl._files import recover_folders, replacing_folder
+from torchtune_qwen25vl._files import recover_folders, replacing_folder, write_file
 
 
 def fill(target, content):
@@ -82,3 +82,18 @@ def test_a_crash_while_writing_is_cleared_away_by_the_next_write(target):
     fill(target, "new")
     assert [path.name for path in target.iterdir()] == ["file"]
     assert [path.name for path in target.parent.iterdir()] == ["epoch_0"]
+
+
+def test_each_file_is_made_under_a_hidden_name_of_its_own(tmp_path, monkeypatch):
+    """Ranks write into one folder at once; what a killed run left is replaced by the next."""
+    hidden, replace = [], os.replace
+
+    def record(source, target):
+        hidden.append(source.name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", record)
+    for name in ("a.txt", "b.txt", "a.txt"):
+        write_file(tmp_path / name, b"text")
+    assert hidden[0] == hidden[2] != hidden[1]
+    assert all(name.startswith(".") for name in hidden)
