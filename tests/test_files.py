@@ -6,7 +6,7 @@ import os
 import pytest
 
 from torchtune_qwen25vl import _files
-from torchtune_qwen25vl._files import recover_folders, replacing_folder
+from torchtune_qwen25vl._files import recover_folders, replacing_folder, write_file
 
 
 def fill(target, content):
@@ -61,6 +61,22 @@ def test_a_crash_between_the_renames_is_repaired(target):
     assert (target / "file").read_text() == "old"
 
 
+def test_a_crash_after_the_renames_is_in_nobodys_way(target):
+    leftover = target.with_name(".epoch_0.replaced")
+    leftover.mkdir()
+    (leftover / "file").write_text("older")
+    fill(target, "new")
+    assert (target / "file").read_text() == "new"
+    assert [path.name for path in target.parent.iterdir()] == ["epoch_0"]
+
+
+def test_a_crash_between_the_renames_is_repaired_before_the_next_write(target):
+    os.replace(target, target.with_name(".epoch_0.replaced"))
+    with pytest.raises(KeyboardInterrupt), replacing_folder(target):
+        raise KeyboardInterrupt
+    assert (target / "file").read_text() == "old"
+
+
 def test_a_crash_while_writing_is_cleared_away_by_the_next_write(target):
     leftover = target.with_name(".epoch_0.building")
     leftover.mkdir()
@@ -91,3 +107,18 @@ def test_other_errors_stay_as_they_are(target, monkeypatch):
     monkeypatch.setattr(_files, "_free", lambda path: 10**9)
     with pytest.raises(RuntimeError, match="another"), replacing_folder(target):
         raise RuntimeError("another")
+
+
+def test_each_file_is_made_under_a_hidden_name_of_its_own(tmp_path, monkeypatch):
+    """Ranks write into one folder at once; what a killed run left is replaced by the next."""
+    hidden, replace = [], os.replace
+
+    def record(source, target):
+        hidden.append(source.name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", record)
+    for name in ("a.txt", "b.txt", "a.txt"):
+        write_file(tmp_path / name, b"text")
+    assert hidden[0] == hidden[2] != hidden[1]
+    assert all(name.startswith(".") for name in hidden)

@@ -1,6 +1,7 @@
-"""How captions end, and what each state leads to: text files, another try, the next batch."""
+"""How captions are asked for and end, and what each state leads to."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import captions
@@ -18,6 +19,7 @@ from torchtune_qwen25vl.jobs import Item, Past
 
 STATES = ("done", "cut", "looped")
 STOP = 151645
+PRESET = Preset("What?", max_new_tokens=99)
 
 
 def test_only_what_failed_is_tried_again(tmp_path):
@@ -77,6 +79,17 @@ def test_answers_count_in_the_tokens_of_a_batch(run, photos, capsys, max_new_tok
     assert f"4 to be captioned in {batches} batches" in capsys.readouterr().out
 
 
+def asking(model, monkeypatch, generate, preset=PRESET, seed=0):
+    """An answerer whose `generate` is a stand-in, and whose questions need no image."""
+    monkeypatch.setattr(_answers, "generate", generate)
+    monkeypatch.setattr(_answers, "prompt_batch", lambda samples, *_, **__: {"samples": samples})
+
+    def shrunk(question, pixels):
+        return Question(question.name, {"pixels": pixels}, pixels)
+
+    return Answerer(*load_pretrained(model), preset, seed=seed, shrunk=shrunk, min_pixels=3136)
+
+
 LOOP = [1, 2, 3] * 8
 
 
@@ -92,12 +105,42 @@ LOOP = [1, 2, 3] * 8
     ],
 )
 def test_an_answer_loops_where_it_ends_in_a_loop(model, monkeypatch, tokens, finish, state):
-    network, transform = load_pretrained(model)
     said = Generation(torch.tensor([tokens]), [len(tokens)], [finish])
-    monkeypatch.setattr(_answers, "generate", lambda *_, **__: said)
-    monkeypatch.setattr(_answers, "prompt_batch", lambda *_, **__: {})
-    preset = Preset("What?", max_new_tokens=99)
-    answerer = Answerer(network, transform, preset, seed=0, shrunk=None, min_pixels=3136)
+    answerer = asking(model, monkeypatch, lambda *_, **__: said)
     (answer,) = answerer([Question("a", {}, 25088)])
     assert (answer.state, answer.tokens) == (state, len(tokens))
+    _, transform = load_pretrained(model)
     assert answer.text == transform.decode([t for t in tokens if t != STOP]).strip()
+
+
+def test_all_steps_until_it_fits_are_told_in_their_order(model, monkeypatch):
+    def limited(network, batch, **options):
+        if batch["samples"] != [{"pixels": 6272}]:
+            raise torch.OutOfMemoryError
+        return Generation(torch.tensor([[1, 2, STOP]]), [3], ["stop"])
+
+    answerer = asking(model, monkeypatch, limited)
+    answers = answerer([Question(name, {"pixels": 25088}, 25088) for name in "ab"])
+    halved, *shrunk = "batch of 2 halved", "max_pixels 25088 -> 12544", "max_pixels 12544 -> 6272"
+    assert [answer.state for answer in answers] == ["done", "done"]
+    for answer in answers:
+        assert answer.question.steps == (halved, *shrunk)
+        assert answer.question.max_pixels == 6272
+
+
+def test_the_model_is_asked_as_preset_and_seed_say(model, monkeypatch):
+    asked = []
+
+    def record(network, batch, **options):
+        asked.append(options | {"generator": options["generator"].initial_seed()})
+        return Generation(torch.tensor([[1, 2, STOP]]), [3], ["stop"])
+
+    words = Preset("What?", 7, temperature=0.3, top_k=4, top_p=0.6, repetition_penalty=1.2)
+    for seed, name in ((0, "a"), (1, "a"), (0, "b"), (0, "a")):
+        asking(model, monkeypatch, record, words, seed)([Question(name, {}, 25088)])
+    seeds = [options.pop("generator") for options in asked]
+    assert seeds[0] == seeds[3]
+    assert len(set(seeds)) == 3
+    _, transform = load_pretrained(model)
+    options = {key: value for key, value in asdict(words).items() if key != "prompt"}
+    assert asked == [options | {"stop_tokens": transform.stop_tokens}] * 4
