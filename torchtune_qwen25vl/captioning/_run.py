@@ -29,6 +29,7 @@ from torchtune_qwen25vl.jobs import (
 )
 
 logger = logging.getLogger(__name__)
+NAMED = 20  # failed images, at most, at the end of a run
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def plan_run(settings: Settings, run: Run, workers: Workers, stack: ExitStack) -
         dry_run=settings.dry_run,
     )
     assert past.run is not None
-    table = read_table(settings.folder)
-    plan = make_plan(items, settings.policy, past, table, retry_failed=settings.retry_failed)
+    table = read_table(settings.folder, {"failed", *settings.retried})
+    plan = make_plan(items, settings.policy, past, table, retry=settings.retried)
     if not settings.dry_run:
         _make_mirror(plan, settings, past)
         _move_texts(plan, settings)
@@ -222,6 +223,16 @@ def write_outputs(settings: Settings, plan: Plan, workers: Workers) -> int:
         page = folder / "review.html"
         write_review(page, list(plan.items.values()), records, workers)
         logger.info("look through the captions in %s", page)
+    _name_failed([record for record in records if record.state == "failed"], folder)
     states: Counter[str] = Counter(record.state for record in records)
     logger.info("%d images: %s", len(records), summary(states, STATES))
     return int(states["failed"] > 0)
+
+
+def _name_failed(failed: Sequence[Record], folder: Path) -> None:
+    for record in failed[:NAMED]:
+        known = record.name in record.reason
+        reason = record.reason if known else f"{record.name}: {record.reason}"
+        logger.error("failed: %s", printable(reason))
+    if len(failed) > NAMED:
+        logger.error("and %d more, which the tables in %s name", len(failed) - NAMED, folder)

@@ -13,6 +13,8 @@ from torchtune_qwen25vl.captioning._texts import Existing, TextFiles
 from torchtune_qwen25vl.generation import Sampling, check_options
 from torchtune_qwen25vl.jobs import JobSettings, as_path
 
+RETRIED = ("failed", "cut", "looped")
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -45,6 +47,7 @@ class Settings(JobSettings):
     mirror_dir: str | None = None  # text files there instead of beside the images
     text_naming: Literal["stem", "full"] = "stem"
     existing: Existing = "skip"
+    retry: str | ListConfig = ""  # states of images that are captioned again
     write_states: ListConfig  # states whose captions get a text file
     review: bool = True
     apply: str | None = None  # edits that the review page saved
@@ -72,6 +75,13 @@ class Settings(JobSettings):
         sampling = Sampling(*(getattr(preset, name) for name in Sampling._fields))
         check_options(preset.max_new_tokens, sampling)
         self.policy  # noqa: B018
+        if not self.retried <= set(RETRIED):
+            raise ValueError(f"retry is of {', '.join(RETRIED)}, got {sorted(self.retried)}")
+        if self.retried - {"failed"} and self.existing in ("append", "prepend"):
+            raise ValueError(
+                f"with existing={self.existing} an answer cannot be told from the caption it was "
+                f"joined to, so retry is of failed, got {sorted(self.retried)}"
+            )
 
     @cached_property
     def _inputs(self) -> list[Any]:
@@ -82,8 +92,12 @@ class Settings(JobSettings):
     @property
     def excluded(self) -> list[str]:
         """The patterns to exclude, none, one or many."""
-        patterns = [self.exclude] if isinstance(self.exclude, str) else self.exclude
-        return [str(pattern) for pattern in patterns if pattern]
+        return _texts(self.exclude)
+
+    @property
+    def retried(self) -> set[str]:
+        """The states of images that are captioned again."""
+        return {*_texts(self.retry), *(["failed"] if self.retry_failed else [])}
 
     @cached_property
     def full_preset(self) -> Preset:
@@ -134,3 +148,8 @@ class Settings(JobSettings):
     def decisive(self) -> dict[str, Any]:
         """Values of the settings that captions depend on, the prompt in full."""
         return super().decisive() | {"prompt": self.full_preset.prompt}
+
+
+def _texts(value: str | ListConfig) -> list[str]:
+    texts = [value] if isinstance(value, str) else value
+    return [str(text) for text in texts if text]

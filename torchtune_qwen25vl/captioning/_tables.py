@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -34,8 +34,12 @@ def _set_edits_aside(folder: Path) -> None:
         logger.warning("%s holds edits: it is now %s; --apply takes them", path, aside)
 
 
-def read_table(folder: Path) -> dict[str, str]:
-    """Read the captions in the tables of an earlier run, by name; failed images are left out.
+def read_table(folder: Path, without: Collection[str]) -> dict[str, str]:
+    """Read the captions in the tables of an earlier run, by name.
+
+    Args:
+        folder: output folder of that run
+        without: states of images that are left out
 
     Raises:
         ValueError: if a table is not one of ours.
@@ -49,7 +53,7 @@ def read_table(folder: Path) -> dict[str, str]:
             rows = csv.DictReader(io.StringIO(path.read_text("utf-8"), newline=""))
         else:
             return {}
-        return {row["image"]: row["caption"] for row in rows if row["state"] != "failed"}
+        return {row["image"]: row["caption"] for row in rows if row["state"] not in without}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is no table of captions ({error!r}): move it away, or choose another "

@@ -7,14 +7,16 @@ Generation       what it returns
 PromptedModel    the model as torchtune's generation loop calls one
 Sampling         how a token is chosen
 check_options    refuse options out of range
+NotFiniteError   logits are nan or infinite
 """
 
 from torchtune_qwen25vl.generation._batch import inference_batch, prompt_batch
 from torchtune_qwen25vl.generation._generate import Generation, PromptedModel, generate
-from torchtune_qwen25vl.generation._sampling import Sampling, check_options
+from torchtune_qwen25vl.generation._sampling import NotFiniteError, Sampling, check_options
 
 __all__ = [
     "Generation",
+    "NotFiniteError",
     "PromptedModel",
     "Sampling",
     "check_options",

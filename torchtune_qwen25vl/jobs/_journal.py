@@ -51,12 +51,14 @@ class Run:
         max_pixels: limit of an image, by the memory that was free when the run began
         batch_tokens: limit of a batch, likewise
         format: of the weights in memory; None while the model has not been fetched
+        weights: digest of names, sizes and times of the model's files; empty likewise
     """
 
     settings: Mapping[str, Any]
     max_pixels: int
     batch_tokens: int
     format: str | None
+    weights: str = ""
 
 
 @dataclass
@@ -111,7 +113,8 @@ def take_up(
 ) -> Past[R]:
     """Find out what this run has done before; the journals of all ranks become one.
 
-    The journals of another run are renamed, so that this one starts anew; nothing is deleted.
+    The journals of another run are renamed, so that this one starts anew; nothing is deleted. A run
+    in which nothing but failures came about binds nobody to its limits and its format.
 
     Args:
         folder: output folder, claimed unless `dry_run`
@@ -135,8 +138,11 @@ def take_up(
     past = read_journals(folder, record)
     if past.run is None:
         return new
-    is_same = past.run.settings == run.settings
-    if is_same and run.format not in (None, past.run.format):
+    is_same = past.run.settings == run.settings and run.weights in ("", past.run.weights)
+    if all(one.state in ("failed", "skipped") for one in past.records.values()):
+        is_same = is_same and run.format in (None, past.run.format)
+        past.run = run if is_same and run.format is not None else past.run
+    elif is_same and run.format not in (None, past.run.format):
         raise ValueError(
             f"{folder} holds a run in {past.run.format} and this one would be in {run.format}: "
             "set dtype and four_bit as before, or restart=True"
@@ -214,9 +220,12 @@ class Journal(Generic[R]):
             )
 
     def _add(self, entry: Mapping[str, Any]) -> None:
-        self._file.write(_line(entry))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write(_line(entry))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
 
 def _journals(folder: Path) -> list[Path]:
