@@ -11,7 +11,6 @@ name the last one counts.
 A record is a frozen dataclass of the job's own, whose values JSON can hold.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Generic, Protocol, TypeVar
 
 from torchtune_qwen25vl._files import write_file
+from torchtune_qwen25vl.jobs._lock import locked
 
 logger = logging.getLogger(__name__)
 FORMAT = 2  # of journals; those of other formats are refused
@@ -165,14 +165,11 @@ def claimed(folder: Path) -> Iterator[None]:
     if not folder.is_dir():
         folder.mkdir(parents=True)
         logger.info("made %s, where no run was before", folder)
-    with (folder / "lock").open("w") as file:
-        try:
-            # lockf, not flock: processes started from here must not inherit it
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+    with locked(folder / "lock") as is_ours:
+        if not is_ours:
             raise ValueError(
                 f"another run is at work in {folder}: wait for it, or choose another output_dir"
-            ) from error
+            )
         yield
 
 
@@ -273,6 +270,8 @@ def _line(entry: Mapping[str, Any]) -> bytes:
 
 
 def _flush_folder(folder: Path) -> None:
+    if os.name == "nt":  # where a folder cannot be opened
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
