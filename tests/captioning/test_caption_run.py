@@ -226,7 +226,7 @@ def test_wording_around_and_variables_inside(run, photos, monkeypatch):
         ("user", "picture 001 in photos: Mine. Answer in French."),
     ] in asked
     text = (photos / "picture 001.txt").read_text("utf-8").strip()
-    assert text.startswith("Mine. <ohwx, ")
+    assert text.startswith("ohwx, Mine. <")  # the trigger word leads
     assert text.endswith(">")
 
 

@@ -5,13 +5,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from torchtune_qwen25vl.captioning._prompts import printable
+from torchtune_qwen25vl.captioning._prompts import Wording, printable
 from torchtune_qwen25vl.captioning._records import Record, State, stamp_of
 from torchtune_qwen25vl.captioning._texts import (
     EXISTING,
     Existing,
     TextFiles,
-    combined,
     read_text,
 )
 from torchtune_qwen25vl.jobs import Item, Past
@@ -225,12 +224,12 @@ def moved(plan: Plan, policy: Policy) -> tuple[list[Record], list[Record]]:
     return found
 
 
-def with_file(record: Record, plan: Plan, policy: Policy) -> Record:
+def with_file(record: Record, plan: Plan, policy: Policy, wording: Wording) -> Record:
     """Return a new record with the existing caption in its own, and its text file named."""
     if record.state == "failed":
         return record
     existing = plan.existing.get(record.name, "")
-    caption = combined(existing, record.caption, policy.existing)
+    caption = wording.joined(existing, record.caption, policy.existing)
     return replace(record, caption=caption, file=_text_file(record, plan, policy))
 
 

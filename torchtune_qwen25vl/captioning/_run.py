@@ -89,6 +89,7 @@ def list_items(settings: Settings) -> list[Item]:
         text_columns={"caption": columns.caption, "tags": columns.tags},
         recursive=settings.recursive,
         exclude=settings.excluded,
+        text_suffix=settings.text_suffix,
     )
 
 
@@ -184,7 +185,10 @@ def records_of(
         settings: of the recipe
         plan: names the text files, and knows the captions that were there before
     """
-    answered = [with_file(_record(answer, settings), plan, settings.policy) for answer in answers]
+    answered = [
+        with_file(_record(answer, settings), plan, settings.policy, settings.wording)
+        for answer in answers
+    ]
     failed = [failure(name, why, plan.items[name].path) for name, why in problems.items()]
     return answered + failed
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import ListConfig
@@ -12,6 +13,7 @@ from torchtune_qwen25vl.captioning._tables import input_of
 from torchtune_qwen25vl.captioning._texts import Existing, TextFiles
 from torchtune_qwen25vl.generation import Sampling, check_options
 from torchtune_qwen25vl.jobs import JobSettings, as_path
+from torchtune_qwen25vl.media import LACKING, SUFFIXES
 
 RETRIED = ("failed", "cut", "looped")
 
@@ -35,7 +37,7 @@ class Settings(JobSettings):
     decides = (
         *JobSettings.decides,
         *("preset", "prompt", "prompt_file", "system_prompt", "language"),
-        *("trigger", "prefix", "suffix", "existing"),
+        *("trigger", "prefix", "suffix", "newlines", "existing", "separator"),
         *("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty"),
     )
 
@@ -46,7 +48,9 @@ class Settings(JobSettings):
     outputs: ListConfig  # of txt, jsonl, csv
     mirror_dir: str | None = None  # text files there instead of beside the images
     text_naming: Literal["stem", "full"] = "stem"
+    text_suffix: str = ".txt"
     existing: Existing = "skip"
+    separator: str = " "  # between an answer and the caption that it is appended or prepended to
     retry: str | ListConfig = ""  # states of images that are captioned again
     write_states: ListConfig  # states whose captions get a text file
     review: bool = True
@@ -60,6 +64,7 @@ class Settings(JobSettings):
     trigger: str = ""
     prefix: str = ""
     suffix: str = ""
+    newlines: Literal["keep", "space"] = "keep"
     # how it answers; null: as in the preset
     max_new_tokens: int | None = None
     temperature: float | None = None
@@ -75,6 +80,11 @@ class Settings(JobSettings):
         sampling = Sampling(*(getattr(preset, name) for name in Sampling._fields))
         check_options(preset.max_new_tokens, sampling)
         self.policy  # noqa: B018
+        name = Path(f"a{self.text_suffix}")
+        if name.stem != "a" or not name.suffix or name.suffix.lower() in (*SUFFIXES, *LACKING):
+            raise ValueError(
+                f"text_suffix is a dot and letters, and no image's, got {self.text_suffix!r}"
+            )
         if not self.retried <= set(RETRIED):
             raise ValueError(f"retry is of {', '.join(RETRIED)}, got {sorted(self.retried)}")
         if self.retried - {"failed"} and self.existing in ("append", "prepend"):
@@ -131,6 +141,8 @@ class Settings(JobSettings):
             trigger=self.trigger,
             prefix=self.prefix,
             suffix=self.suffix,
+            newlines=self.newlines,
+            separator=self.separator,
         )
 
     @cached_property
@@ -139,7 +151,7 @@ class Settings(JobSettings):
         mirror = None if self.mirror_dir is None else as_path(self.mirror_dir).absolute()
         return Policy(
             list(self.outputs),
-            TextFiles(mirror, self.text_naming),
+            TextFiles(mirror, self.text_naming, self.text_suffix),
             self.existing,
             list(self.write_states),
             uses_existing="{caption}" in self.full_preset.prompt,

@@ -80,6 +80,7 @@ def find_items(
     text_columns: Mapping[str, str] | None = None,
     recursive: bool = True,
     exclude: Sequence[str] = (),
+    text_suffix: str = ".txt",
 ) -> list[Item]:
     """List the images of all inputs: inputs in their order, files of a folder by name.
 
@@ -94,13 +95,14 @@ def find_items(
         text_columns: column of each text that the job reads of a table, by what it is to the job
         recursive: look into the folders of a folder
         exclude: patterns of names, or of paths from an input on, that are left out of folders
+        text_suffix: suffix of texts beside images, which are not counted as left out
 
     Raises:
         ValueError: if an input is none of these, or there are no images at all.
     """
     columns = _Columns(image_column, text_columns or {})
     items: dict[str, Item] = {}
-    sieve = Sieve(exclude)
+    sieve = Sieve(exclude, text_suffix)
     for one in inputs:
         for item in _listed(one, columns, recursive, sieve):
             items.setdefault(item.name, item)
