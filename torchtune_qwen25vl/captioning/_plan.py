@@ -15,7 +15,7 @@ from torchtune_qwen25vl.captioning._texts import (
 )
 from torchtune_qwen25vl.jobs import Item, Past
 
-FORMATS = ("txt", "jsonl", "csv")
+FORMATS = ("txt", "jsonl", "csv", "metadata")
 
 _APART = "set text_naming=full, or give them mirror folders of their own"
 
@@ -25,7 +25,7 @@ class Policy:
     """What becomes of captions, old and new.
 
     Attributes:
-        formats: formats that are written, of txt, jsonl, csv
+        formats: formats that are written, of txt, jsonl, csv, metadata
         text_files: place of each text file
         existing: what becomes of a caption that is there already
         write_states: states in which a new caption gets a text file

@@ -13,7 +13,7 @@ from torchtune_qwen25vl.captioning._prompts import printable
 from torchtune_qwen25vl.captioning._records import STATES, Record, failure, place
 from torchtune_qwen25vl.captioning._review import write_review
 from torchtune_qwen25vl.captioning._settings import Settings
-from torchtune_qwen25vl.captioning._tables import read_table, write_tables
+from torchtune_qwen25vl.captioning._tables import read_table, write_metadata, write_tables
 from torchtune_qwen25vl.jobs import (
     Item,
     Past,
@@ -222,10 +222,14 @@ def write_outputs(settings: Settings, plan: Plan, workers: Workers) -> int:
         raise ValueError(f"{folder} is gone: put it back and start again to have its tables")
     written = read_journals(folder, Record).records
     records = [plan.settled.get(name) or written[name] for name in plan.items]
-    write_tables(folder, settings.policy.formats, records)
+    items = list(plan.items.values())
+    relative = settings.table_paths == "relative"
+    write_tables(folder, settings.policy.formats, items, records, relative=relative)
+    if "metadata" in settings.policy.formats:
+        write_metadata(items, records, settings.policy.write_states)
     if settings.review:
         page = folder / "review.html"
-        write_review(page, list(plan.items.values()), records, workers)
+        write_review(page, items, records, workers)
         logger.info("look through the captions in %s", page)
     _name_failed([record for record in records if record.state == "failed"], folder)
     states: Counter[str] = Counter(record.state for record in records)

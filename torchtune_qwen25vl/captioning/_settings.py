@@ -45,7 +45,8 @@ class Settings(JobSettings):
     recursive: bool = True
     exclude: str | ListConfig = ""  # patterns of names or paths that are left out of folders
     columns: Columns = field(default_factory=Columns)
-    outputs: ListConfig  # of txt, jsonl, csv
+    outputs: ListConfig  # of txt, jsonl, csv, metadata
+    table_paths: Literal["absolute", "relative"] = "absolute"
     mirror_dir: str | None = None  # text files there instead of beside the images
     text_naming: Literal["stem", "full"] = "stem"
     text_suffix: str = ".txt"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from torchtune_qwen25vl.jobs._paths import Sieve, as_path, folder_of
+from torchtune_qwen25vl.jobs._row_images import RowImage
 from torchtune_qwen25vl.media import SUFFIXES, Rows, open_rows
 
 logger = logging.getLogger(__name__)
@@ -22,26 +23,6 @@ LISTS = (".txt", ".lst")
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 OWN_FILE = "journal-0.jsonl"
 SAVED_DATASET = ("state.json", "dataset_dict.json")
-
-
-@dataclass(frozen=True)
-class RowImage:
-    """An image that lies inside a row of a table and is read when its turn comes."""
-
-    rows: Rows
-    index: int
-    column: str
-
-    def read(self) -> Any:
-        """Return the image as it is stored, undecoded.
-
-        Raises:
-            ValueError: if the row has none, or is damaged.
-        """
-        row = self.rows[self.index]
-        if row.get(self.column) is None:
-            raise ValueError(f"the row has no {self.column!r}, it has {sorted(row)}")
-        return row[self.column]
 
 
 @dataclass(frozen=True)
@@ -54,6 +35,7 @@ class Item:
         root: folder that a mirror of the results starts from
         held: the image inside a row
         texts: of its row, by what they are to the job; none for a file of a folder
+        row: its row in a table
         problem: why it cannot be worked on, found while listing
     """
 
@@ -62,6 +44,7 @@ class Item:
     root: Path = Path()
     held: RowImage | None = None
     texts: Mapping[str, str] = field(default_factory=dict)
+    row: RowImage | None = None
     problem: str = ""
 
     def read(self) -> Any:
@@ -71,6 +54,11 @@ class Item:
             ValueError: if its row has no image, or is damaged.
         """
         return self.path if self.held is None else self.held.read()
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The other columns of its row, those that JSON can hold; none where it is damaged."""
+        return {} if self.row is None else self.row.others()
 
 
 def find_items(
@@ -234,7 +222,8 @@ def _of_rows(path: Path, columns: _Columns) -> Iterator[Item]:
     make = _of_row if _names_files(rows, columns.image, path) else _held
     for index in range(len(rows)):
         item = make(path, rows, index, columns.image)
-        yield replace(item, texts={kind: text(index) for kind, text in texts.items()})
+        row = RowImage(rows, index, columns.image)
+        yield replace(item, texts={kind: text(index) for kind, text in texts.items()}, row=row)
 
 
 def _names_files(rows: Rows, column: str, table: Path) -> bool:
