@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from parity import bench, report
+from parity.deviations import DEVIATIONS
 from parity.faults import FAULTS
 from parity.positions_table import positions_table
 from parity.runner import Sighting, hunt, run_stage
@@ -41,6 +42,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--faults",
         action="store_true",
         help="show every seeded fault to every stage and print which ones see it",
+    )
+    parser.add_argument(
+        "--deviations",
+        action="store_true",
+        help="show what versions of transformers do otherwise, and the faults that equals",
     )
     parser.add_argument(
         "--positions",
@@ -86,8 +92,9 @@ def run_stages(arguments: argparse.Namespace) -> int:
     failed = [outcome for outcome in outcomes if not outcome.passed]
     if failed:
         print(f"{len(failed)} stages failed; the first in the data flow: {failed[0].stage.name}")
-    missed = [sighting for sighting in sightings if not sighting.caught]
-    print(f"\n{len(sightings) - len(missed)} of {len(sightings)} seeded faults caught.")
+    asked = [sighting for sighting in sightings if not sighting.is_theirs]
+    missed = [sighting for sighting in asked if not sighting.caught]
+    print(f"\n{len(asked) - len(missed)} of {len(asked)} seeded faults caught.")
     if missed:
         print(report.table([report.fault_row(s) for s in missed], report.FAULT_COLUMNS))
     if any(math.isinf(s.error) for s in sightings):
@@ -129,6 +136,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if parsed.faults:
         return run_faults(parsed)
+    if parsed.deviations:
+        rows = [report.deviation_row(deviation) for deviation in DEVIATIONS]
+        print(report.table(rows, report.DEVIATION_COLUMNS))
+        return 0
     if parsed.positions:
         print(positions_table())
         return 0

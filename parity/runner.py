@@ -1,12 +1,15 @@
 """Runs stages, clean and under faults, and says what came out."""
 
+import functools
 import math
 import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
+from parity.deviations import Deviation, deviations_of
 from parity.faults import FAULTS
+from parity.faults.rules import RULES
 from parity.stages import Measurement, Setting, Stage
 
 CONTROL_FACTOR = 10  # a control must exceed its tolerance by this much, else the stage is blind
@@ -22,6 +25,7 @@ class Sighting:
         error: that of the case that saw it, else the largest; inf where a shape differs
         case: the case that saw it
         problem: the exception that ended the stage; the fault then proves nothing
+        is_theirs: this transformers makes the mistake itself, or a deviation of its own hides it
     """
 
     fault: str
@@ -29,6 +33,7 @@ class Sighting:
     error: float
     case: str = ""
     problem: str = ""
+    is_theirs: bool = False
 
     @property
     def caught(self) -> bool:
@@ -37,8 +42,15 @@ class Sighting:
 
     @property
     def verdict(self) -> str:
-        """Whether the fault was caught, was missed, or broke the stage."""
+        """Whether the fault was caught, was missed, broke the stage, or is transformers' own."""
+        if self.is_theirs:
+            return "theirs"
         return "caught" if self.caught else "broke" if self.problem else "missed"
+
+    @property
+    def passed(self) -> bool:
+        """Whether the fault was caught, or cannot be asked about here."""
+        return self.caught or self.is_theirs
 
 
 @dataclass
@@ -49,28 +61,38 @@ class Outcome:
     measurements: list[Measurement] = field(default_factory=list)
     control: Sighting | None = None  # None where the stage could not run
     problem: str = ""  # why it could not run
+    deviating: dict[str, Deviation] = field(default_factory=dict)  # by case
     seconds: float = 0.0
 
     @property
+    def _ours(self) -> list[Measurement]:
+        return [m for m in self.measurements if m.case not in self.deviating]
+
+    @property
     def error(self) -> float:
-        """Largest error of all cases."""
-        return max((m.error for m in self.measurements), default=math.nan)
+        """Largest error of all cases but named deviations."""
+        return max((m.error for m in self._ours), default=math.nan)
 
     @property
     def worst(self) -> Measurement | None:
         """The case that comes nearest to its tolerance, or exceeds it most."""
-        return max(self.measurements, key=excess, default=None)
+        return max(self._ours, key=excess, default=None)
 
     @property
     def failed(self) -> list[Measurement]:
-        """The cases that exceed their tolerance."""
-        return [m for m in self.measurements if not m.error <= m.tolerance]
+        """The cases that exceed their tolerance and are no named deviation of transformers."""
+        return [m for m in self._ours if not is_within(m)]
 
     @property
     def passed(self) -> bool:
         """Whether every case is within its tolerance, and the control was caught."""
-        seen = self.control is not None and self.control.caught
+        seen = self.control is not None and self.control.passed
         return bool(self.measurements) and not self.failed and seen and not self.problem
+
+
+def is_within(measurement: Measurement) -> bool:
+    """Whether the error is within its tolerance; nan is not."""
+    return measurement.error <= measurement.tolerance
 
 
 def excess(measurement: Measurement) -> float:
@@ -96,6 +118,7 @@ def run_stage(stage: Stage, setting: Setting, tick: Callable[[], object]) -> Out
         outcome.problem = _in_words(error)
         traceback.print_exc()
     else:
+        outcome.deviating = deviating(stage, setting)
         outcome.control = run_fault(stage, stage.fault, setting)
     outcome.seconds = time.perf_counter() - start
     return outcome
@@ -103,16 +126,40 @@ def run_stage(stage: Stage, setting: Setting, tick: Callable[[], object]) -> Out
 
 def run_fault(stage: Stage, name: str, setting: Setting) -> Sighting:
     """Show a fault to a stage, on its smallest models, up to the first case that sees it."""
-    fault, largest = FAULTS[name], 0.0
+    fault, largest, asked = FAULTS[name], 0.0, False
+    small = replace(setting, small=True)
     try:
+        theirs = deviating(stage, small)
+        if any(name in (d.fault, *d.hides) for d in theirs.values()):
+            return Sighting(name, stage.name, largest, is_theirs=True)
         with fault.seed():
-            for measurement in stage.measure(replace(setting, small=True, fault=fault)):
+            for measurement in stage.measure(replace(small, fault=fault)):
+                if measurement.case in theirs:
+                    continue
+                asked = True
                 if is_caught(measurement):
                     return Sighting(name, stage.name, measurement.error, measurement.case)
                 largest = max(largest, measurement.error)
     except Exception as error:
         return Sighting(name, stage.name, largest, problem=_in_words(error))
-    return Sighting(name, stage.name, largest)
+    return Sighting(name, stage.name, largest, is_theirs=not asked)
+
+
+@functools.cache
+def deviating(stage: Stage, setting: Setting) -> dict[str, Deviation]:
+    """The cases in which this transformers differs from ours exactly as a deviation says."""
+    named = deviations_of(stage.name)
+    if not named:
+        return {}
+    differs = {m.case for m in stage.measure(setting) if not is_within(m)}
+    found = {}
+    for deviation in named:
+        fault = (FAULTS | RULES)[deviation.fault]
+        with fault.seed():
+            for measurement in stage.measure(replace(setting, fault=fault)):
+                if measurement.case in differs and is_within(measurement):
+                    found[measurement.case] = deviation
+    return found
 
 
 def hunt(stages: Iterable[Stage], fault: str, setting: Setting) -> list[Sighting]:

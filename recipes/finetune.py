@@ -108,6 +108,7 @@ class FinetuneRecipe:
             self.logger.log_config(self.cfg)
             plan = ours.describe(
                 self.model,
+                self.optimizer,
                 self.parts,
                 self.dataset,
                 self.share,

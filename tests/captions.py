@@ -1,5 +1,6 @@
 """A tiny model that says words, pictures for it, and the recipe as a function."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def config(model: Path, inputs, **changes):
     return OmegaConf.merge(cfg, {**SMALL, "model": str(model), "inputs": inputs, **changes})
 
 
-recipe = _cli.load_recipe("caption")
+recipe = importlib.import_module("torchtune_qwen25vl.recipes.caption")
 
 
 def caption(model: Path, inputs, **changes) -> int:

@@ -20,7 +20,6 @@ SMALL = [
     "batch_size=2",
     "gradient_accumulation_steps=1",
     "epochs=2",
-    "lr_scheduler.num_warmup_steps=0",
 ]
 OF_STOCK_RECIPES = ["shuffle=False", "max_steps_per_epoch=2", "optimizer.lr=1e-3"]
 

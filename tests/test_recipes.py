@@ -213,7 +213,7 @@ def test_losses_are_the_same_by_other_means(train, changes, monkeypatch):
 TENSOR_PARALLEL = [
     "batch_size=2",
     "tensor_parallel_dim=2",
-    "optimizer.fused=False",
+    "optimizer._component_=torch.optim.AdamW",
     "clip_grad_norm=null",
 ]
 RESUMED = ["resume_from_checkpoint=True", "checkpointer.recipe_checkpoint=epoch_0/recipe_state.pt"]

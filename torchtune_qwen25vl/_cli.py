@@ -9,14 +9,12 @@ is for stands in the first line of its header, and `ls` shows it.
 
 import argparse
 import ast
-import importlib.util
 import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import TypeVar
 
 from omegaconf import DictConfig, OmegaConf
@@ -25,6 +23,8 @@ from torchtune import _recipe_registry
 from torchtune._cli.run import ROOT
 from torchtune._cli.tune import TuneCLIParser
 from torchtune._recipe_registry import Config, Recipe
+
+from torchtune_qwen25vl import captioning, jobs, training
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -66,17 +66,7 @@ def caption(words: Sequence[str] | None = None) -> int:
     Args:
         words: those behind the command; None for those of this process
     """
-    return load_recipe("caption").main(words)
-
-
-def load_recipe(name: str) -> ModuleType:
-    """Import a recipe, which is a file of the recipes folder and in no package."""
-    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    return recipe
+    return import_module("torchtune_qwen25vl.recipes.caption").main(words)
 
 
 def add_to_registry() -> None:
@@ -146,11 +136,11 @@ def validate(components: Callable[[argparse.Namespace], None], args: argparse.Na
 def _check_keys(recipe: str, cfg: DictConfig) -> None:
     """Read the settings of a recipe of ours as it does."""
     if recipe == "finetune":
-        import_module("torchtune_qwen25vl.recipes.finetune").read_settings(cfg)
+        training.read_settings(cfg)
     else:
         if cfg.get("inputs") is None:
             cfg.inputs = "."  # a config may leave them to the command line
-        import_module("torchtune_qwen25vl.captioning").read_settings(cfg)
+        jobs.read_settings(cfg, captioning.Settings)
 
 
 def recipe_help(name: str) -> str:

@@ -39,3 +39,12 @@ def sums(numbers: Sequence[float], device: torch.device) -> list[float]:
     summed = torch.tensor(numbers, dtype=torch.float64, device=device)
     dist.all_reduce(summed)
     return summed.tolist()
+
+
+def largest(number: int, device: torch.device) -> int:
+    """Return the largest of a number over all ranks."""
+    if not dist.is_initialized():
+        return number
+    most = torch.tensor(number, device=device)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return int(most)

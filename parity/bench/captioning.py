@@ -22,9 +22,10 @@ from PIL import Image
 from parity import photos, reference
 from parity.bench import Row, compare
 from parity.random_folder import write_random
-from torchtune_qwen25vl import _cli, load_pretrained
+from torchtune_qwen25vl import load_pretrained
 from torchtune_qwen25vl.device import LoadedModel
 from torchtune_qwen25vl.jobs import Progress
+from torchtune_qwen25vl.recipes import caption
 
 BATCH, NEW_TOKENS, COUNT, REPEATS = 8, 32, 128, 2
 LIMITS = {"min_pixels": 16 * 784, "max_pixels": 256 * 784}
@@ -62,7 +63,7 @@ class Bench:
         self.processor.tokenizer.padding_side = "left"
         self.their_model = reference.load(str(model), torch.float32)
         self.our_model, _ = load_pretrained(model)
-        self.run = _cli.load_recipe("caption").run
+        self.run = caption.run
 
     def row(self, cores: list[int]) -> Row:
         """Milliseconds for an image on these cores."""
@@ -117,7 +118,7 @@ class Bench:
                 "review": False,
                 **LIMITS,
             }
-            cfg = OmegaConf.load(_cli.RECIPES / "configs" / "caption.yaml")
+            cfg = OmegaConf.load(caption.CONFIG)
             self.run(OmegaConf.merge(cfg, changes))
             lines = Path(scratch, "out", "captions.jsonl").read_text("utf-8").splitlines()
         return [json.loads(line)["caption"] for line in lines]

@@ -50,7 +50,8 @@ def _permute_sections(model: Any) -> None:
 
 def _rope_base(model: Any) -> None:
     change(model.pos_embeddings, base=10_000.0)
-    model.pos_embeddings.rope_init()
+    with model.pos_embeddings.inv_freq.device:
+        model.pos_embeddings.rope_init()
 
 
 def _round_rotations(model: Any) -> None:
@@ -83,7 +84,8 @@ def _exchange_gate_and_up(model: Any) -> None:
 
 def _untie(model: Any) -> None:
     weight = model.tok_embeddings.weight
-    change(model, output=nn.Linear(weight.shape[1], weight.shape[0], bias=False))
+    with weight.device:
+        change(model, output=nn.Linear(weight.shape[1], weight.shape[0], bias=False))
 
 
 def _shift_again(right: Callable) -> Callable:

@@ -56,7 +56,12 @@ def _by_pillow(pixels: Tensor, height: int, width: int) -> Tensor:
 
 
 def _ignore_transparency(right: Callable) -> Callable:
-    return lambda self, sample: right(self, {**sample, "image": sample["image"].convert("RGB")})
+    def wrong(self: Any, sample: dict[str, Any]) -> dict[str, Any]:
+        image = sample["image"].convert("RGB")
+        image.info.pop("transparency", None)  # of a palette, which Pillow passes on
+        return right(self, {**sample, "image": image})
+
+    return wrong
 
 
 def _of_patches(edit: Callable[[Tensor], Tensor]) -> Fault:

@@ -7,6 +7,7 @@ absolute error means the same in all of them and a fault cannot hide behind smal
 import copy
 import functools
 import math
+import re
 import tempfile
 from typing import Any
 
@@ -18,6 +19,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
+# before 4.56 the argument bears its old name
+DTYPE = "torch_dtype" if re.match(r"4\.([0-4]|5[0-5])", transformers.__version__) else "dtype"
 RANDOM_MODELS = ("tiny", "tied", "stress", "quiet", "deep", "wide", "wide_tied")
 IDS = {
     "image_token_id": 1001,
@@ -140,7 +143,7 @@ def quieten(model: transformers.PreTrainedModel) -> None:
 def random_model(name: str, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
     """A random-weight fp32 model on the CPU; shared between callers, so leave it as it is."""
     model = Qwen2_5_VLForConditionalGeneration._from_config(
-        config(name), attn_implementation="sdpa", dtype=torch.float32
+        config(name), attn_implementation="sdpa", **{DTYPE: torch.float32}
     )
     model.tie_weights()
     randomise(model, seed, heavy_tails=name == "stress")
@@ -152,7 +155,7 @@ def random_model(name: str, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration
 def load(folder: str, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGeneration:
     """A checkpoint by folder or hub id."""
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        folder, dtype=dtype, attn_implementation="sdpa"
+        folder, attn_implementation="sdpa", **{DTYPE: dtype}
     )
     return model.eval()
 

@@ -67,12 +67,20 @@ def positions(model: Qwen2_5_VLForConditionalGeneration, inputs: Inputs) -> Tens
     """The positions this version of transformers computes by itself, [b, s, 3]."""
     grids = {k: v for k, v in media_kwargs(inputs).items() if k.endswith("grid_thw")}
     if inputs.seconds:
-        grids["second_per_grid_ts"] = torch.tensor(inputs.seconds)
+        grids["second_per_grid_ts"] = torch.tensor(_seconds(inputs))
     grids |= _token_types(model, inputs)
     positions, _ = model.model.get_rope_index(
         inputs.tokens, attention_mask=inputs.attention_mask, **grids
     )
     return positions.permute(1, 2, 0)  # [b, s, 3]
+
+
+def _seconds(inputs: Inputs) -> list[float]:
+    """Seconds between frame groups; 5.3 to 5.5 take one for every image too, or stop."""
+    if VERSION.startswith(("5.3.", "5.4.", "5.5.")):
+        seconds = iter(inputs.seconds)
+        return [next(seconds) if is_video else 1.0 for is_video in inputs.is_video]
+    return list(inputs.seconds)
 
 
 def _token_types(model: Qwen2_5_VLForConditionalGeneration, inputs: Inputs) -> dict[str, Tensor]:

@@ -96,6 +96,32 @@ def test_left_padding_without_a_mask_is_refused():
         generate(tiny.model(), batch, max_new_tokens=1)
 
 
+def test_a_valid_prompt_is_not_taken_for_padding():
+    """A row of one token beside a longer one; frame groups so close that all are at time 0."""
+    model = tiny.model()
+    tokens = torch.tensor([[5, 5, 7], [5, 6, 7]])
+    mask = torch.ones(3, 3, dtype=torch.bool).tril().repeat(2, 1, 1)
+    mask[0] = torch.eye(3, dtype=torch.bool)
+    positions = torch.tensor([[0, 0, 0], [0, 1, 2]])[..., None].repeat(1, 1, 3)
+    batch = {"tokens": tokens, "input_pos": positions, "mask": mask}
+    alone = {"tokens": tokens[:1, 2:], "input_pos": positions[:1, 2:]}
+    both, one = (generate(model, prompt, max_new_tokens=4).tokens for prompt in (batch, alone))
+    assert torch.equal(both[:1], one)
+
+    video, text = tiny.IDS["video_token_id"], 7
+    shown = {
+        "tokens": torch.tensor([[video, video, text]]),
+        "input_pos": torch.tensor([0, 0, 1])[None, :, None].repeat(1, 1, 3),
+        "encoder_input": {
+            "vision": {
+                "pixel_values": torch.randn(8, 1176, generator=torch.Generator().manual_seed(0)),
+                "grid_thw": torch.tensor([[2, 2, 2]]),
+            }
+        },
+    }
+    assert generate(model, shown, max_new_tokens=2).lengths == [2]
+
+
 def test_positions_must_have_three_axes():
     batch = {"tokens": tiny.text(1, 4), "input_pos": torch.arange(4)[None]}
     with pytest.raises(ValueError, match=r"\[b, s, 3\], got \[1, 4\]"):

@@ -55,7 +55,7 @@ def test_files_damaged_as_a_whole(tmp_path, name, text, match):
         open_rows(str(tmp_path / name))
 
 
-@pytest.mark.parametrize("name", ["rows.txt", "rows.jsonl.gz", "rows", "ROWS.JSON"])
+@pytest.mark.parametrize("name", ["rows.txt", "rows.jsonl.gz", "rows", "ROWS.TXT"])
 def test_files_of_other_kinds_are_not_looked_for_on_the_hub(tmp_path, name, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", None)
     (tmp_path / name).write_text("[]")

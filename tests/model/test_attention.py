@@ -1,7 +1,10 @@
 """The decoder's attention against plain arithmetic, in every form of mask."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
+from torch.nn import functional as F
 
 from torchtune_qwen25vl.generation._cache import Cache
 from torchtune_qwen25vl.model import _attention
@@ -68,21 +71,31 @@ def blocks(lengths):
     return (owner[:, None] == owner).tril()[None]
 
 
-@pytest.mark.parametrize("device_shares_heads", [True, False])
+class OnGPU(torch.Tensor):
+    """A tensor of the CPU that says it is on a GPU."""
+
+    device = torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("mask", [None, left_padded()], ids=["causal", "left padded"])
-def test_equals_plain_arithmetic(attn, x, mask, device_shares_heads, monkeypatch):
-    if not device_shares_heads:  # as on a GPU: keys are copied to every head
-        right = _attention._attend
+def test_equals_plain_arithmetic(attn, x, mask, device, monkeypatch):
+    calls = []
+    kernel = F.scaled_dot_product_attention
 
-        def copied(q, k, v, *rest):
-            return right(q, *_attention._repeated(q, k, v), *rest)
+    def recorded(q, k, v, **options):
+        calls.append((k.shape[1], options["enable_gqa"]))
+        return kernel(*(heads.as_subclass(torch.Tensor) for heads in (q, k, v)), **options)
 
-        monkeypatch.setattr(_attention, "_attend", copied)
-    ours = attn(x, rotation=rotation(), mask=mask)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", recorded)
+    ours = attn(x.as_subclass(OnGPU) if device == "cuda" else x, rotation=rotation(), mask=mask)
     theirs = plain(attn, x, causal() if mask is None else mask, rotation())
     assert (ours - theirs).abs().max() < TOLERANCE
     wrong = plain(attn, x, torch.ones(1, S, S, dtype=torch.bool), rotation())
     assert (ours - wrong).abs().max() > 1e-2
+    # fused kernels of a GPU take shared heads or a mask, not both
+    copies = device == "cuda" and mask is not None
+    assert calls == [(HEADS, False) if copies else (KV_HEADS, True)]
 
 
 def test_heads_are_copied_to_the_queries_that_share_them():
@@ -91,6 +104,54 @@ def test_heads_are_copied_to_the_queries_that_share_them():
     for head in range(HEADS):
         assert torch.equal(keys[:, head], k[:, head // 3])
         assert torch.equal(values[:, head], v[:, head // 3])
+
+
+@dataclass
+class Blocks:
+    """What stands for a BlockMask where there is no flex attention."""
+
+    dense: torch.Tensor
+
+
+def test_a_block_mask_goes_to_torchtunes_attention_with_keys_of_every_head(attn, x):
+    def flex(q, k, v, *, mask, dropout_p, is_causal):
+        assert k.shape == v.shape == q.shape == (1, HEADS, S, HEAD_DIM)
+        assert (dropout_p, is_causal) == (0.0, False)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.dense[:, None])
+
+    attn._attention_call = flex
+    x, mask = x[:1], blocks([4, 1, 6])
+    out = attn(x, rotation=rotation(b=1), mask=Blocks(mask))
+    assert (out - plain(attn, x, mask, rotation(b=1))).abs().max() < TOLERANCE
+    assert (out - plain(attn, x, causal(), rotation(b=1))).abs().max() > 1e-2
+
+
+FORMS = {
+    "causal": (None, S),
+    "left padded": (left_padded(), S),
+    "lengths": (torch.tensor([4, 7]), S),
+    "one token": (None, 1),
+    "one token, padded": (torch.ones(1, 1, 1, dtype=torch.bool), 1),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_attention_is_dropped_while_training_only(attn, x, form):
+    mask, length = FORMS[form]
+    x = x[:1, :length]
+    mask = mask[-1:] if mask is not None and mask.ndim == 3 else mask
+    attn.attn_dropout = 0.5
+
+    def out():
+        return attn(x, rotation=rotation(b=1, s=length), mask=mask)
+
+    seen = out()
+    attn.eval()
+    expected = out()
+    assert torch.equal(out(), expected)
+    assert (seen - expected).abs().max() > 1e-2
+    attn.attn_dropout = 0.0
+    assert torch.equal(out(), expected)
 
 
 def test_samples_of_a_packed_row_do_not_see_each_other(attn, x):

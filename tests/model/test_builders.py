@@ -21,7 +21,6 @@ from torchtune.modules.peft import (
 from parity import reference
 from torchtune_qwen25vl.model import _config, initializer_ranges
 from torchtune_qwen25vl.model import _model_builders as builders
-from torchtune_qwen25vl.model._component_builders import part_of
 from torchtune_qwen25vl.model._model_builders import qwen2_5_vl_from_config
 from torchtune_qwen25vl.model._tuning import DoRALinear
 
@@ -68,6 +67,19 @@ HUB_3B = {  # as published, without what is for other programs
         "temporal_patch_size": 2,
     },
 }
+
+
+PARTS = {
+    "vision": ("vision.patch_embed.", "vision.layers."),
+    "merger": ("vision.merger.",),
+    "decoder": ("tok_embeddings.", "layers.", "norm.", "output."),
+}
+
+
+def part_of(name):
+    """The one part that a weight belongs to."""
+    (part,) = (part for part, modules in PARTS.items() if name.startswith(modules))
+    return part
 
 
 def size_of(module):

@@ -122,6 +122,7 @@ def test_a_generated_token_may_be_anything(model):
 def test_too_long_is_refused(model):
     with pytest.raises(ValueError, match="4097 > 4096"):
         model(tiny.text(1, 4097))
+    assert tiny.model(max_seq_len=6)(tiny.text(1, 6)).shape == (1, 6, 1024)
 
 
 def test_a_batch_without_media_goes_through_the_encoder_where_ranks_share_it():
@@ -333,6 +334,16 @@ def test_norm_is_torchtunes_without_its_warning(dtype, ulps):
     assert ((rounded_twice - exact).abs() > bound).any() or dtype == torch.float32
     norm.eps = 1e-5
     assert ((norm(x) - exact).abs() > bound).any()
+
+
+def test_the_encoder_may_have_another_dtype():
+    """As where it is kept in fp32 beside a decoder in bf16."""
+    model, inputs = tiny.model(), tiny.inputs()
+    with torch.no_grad():
+        expected = model(**inputs.ours)
+        model.to(torch.bfloat16).vision.to(torch.float32)
+        logits = model(**inputs.ours)
+    assert (logits - expected).norm() < 0.03 * expected.norm()
 
 
 def test_bf16_runs_without_a_warning():

@@ -1,5 +1,7 @@
 """The example that learns: its pictures, its score, and a short run of it."""
 
+import dataclasses
+import functools
 import json
 import math
 
@@ -16,6 +18,7 @@ from parity import shapes as against_transformers
 from torchtune_qwen25vl import shapes
 from torchtune_qwen25vl.shapes import __main__ as images_command
 from torchtune_qwen25vl.shapes._report import read_losses
+from torchtune_qwen25vl.shapes._scenes import COLOURS, COUNTS, RELATIONS, SHAPES
 
 SCENES = [shapes.random_scene(seed) for seed in range(600)]
 
@@ -83,6 +86,37 @@ def test_score_counts_attributes_in_their_places(kind):
     other = next(s for s in SCENES if s.kind != kind)
     assert shapes.score(other.caption, scene) == 0
     assert shapes.score("", scene) == 0
+
+
+def exchanged(scene, one, other):
+    attributes = list(scene.attributes)
+    attributes[one], attributes[other] = attributes[other], attributes[one]
+    return dataclasses.replace(scene, attributes=tuple(attributes))
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes", "pairs"),
+    [
+        ("relation", ("red", "circle", "left of", "blue", "square"), [(0, 3), (1, 4)]),
+        ("count", ("two", "green", "cross"), []),
+        ("digit", ("black", "triangle", "7"), []),
+    ],
+)
+def test_an_attribute_counts_in_its_own_place_only(kind, attributes, pairs):
+    """Two colours or shapes exchanged are both wrong; so is any other word in one place."""
+    scene = shapes.Scene(kind, attributes, seed=0)
+    everything = len(attributes)
+    for pair in pairs:
+        assert shapes.score(exchanged(scene, *pair).caption, scene) == everything - 2
+    both = functools.reduce(lambda made, pair: exchanged(made, *pair), pairs, scene)
+    assert shapes.score(both.caption, scene) == everything - 2 * len(pairs)
+    words = [COLOURS, SHAPES, RELATIONS, COUNTS, "0123456789"]
+    for place, right in enumerate(attributes):
+        (others,) = (kinds for kinds in words if right in kinds)
+        for word in others:
+            changed = (*attributes[:place], word, *attributes[place + 1 :])
+            expected = everything - (word != right)
+            assert shapes.score(shapes.Scene(kind, changed, 0).caption, scene) == expected
 
 
 def test_the_larger_of_two_shapes_is_named_first():

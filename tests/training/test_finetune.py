@@ -68,7 +68,7 @@ def config(folder, output_dir, **changes):
                 "lora_attn_modules": ["q_proj", "v_proj"],
                 "apply_lora_to_mlp": True,
                 "lora_rank": 4,
-                "lora_alpha": 8,
+                "lora_alpha": 3,  # not twice the rank
                 "lora_dropout": 0.1,
             },
             "optimizer": {"_component_": "torch.optim.AdamW"},
@@ -200,8 +200,9 @@ def test_every_setting_is_used():
 def test_the_configs_are_complete(path):
     settings = read_settings(OmegaConf.load(path))
     options = tuning(read_parts(settings.parts), settings.adapters or {})
+    of_whole_nf4_blocks = {"embed_dim": 256, "intermediate_dim": 256, "mrope_section": (8, 12, 12)}
     with torch.device("meta"):
-        tiny.qwen2_5_vl(**tiny.SIZES, **options)
+        tiny.qwen2_5_vl(**{**tiny.SIZES, **of_whole_nf4_blocks, **options})
 
 
 # what it does
@@ -288,7 +289,7 @@ def test_what_a_run_depends_on_may_not_change(cfg, folder, tmp_path, monkeypatch
     changes = {
         "source": {"model_dir": str(tmp_path / "copy")},
         "parts": {"parts.merger.lr": 2e-4},
-        "tuning": {"adapters.lora_alpha": 3},
+        "tuning": {"adapters.lora_alpha": 4},
         "optimizer": {"optimizer.eps": 1e-6},
         "lr_scheduler": {"lr_scheduler.num_cycles": 0.4},
         "from_scratch": {"from_scratch": True},
@@ -419,6 +420,21 @@ def test_the_plan_is_printed_first(cfg, capsys):
             f"peak rate {way.lr:g}"
         )
     assert re.match(r"gradients and moments .* take \d+\.\d\d GB .*; \d+\.\d\d GB are free", memory)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "dtype", "warned"),
+    [
+        ("torch.optim.AdamW", "bf16", ["merger"]),
+        ("torch.optim.AdamW", "fp32", []),
+        ("torchtune_qwen25vl.training.StochasticAdamW", "bf16", []),
+    ],
+)
+def test_the_plan_warns_of_updates_that_are_rounded_away(cfg, capsys, optimizer, dtype, warned):
+    cfg.optimizer._component_, cfg.dtype = optimizer, dtype
+    recipe().FinetuneRecipe(cfg).setup()
+    printed = capsys.readouterr().out
+    assert re.findall(r"WARNING: (\w+) is trained in bf16, where AdamW rounds", printed) == warned
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,17 @@ def test_chunks_of_rows_change_nothing():
     assert abs(chunked - whole) <= 1e-6 * whole
 
 
+def test_a_step_without_media_leaves_the_encoder_alone():
+    """Neither decay nor the momentum of earlier steps moves what has no gradient."""
+    model = tiny.model().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.5)
+    for kinds, moves in ((KINDS, True), (["text", "short"], False), (["text", "image"], True)):
+        before = {name: p.clone() for name, p in model.vision.named_parameters()}
+        train_step(model, optimizer, batches(1, kinds))
+        for name, parameter in model.vision.named_parameters():
+            assert torch.equal(parameter, before[name]) != moves, name
+
+
 def test_every_label_weighs_the_same_however_batches_are_cut():
     model = tiny.model().train()
     whole, gradients = gradients_of(model, batches(5))
@@ -109,12 +120,20 @@ def test_every_label_weighs_the_same_however_batches_are_cut():
         assert (cut_gradients[name] - gradient).abs().max() <= 1e-6, name
 
 
-def test_gradients_are_clipped_after_their_norm_is_taken():
+@pytest.mark.parametrize("batch_size", [5, 2, 1])
+def test_gradients_are_clipped_after_their_norm_is_taken(batch_size):
+    """Once, those of all batches together: clipped one by one they would point elsewhere."""
     model = tiny.model().train()
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    result = train_step(model, sgd(model, lr=1.0), batches(5), max_grad_norm=1e-2)
-    moved = sum((w - before[n]).square().sum() for n, w in model.state_dict().items()).sqrt()
-    assert result.grad_norm > 0.1
+    whole, gradients = gradients_of(model, batches(5))
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    result = train_step(model, sgd(model, lr=1.0), batches(batch_size), max_grad_norm=1e-2)
+    assert abs(result.grad_norm - whole.grad_norm) <= 1e-5 * whole.grad_norm
+    assert whole.grad_norm > 0.1
+    for name, weight in model.named_parameters():
+        moved = before[name] - weight
+        expected = 1e-2 / whole.grad_norm * gradients[name]
+        assert (moved - expected).abs().max() <= 2e-7, name  # rounding of weights of unit size
+    moved = sum((w - before[n]).square().sum() for n, w in model.named_parameters()).sqrt()
     assert abs(moved - 1e-2) < 1e-5
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -126,6 +145,45 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_as_they_were():
     before = model.output.weight.clone()
     with pytest.raises(ValueError, match=r"must be finite, but the loss is nan.*not taken"):
         train_step(model, sgd(model, lr=1.0), [batch])
+    assert torch.equal(model.output.weight, before)
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_weights_as_they_were():
+    """The loss says nothing of it: an overflow may be in the backward alone."""
+    model = tiny.model().train()
+    model.norm.scale.register_hook(lambda gradient: gradient * torch.inf)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    with pytest.raises(ValueError, match=r"the loss is \d+.* norm (nan|inf); the step was not"):
+        train_step(model, sgd(model, lr=1.0), batches(5))
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, before[name]), name
+
+
+def test_the_schedule_moves_on_once_a_step_and_after_it():
+    model = tiny.model().train()
+    optimizer = sgd(model, lr=1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1e-3 * step)
+    before = model.output.weight.clone()
+    for step, batch_size in enumerate((5, 2)):  # one batch, then three
+        assert optimizer.param_groups[0]["lr"] == 1e-3 * step
+        train_step(model, optimizer, batches(batch_size), scheduler=scheduler)
+        assert torch.equal(model.output.weight, before) == (step == 0)  # at a rate of 0
+    assert optimizer.param_groups[0]["lr"] == 2e-3
+
+
+def test_the_check_sees_gradients_as_they_are_and_may_stop_the_step():
+    model = tiny.model().train()
+    _, expected = gradients_of(model, batches(2))
+    _, seen = gradients_of(model, batches(2), max_grad_norm=1e-3)
+    for name, gradient in expected.items():
+        assert (seen[name] - gradient).abs().max() <= 1e-6, name
+
+    def refuse(model, *, has_media):
+        raise ValueError("no")
+
+    before = model.output.weight.clone()
+    with pytest.raises(ValueError, match="no"):
+        train_step(model, sgd(model, lr=1.0), batches(5), check=refuse)
     assert torch.equal(model.output.weight, before)
 
 

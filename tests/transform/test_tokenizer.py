@@ -14,7 +14,8 @@ from torchtune.models.qwen2_5._tokenizer import QWEN2_5_SPECIAL_TOKENS, Qwen2_5T
 from parity import vocabulary
 from parity.conversations import CROP, HOSTILE, SAYINGS, WEATHER, corpus, corpus_texts
 from parity.faults.tokens import FAULTS
-from torchtune_qwen25vl.transform._tokenizer import Qwen25VLTokenizer, media_parts
+from torchtune_qwen25vl.transform._tokenizer import Qwen25VLTokenizer
+from torchtune_qwen25vl.transform._turns import media_parts
 
 NAMED = set(QWEN2_5_SPECIAL_TOKENS.values())
 HELLO = [Message("user", "Hello"), Message("assistant", "Hi!")]

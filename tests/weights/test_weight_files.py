@@ -166,3 +166,20 @@ def test_settings_are_copied_without_weights(sharded, tmp_path):
     copied = {path.name: path.read_text() for path in target.iterdir()}
     names = ("config.json", "merges.txt", "chat_template.jinja", "LICENSE")
     assert copied == {name: name for name in names}
+
+
+def test_settings_named_are_left_out(sharded, tmp_path):
+    for name in ("config.json", "merges.txt"):
+        (sharded / name).write_text(name)
+    (target := tmp_path / "target").mkdir()
+    copy_settings(sharded, target, but=["config.json"])
+    assert [path.name for path in target.iterdir()] == ["merges.txt"]
+
+
+def test_weights_are_written_however_they_lie_in_memory(tmp_path):
+    weights = {"a": torch.randn(4, 3).T, "b": torch.randn(4, 6)[:, ::2]}
+    write_weights(tmp_path, weights, dict.fromkeys(weights, "model.safetensors"))
+    read = dict(open_weights(tmp_path).read(lazily=False))
+    assert read.keys() == weights.keys()
+    for name, weight in weights.items():
+        assert torch.equal(read[name], weight), name

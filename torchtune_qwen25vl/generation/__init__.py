@@ -1,16 +1,18 @@
 """Tokens after a prompt.
 
-inference_batch  conversations to the left-padded batch that is continued
-prompt_batch     samples to that batch
-generate         continue every row of a batch
-Generation       what it returns
-PromptedModel    the model as torchtune's generation loop calls one
-Sampling         how a token is chosen
-check_options    refuse options out of range
-NotFiniteError   logits are nan or infinite
+inference_batch         conversations to the left-padded batch that is continued
+prompt_batch            samples to that batch
+generate                continue every row of a batch
+Generation              what it returns
+PromptedModel           the model as torchtune's generation loop calls one
+Sampling                how a token is chosen
+check_options           refuse options out of range
+read_generation_config  a checkpoint's own way to choose tokens
+NotFiniteError          logits are nan or infinite
 """
 
 from torchtune_qwen25vl.generation._batch import inference_batch, prompt_batch
+from torchtune_qwen25vl.generation._defaults import read_generation_config
 from torchtune_qwen25vl.generation._generate import Generation, PromptedModel, generate
 from torchtune_qwen25vl.generation._sampling import NotFiniteError, Sampling, check_options
 
@@ -23,4 +25,5 @@ __all__ = [
     "generate",
     "inference_batch",
     "prompt_batch",
+    "read_generation_config",
 ]

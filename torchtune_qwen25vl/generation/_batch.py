@@ -1,4 +1,7 @@
-"""Conversations to the batch that a model continues."""
+"""Conversations to the batch that a model continues.
+
+Shapes: b rows, s tokens.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,6 +9,7 @@ from typing import Any
 import torch
 from torchtune import utils
 from torchtune.data import Message
+from torchtune.modules import TransformerDecoder
 
 from torchtune_qwen25vl.transform import Qwen25VLTransform, padded_collate
 
@@ -43,3 +47,27 @@ def prompt_batch(
     batch = padded_collate(samples, pad_id, padding_side="left")
     utils.batch_to_device(batch, torch.device(device))
     return batch
+
+
+def check_prompt(model: TransformerDecoder, batch: Mapping[str, Any]) -> None:
+    """Refuse padding that the mask does not show, or on the right.
+
+    Padding has position 0 on all axes, as has the first text of a prompt, and no other text; the
+    placeholders of several frame groups may all have it.
+    """
+    positions = batch["input_pos"]
+    if positions.shape != (*batch["tokens"].shape, 3):
+        raise ValueError(
+            f"generation needs positions on three axes, input_pos [b, s, 3], got "
+            f"{list(positions.shape)} for tokens {list(batch['tokens'].shape)}"
+        )
+    tokens, mask = batch["tokens"], batch.get("mask")
+    real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask[:, -1]  # [b, s]
+    text_at_zero = (positions == 0).all(-1) & real & ~model.placeholders(tokens)
+    padded = (text_at_zero.sum(-1) > 1) | ~real[:, -1]  # [b]
+    if bool(padded.any()):
+        raise ValueError(
+            f"prompts must be padded on the left and come with a mask, but rows "
+            f"{padded.nonzero().flatten().tolist()} are not; "
+            f'collate with padding_side="left"'
+        )

@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torchtune.modules import TransformerDecoder
 
+from torchtune_qwen25vl.generation._batch import check_prompt
 from torchtune_qwen25vl.generation._cache import Cache, make_caches
 from torchtune_qwen25vl.generation._sampling import Sampling, check_finite, check_options, choose
-
-PREFILL_TOKENS = 2048  # that a CPU reads at once: few enough to stay in its caches
 
 
 class Generation(NamedTuple):
@@ -66,7 +65,7 @@ def generate(
     """
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
     check_options(max_new_tokens, sampling)
-    _check_prompt(batch)
+    check_prompt(model, batch)
     prompt, mask = batch["tokens"], batch.get("mask")
     b, s = prompt.shape
     real = torch.ones_like(prompt, dtype=torch.bool) if mask is None else mask[:, -1]  # [b, s]
@@ -81,7 +80,7 @@ def generate(
     padded = not bool(real.all())
     with _inference(model):
         caches = make_caches(model, b, s + max_new_tokens)
-        logits = _prefill_in_turn(model, batch, real, caches)
+        logits = prefill(model, batch if padded else {**batch, "mask": None}, caches)
         check_finite(logits)
         peaks = torch.zeros(b, device=prompt.device)  # from a first nan or inf on, not finite
         for end in range(s, s + max_new_tokens):
@@ -130,67 +129,6 @@ def prefill(model: TransformerDecoder, batch: Mapping[str, Any], caches: Sequenc
     )
 
 
-def _prefill_in_turn(
-    model: TransformerDecoder, batch: Mapping[str, Any], real: Tensor, caches: Sequence[Cache]
-) -> Tensor:
-    """`prefill` of a few rows after another, without the padding that these have in common.
-
-    Args:
-        model: whose caches are empty
-        batch: the prompts
-        real: which of their tokens are no padding, bool [b, s]
-        caches: of the model
-    """
-    s, outputs = real.shape[1], []
-    for rows, width in _turns(model, real):
-        for cache in caches:
-            cache.turn_to(rows, s - width)
-        outputs.append(prefill(model, _part(model, batch, rows, s - width), caches))
-    for cache in caches:
-        cache.turn_to(slice(None), 0, size=s)
-    return torch.cat(outputs)  # [b, v]
-
-
-def _turns(model: TransformerDecoder, real: Tensor) -> list[tuple[slice, int]]:
-    """Rows to read at once, and the tokens of the longest of them; all on a GPU, or sharded."""
-    b, s = real.shape
-    if real.device.type != "cpu" or isinstance(model, FSDPModule):
-        return [(slice(0, b), s)]
-    turns: list[tuple[slice, int]] = []
-    for row, length in enumerate(real.sum(1).tolist()):
-        start, width = (turns[-1][0].start, max(turns[-1][1], length)) if turns else (0, length)
-        if turns and (row + 1 - start) * width <= PREFILL_TOKENS:
-            turns[-1] = (slice(start, row + 1), width)
-        else:
-            turns.append((slice(row, row + 1), length))
-    return turns
-
-
-def _part(
-    model: TransformerDecoder, batch: Mapping[str, Any], rows: slice, first: int
-) -> dict[str, Any]:
-    """These rows of a batch from this column on, with the images and videos that are theirs."""
-    tokens, mask = batch["tokens"], batch.get("mask")
-    part = {"tokens": tokens[rows, first:], "input_pos": batch["input_pos"][rows, first:]}
-    if mask is not None and not bool(mask[rows, -1, first:].all()):  # else nothing is padded
-        part["mask"] = mask[rows, first:, first:]
-    if "encoder_input" not in batch:
-        return part
-    vision = batch["encoder_input"]["vision"]
-    patches = vision["grid_thw"].prod(-1).cumsum(0)  # [i]
-    units = patches // model.vision.spatial_merge_size**2
-    is_placeholder = (tokens == model.image_token_id) | (tokens == model.video_token_id)
-    before, behind = int(is_placeholder[: rows.start].sum()), int(is_placeholder[: rows.stop].sum())
-    start = int((units <= before).sum()) if before else 0
-    stop = int((units <= behind).sum()) if rows.stop < len(tokens) else len(units)
-    if stop > start:
-        first_patch = int(patches[start - 1]) if start else 0
-        pixel_values = vision["pixel_values"][first_patch : int(patches[stop - 1])]
-        own = {"pixel_values": pixel_values, "grid_thw": vision["grid_thw"][start:stop]}
-        part["encoder_input"] = {"vision": own}
-    return part
-
-
 def decode_one_token(
     model: TransformerDecoder,
     tokens: Tensor,
@@ -226,6 +164,7 @@ class PromptedModel:
         generate(PromptedModel(model, batch), batch["tokens"], max_generated_tokens=100, ...)
 
     Works with and without caches, and remembers nothing: which tokens are new shows in the call.
+    A new token may be any, a placeholder too, which then stands for itself.
 
     Args:
         model: Qwen25VL
@@ -233,7 +172,7 @@ class PromptedModel:
     """
 
     def __init__(self, model: TransformerDecoder, batch: Mapping[str, Any]) -> None:
-        _check_prompt(batch)
+        check_prompt(model, batch)
         self.model = model
         self.batch = batch
 
@@ -259,8 +198,15 @@ class PromptedModel:
             return self.model(tokens, input_pos=positions, mask=mask)
         steps = after[:, None] + torch.arange(new, device=tokens.device)  # [b, new]
         positions = torch.cat((prompt_pos, steps[..., None].expand(-1, -1, 3)), dim=1)
-        encoder_input = self.batch.get("encoder_input")
-        return self.model(tokens, input_pos=positions, mask=mask, encoder_input=encoder_input)
+        placeholders = self.model.placeholders(tokens)
+        placeholders[:, prompt_pos.shape[1] :] = False
+        return self.model(
+            tokens,
+            input_pos=positions,
+            mask=mask,
+            encoder_input=self.batch.get("encoder_input"),
+            placeholders=placeholders,
+        )
 
 
 def _generation(tokens: Tensor, stop: Tensor) -> Generation:
@@ -269,22 +215,3 @@ def _generation(tokens: Tensor, stop: Tensor) -> Generation:
     lengths = torch.where(stopped, is_stop.int().argmax(-1) + 1, tokens.shape[1])
     reasons: list[Literal["stop", "length"]] = ["stop" if s else "length" for s in stopped.tolist()]
     return Generation(tokens, lengths.tolist(), reasons)
-
-
-def _check_prompt(batch: Mapping[str, Any]) -> None:
-    """Padding has position 0 on all axes, which one real token of a row has at most."""
-    positions = batch["input_pos"]
-    if positions.shape != (*batch["tokens"].shape, 3):
-        raise ValueError(
-            f"generation needs positions on three axes, input_pos [b, s, 3], got "
-            f"{list(positions.shape)} for tokens {list(batch['tokens'].shape)}"
-        )
-    zero = (positions == 0).all(-1)  # [b, s]
-    right = zero[:, -1] & (zero.sum(-1) > 1)
-    unmasked = (zero.sum(-1) > 1) & (batch.get("mask") is None)
-    if bool((right | unmasked).any()):
-        raise ValueError(
-            f"prompts must be padded on the left and come with a mask, but rows "
-            f"{(right | unmasked).nonzero().flatten().tolist()} are not; "
-            f'collate with padding_side="left"'
-        )

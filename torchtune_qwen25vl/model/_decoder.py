@@ -152,6 +152,7 @@ class Qwen25VL(TransformerDecoder):
         output: Output = "recipe",
         add_to_grad: bool = False,
         encode_absent: bool | None = None,
+        placeholders: Tensor | None = None,
     ) -> Any:
         """Compute logits.
 
@@ -169,6 +170,8 @@ class Qwen25VL(TransformerDecoder):
             encode_absent: send a grey unit through the encoder where a batch has no media. Ranks
                 that share the encoder's collectives must all take part in them. By default a
                 sharded model does so in every batch without media.
+            placeholders: the tokens that stand for images and videos, bool [b, s]; by default those
+                with a placeholder's id. Generated tokens never do, whatever their ids.
 
         Returns:
             fp32 logits [b, s, v], or [n, v] of the n tokens wanted; for "hidden" normed hidden
@@ -181,7 +184,7 @@ class Qwen25VL(TransformerDecoder):
                 positions on three axes, or caches of `setup_caches` without mask or positions.
         """
         self._check(tokens, mask, encoder_input, input_pos, has_caches=caches is not None)
-        h = self._embed(tokens, encoder_input, add_to_grad, encode_absent)  # [b, s, d]
+        h = self._embed(tokens, encoder_input, placeholders, add_to_grad, encode_absent)
         rotation = self.pos_embeddings(input_pos, tokens.shape)  # [b or 1, s, 2, h_d]
         kept = self.output_hidden_states if output == "recipe" else []
         last, hidden = len(self.layers), []
@@ -208,6 +211,7 @@ class Qwen25VL(TransformerDecoder):
         self,
         tokens: Tensor,
         encoder_input: EncoderInput | None,
+        placeholders: Tensor | None,
         add_to_grad: bool,
         encode_absent: bool | None,
     ) -> Tensor:
@@ -215,19 +219,22 @@ class Qwen25VL(TransformerDecoder):
         is_tied = isinstance(self.tok_embeddings, TiedEmbedding)
         options = {"add_to_grad": add_to_grad} if is_tied else {}
         h = self.tok_embeddings(tokens, **options)  # [b, s, d]
+        if placeholders is None and (encoder_input is not None or tokens.shape[1] > 1):
+            placeholders = self.placeholders(tokens)  # [b, s]
         if encoder_input is None:
-            # A token just generated may be anything, and asking the device would stall decoding.
-            if tokens.shape[1] > 1:
-                self._check_count(int(self._placeholders(tokens).sum()), 0)
+            # One token alone was generated and may be any; asking the device would stall decoding.
+            if placeholders is not None:
+                self._check_count(int(placeholders.sum()), 0)
             encodes = isinstance(self, FSDPModule) if encode_absent is None else encode_absent
             return h + self._absent_media(h.device) if encodes else h
-        placeholders = self._placeholders(tokens)
+        assert placeholders is not None
         count = int(placeholders.sum())  # asked here: later the host would wait for the encoder
         vision_embeds = self.vision(**encoder_input["vision"])  # [m, d]
         self._check_count(count, len(vision_embeds))
         return h.masked_scatter(placeholders.unsqueeze(-1), vision_embeds.to(h.dtype))
 
-    def _placeholders(self, tokens: Tensor) -> Tensor:
+    def placeholders(self, tokens: Tensor) -> Tensor:
+        """Return which tokens have the id of a placeholder."""
         return (tokens == self.image_token_id) | (tokens == self.video_token_id)  # [b, s]
 
     def _absent_media(self, device: torch.device) -> Tensor:

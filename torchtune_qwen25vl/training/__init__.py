@@ -12,6 +12,7 @@ make_model         build, shard and fill the model of a run
 trained_names      names of its weights that are trained
 parameter_groups   groups of the optimiser, one for each trained part
 MuonAdamW          optimiser for models trained from nothing
+StochasticAdamW    AdamW that loses no small update of weights in bf16
 Share              how the samples of a step are shared out over ranks
 TrainSampler       the samples of every step
 ValidationSampler  every sample once
@@ -58,6 +59,7 @@ from torchtune_qwen25vl.training._samples import (
 from torchtune_qwen25vl.training._settings import Settings, read_settings
 from torchtune_qwen25vl.training._state import last_checkpoint, load_step, save_step, set_aside
 from torchtune_qwen25vl.training._step import StepResult, mean_loss, summed_loss, train_step
+from torchtune_qwen25vl.training._stochastic import StochasticAdamW
 from torchtune_qwen25vl.training._throughput import Throughput
 
 __all__ = [
@@ -69,6 +71,7 @@ __all__ = [
     "StepBatches",
     "StepCollate",
     "StepResult",
+    "StochasticAdamW",
     "Throughput",
     "TrainSampler",
     "ValidationSampler",

@@ -11,6 +11,7 @@ from torchtune import utils
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 from torchtune.modules.attention_utils import packed_block_causal_mask
 
+from torchtune_qwen25vl import _ranks
 from torchtune_qwen25vl._torchtune import targets
 from torchtune_qwen25vl.training._step import count_labels
 from torchtune_qwen25vl.transform import packed_collate, padded_collate, round_up
@@ -128,11 +129,9 @@ def equal_numbers(data: StepBatches, device: torch.device) -> StepBatches:
 
     Packing may need more rows on one rank than on another, and sharded ranks run in step.
     """
-    if not torch.distributed.is_initialized():
+    missing = _ranks.largest(len(data.batches), device) - len(data.batches)
+    if not missing:
         return data
-    most = torch.tensor(len(data.batches), device=device)
-    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-    missing = int(most) - len(data.batches)
     last = data.batches[-1]
     ignored = torch.full_like(last["labels"], CROSS_ENTROPY_IGNORE_IDX)
     return StepBatches(

@@ -11,11 +11,13 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchtune import utils
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
+from torchtune_qwen25vl import _ranks
 from torchtune_qwen25vl._torchtune import targets
 from torchtune_qwen25vl.model import Qwen25VL, linear_cross_entropy
 from torchtune_qwen25vl.training._parts import GradientCheck
@@ -103,7 +105,7 @@ def train_step(
     device = batches[0]["tokens"].device
     labels = sum(count_labels(targets(batch["labels"])) for batch in batches)
     media = sum("encoder_input" in batch for batch in batches)
-    all_labels, all_media = (int(n) for n in over_ranks([labels, media], device))
+    all_labels, all_media = (int(n) for n in _ranks.sums([labels, media], device))
 
     # ranks share the encoder's collectives: where one has media, those without take part as well
     shared = {"encode_absent": dist.is_initialized() and all_media > 0}
@@ -113,13 +115,13 @@ def train_step(
         # sharded gradients are averaged over ranks, so each rank scales its own up
         (summed * (world_size / max(all_labels, 1))).backward()
         total += summed.detach()
-    mean = over_ranks([float(total)], device)[0] / max(all_labels, 1)
+    mean = _ranks.sums([float(total)], device)[0] / max(all_labels, 1)
 
     if check is not None:
         check(model, has_media=all_media > 0)
     trained = [p for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
-    grad_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
     if not (math.isfinite(mean) and math.isfinite(grad_norm)):
         raise ValueError(
             f"loss and gradients must be finite, but the loss is {mean} and the gradients' norm "
@@ -152,14 +154,5 @@ def mean_loss(
         labels = count_labels(targets(batch["labels"]))
         sums += torch.tensor([float(loss(model, batch)), labels], dtype=sums.dtype)
     model.train()
-    total, all_labels = over_ranks(sums.tolist(), device)
+    total, all_labels = _ranks.sums(sums.tolist(), device)
     return total / max(all_labels, 1)
-
-
-def over_ranks(numbers: Sequence[float], device: torch.device) -> list[float]:
-    """Sums over all ranks."""
-    if not dist.is_initialized():
-        return list(numbers)
-    summed = torch.tensor(numbers, dtype=torch.float64, device=device)
-    dist.all_reduce(summed)
-    return summed.tolist()

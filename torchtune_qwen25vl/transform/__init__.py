@@ -33,8 +33,9 @@ from torchtune_qwen25vl.transform._geometry import (
 from torchtune_qwen25vl.transform._image import Qwen25VLImageTransform, smart_resize
 from torchtune_qwen25vl.transform._pixels import resized
 from torchtune_qwen25vl.transform._processor import write_pixel_limits
-from torchtune_qwen25vl.transform._tokenizer import PLACEHOLDERS, Qwen25VLTokenizer
+from torchtune_qwen25vl.transform._tokenizer import Qwen25VLTokenizer
 from torchtune_qwen25vl.transform._transform import Qwen25VLTransform, SkipSample
+from torchtune_qwen25vl.transform._turns import PLACEHOLDERS
 from torchtune_qwen25vl.transform._video import Qwen25VLVideoTransform, sample_frames
 
 __all__ = [

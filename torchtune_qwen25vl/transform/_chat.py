@@ -12,7 +12,7 @@ from torch import Tensor
 from torchtune.data import Message
 
 from torchtune_qwen25vl.transform._geometry import PATCHES_PER_PLACEHOLDER
-from torchtune_qwen25vl.transform._tokenizer import media_parts, turns
+from torchtune_qwen25vl.transform._turns import media_parts, turns
 
 
 @dataclass(frozen=True)

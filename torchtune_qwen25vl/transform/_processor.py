@@ -77,19 +77,24 @@ def write_pixel_limits(folder: Path, **limits: int | None) -> None:
     settings = settings | given
     if settings.get("size"):
         settings["size"] = settings["size"] | {EDGES[name]: given[name] for name in given}
-    whole = _json(path) | {IMAGES[0]: settings} if path.name != IMAGES[1] else settings
+    whole = read_object(path) | {IMAGES[0]: settings} if path.name != IMAGES[1] else settings
     path.write_text(json.dumps(whole, indent=2) + "\n")
 
 
 def _find(folder: Path, key: str, name: str) -> tuple[Path, dict[str, Any]] | None:
     """Return the file in force and its settings, of images or of videos."""
     processor, own = folder / "processor_config.json", folder / name
-    if processor.exists() and isinstance((whole := _json(processor)).get(key), dict):
+    if processor.exists() and isinstance((whole := read_object(processor)).get(key), dict):
         return processor, whole[key]
-    return (own, _json(own)) if own.exists() else None
+    return (own, read_object(own)) if own.exists() else None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds one object.
+
+    Raises:
+        ValueError: naming the file, if it is not JSON or holds something else.
+    """
     try:
         content = json.loads(path.read_text("utf-8"))
     except ValueError as error:

@@ -16,60 +16,56 @@ import json
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torchtune.data import Message
-from torchtune.models.qwen2._tokenizer import PRETOKENIZE_REGEX
 from torchtune.models.qwen2_5._tokenizer import QWEN2_5_SPECIAL_TOKENS
 from torchtune.modules.transforms.tokenizers import ModelTokenizer
 
+from torchtune_qwen25vl.transform._chat_template import (
+    TOOLS_AFTER,
+    TOOLS_BEFORE,
+    read_default_system,
+)
+from torchtune_qwen25vl.transform._turns import (
+    HEADERS,
+    PLACEHOLDERS,
+    TOOL_ROLES,
+    media_parts,
+    turns,
+)
+from torchtune_qwen25vl.transform._vocabulary import byte_pair_encoding, read_vocabulary
+
 Piece = tuple[int | str, bool]  # a token or a text, and whether it is trained on
 
-DEFAULT_SYSTEM = "You are a helpful assistant."
-HEADERS = {
-    "system": "<|im_start|>system\n",
-    "user": "<|im_start|>user\n",
-    "assistant": "<|im_start|>assistant\n",
-    "ipython": "<|im_start|>user\n",  # torchtune's role for what a tool returned
-    "tool": "<|im_start|>user\n",
-}
-TOOL_ROLES = ("ipython", "tool")
 _LAST_SPECIAL = QWEN2_5_SPECIAL_TOKENS["<|video_pad|>"]  # Qwen's named tokens above it are not
 SPECIAL = {name for name, token in QWEN2_5_SPECIAL_TOKENS.items() if token <= _LAST_SPECIAL}
-PLACEHOLDERS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
-TOOLS_BEFORE = (
-    "\n\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
-    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
-)
-TOOLS_AFTER = (
-    "\n</tools>\n\nFor each function call, return a json object with function name and arguments "
-    'within <tool_call></tool_call> XML tags:\n<tool_call>\n{"name": <function-name>, '
-    '"arguments": <args-json-object>}\n</tool_call>'
-)
-
-
-def media_parts(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Return the content parts of a conversation that are images or videos, in order."""
-    parts = [part for message in messages for part in message.content if part["type"] != "text"]
-    for part in parts:
-        if part["type"] not in PLACEHOLDERS:
-            raise ValueError(
-                f"a content part has type 'text', 'image' or 'video', got {part['type']!r}"
-            )
-    return parts
+TEMPLATES_OWN = {  # names that no answer may hold as tokens: turns and media end where these stand
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    *("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
+}
 
 
 class Qwen25VLTokenizer(ModelTokenizer):
     """Byte-level BPE with the 22 named tokens of Qwen2.5-VL, and its chat template.
 
-    What stands in a message is text and nothing else: `<|im_start|>`, `<|image_pad|>` or
-    `<tool_call>` typed by a user is encoded as the characters it is made of. transformers and
-    torchtune's own Qwen2.5 tokenizer turn all 22 names into their tokens wherever they stand (and
-    transformers stops where a user writes a placeholder). Other conversations have the same tokens
-    in transformers.
+    Qwen's 22 names are text in a message: `<|im_start|>`, `<|image_pad|>` or `<tool_call>` typed by
+    a user is encoded as the characters it is made of. transformers and torchtune's own Qwen2.5
+    tokenizer turn all 22 names into their tokens wherever they stand (and transformers stops where
+    a user writes a placeholder). Other conversations have the same tokens in transformers.
+
+    Tokens that somebody added to Qwen's are encoded wherever their text stands, as transformers
+    does. They are read from `tokenizer.json`, and from `tokenizer_config.json` and
+    `added_tokens.json` in the same folder.
+
+    `markup_in_answers` says what Qwen's names are in what an assistant says, "text" (the default)
+    or "tokens". Text is the default because no row of data can then forge a turn, an image or an
+    end, and because Qwen2.5-VL's own answers need no names: boxes are JSON, and calls of tools have
+    a form of their own. With "tokens", as in transformers, `<|box_start|>(1,2)<|box_end|>` and
+    `<tool_call>` written out in an answer are those tokens, and an answer with the name of a token
+    that ends turns or stands for media (`TEMPLATES_OWN`) is refused. Other roles' texts stay text.
 
     Tools are those of the template published with Qwen2.5-VL's tokenizer: `tools` are listed in the
     system turn, an assistant message with `ipython=True` is one call (its content the JSON object
@@ -82,9 +78,15 @@ class Qwen25VLTokenizer(ModelTokenizer):
             `vocab.json` together with `merges_file`
         merges_file: `merges.txt`, where `path` is a `vocab.json`
         max_seq_len: most tokens a conversation may have; None for no limit
+        markup_in_answers: "text" or "tokens", what Qwen's names are in an assistant's messages
+        default_system: system text of a conversation without one; None for that of the chat
+            template in the folder of `path`, which is Qwen's published one where there is none
 
     Raises:
-        ValueError: where the files are not those of a Qwen2.5-VL tokenizer.
+        ValueError: where the files are not those of a Qwen2.5-VL tokenizer, contradict each other,
+            or give a token an id beyond the `vocab_size` of the folder's `config.json`; where the
+            folder's chat template is another one but for its default system text, and
+            `default_system` is not given; or where `markup_in_answers` is unknown.
 
     Source: `tokenizer_config.json` and `chat_template.json` of Qwen/Qwen2.5-VL-7B-Instruct.
     """
@@ -94,30 +96,45 @@ class Qwen25VLTokenizer(ModelTokenizer):
         path: str | Path,
         merges_file: str | Path | None = None,
         max_seq_len: int | None = None,
+        *,
+        markup_in_answers: Literal["text", "tokens"] = "text",
+        default_system: str | None = None,
     ) -> None:
-        vocab, merges, self.special_tokens = _read(path, merges_file)
-        self._bpe = _byte_pair_encoding(vocab, merges)
-        self._markup_pattern = re.compile(f"({'|'.join(map(re.escape, self.special_tokens))})")
+        if markup_in_answers not in ("text", "tokens"):
+            raise ValueError(f"markup_in_answers is 'text' or 'tokens', got {markup_in_answers!r}")
+        vocabulary = read_vocabulary(Path(path), merges_file)
+        self._bpe = byte_pair_encoding(vocabulary)
+        self.special_tokens = vocabulary.named | vocabulary.added_ids
+        self._markup_pattern = re.compile(f"({'|'.join(map(re.escape, vocabulary.named))})")
         self._names = {token: name for name, token in self.special_tokens.items()}
+        self._skipped = SPECIAL | vocabulary.special_added
+        self.markup_in_answers = markup_in_answers
+        self.default_system = default_system
+        if default_system is None:
+            self.default_system = read_default_system(Path(path).parent)
         self.max_seq_len = max_seq_len
         self.pad_id = self.special_tokens["<|endoftext|>"]
         self.eos_id = self.special_tokens["<|im_end|>"]
         self.stop_tokens = [self.eos_id, self.pad_id]
 
     def encode(self, text: str, add_bos: bool = False, add_eos: bool = False) -> list[int]:
-        """Encode plain text; Qwen has no token for a beginning, so `add_bos` adds none."""
+        """Encode text, in which only added tokens have names.
+
+        Qwen has no token for a beginning, so `add_bos` adds none.
+        """
         return self._bpe.encode(text).ids + [self.eos_id] * add_eos
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Decode tokens; ids that no token has (a model has 271 or 399 of them) are left out.
 
         `skip_special_tokens` leaves out those named tokens that are special: the tags of a call,
-        code completion and repositories stay, as they do in transformers.
+        code completion and repositories stay, as they do in transformers. An added token is special
+        where its file says so.
         """
         texts = []
         for named, group in groupby(token_ids, key=self._names.__contains__):
             if named:
-                skipped = SPECIAL if skip_special_tokens else ()
+                skipped = self._skipped if skip_special_tokens else ()
                 texts += [n for token in group if (n := self._names[token]) not in skipped]
             else:
                 texts.append(self._bpe.decode(list(group)))
@@ -169,7 +186,8 @@ class Qwen25VLTokenizer(ModelTokenizer):
         inference: bool,
     ) -> Iterator[Piece]:
         if not messages or messages[0].role != "system":
-            messages = [Message("system", DEFAULT_SYSTEM), *messages]
+            system = "" if self.default_system is None and tools else self.default_system
+            messages = [*([] if system is None else [Message("system", system)]), *messages]
         for index, turn in enumerate(turns(messages)):
             yield from self._markup(HEADERS[turn[0].role])
             trained = False
@@ -193,7 +211,9 @@ class Qwen25VLTokenizer(ModelTokenizer):
         if tagged:
             yield from self._markup(f"<{tag}>\n", trained)
         for part in message.content:
-            if part["type"] == "text":
+            if part["type"] == "text" and message.role == "assistant":
+                yield from self._answer(part["content"], trained)
+            elif part["type"] == "text":
                 yield part["content"], trained
             else:
                 token = self.special_tokens[PLACEHOLDERS[part["type"]]]
@@ -202,6 +222,19 @@ class Qwen25VLTokenizer(ModelTokenizer):
                 yield from self._markup("<|vision_end|>")
         if tagged:
             yield from self._markup(f"\n</{tag}>", trained)
+
+    def _answer(self, text: str, trained: bool) -> Iterator[Piece]:
+        """Yield what an assistant says, in which names of tokens are what the options say."""
+        if self.markup_in_answers == "text":
+            yield text, trained
+            return
+        if forged := sorted(TEMPLATES_OWN.intersection(self._markup_pattern.findall(text))):
+            raise ValueError(
+                f"with markup_in_answers = 'tokens' an answer may name tokens of boxes, calls and "
+                f"code, but not those of the chat template, {', '.join(forged)}, in {text[:80]!r}; "
+                "take them out, or choose 'text'"
+            )
+        yield from self._markup(text, trained)
 
     def _tools(self, tools: Sequence[Mapping[str, Any]]) -> Iterator[Piece]:
         yield from self._markup(TOOLS_BEFORE)
@@ -220,71 +253,20 @@ class Qwen25VLTokenizer(ModelTokenizer):
         for is_text, group in groupby(pieces, key=lambda piece: isinstance(piece[0], str)):
             contents, trained = zip(*group, strict=True)
             if is_text:
-                encoding = self._bpe.encode("".join(contents))
+                text = "".join(contents)
+                encoding = self._bpe.encode(text)
                 ends = list(accumulate(map(len, contents)))
                 tokens += encoding.ids
-                mask += [not trained[bisect_right(ends, start)] for start, _ in encoding.offsets]
+                starts = map(self._start, encoding.ids, encoding.offsets, repeat(text))
+                mask += [not trained[bisect_right(ends, start)] for start in starts]
             else:
                 tokens += contents
                 mask += [not flag for flag in trained]
         return tokens, mask
 
-
-def turns(messages: Sequence[Message]) -> Iterator[list[Message]]:
-    """Yield the messages under each header: results of tools in a row, or parts of an answer."""
-    turn: list[Message] = []
-    for message in messages:
-        if message.role not in HEADERS:
-            raise ValueError(
-                f"a message has one of the roles {list(HEADERS)}, got {message.role!r}"
-            )
-        if turn and not _same_turn(turn[-1], message):
-            yield turn
-            turn = []
-        turn.append(message)
-    if turn:
-        yield turn
-
-
-def _same_turn(before: Message, message: Message) -> bool:
-    if message.role in TOOL_ROLES:
-        return before.role in TOOL_ROLES
-    return message.role == before.role == "assistant" and not before.eot
-
-
-def _read(
-    path: str | Path, merges_file: str | Path | None
-) -> tuple[dict[str, int], list[tuple[str, str]], dict[str, int]]:
-    """Read vocabulary, merges and named tokens, in either form in which they are published."""
-    content = json.loads(Path(path).read_text("utf-8"))
-    if merges_file is not None:
-        lines = Path(merges_file).read_text("utf-8").split("\n")
-        pairs = [line.split(" ") for line in lines if line and line[:8] != "#version"]
-        return content, [(a, b) for a, b in pairs], dict(QWEN2_5_SPECIAL_TOKENS)
-    if not isinstance(model := content.get("model"), dict):
-        raise ValueError(
-            f"path is a tokenizer.json, or a vocab.json together with merges_file; {path} has no "
-            "merges in it: add merges_file"
-        )
-    named = {token["content"]: token["id"] for token in content["added_tokens"]}
-    if missing := sorted(QWEN2_5_SPECIAL_TOKENS.keys() - named.keys()):
-        raise ValueError(
-            f"a Qwen2.5-VL tokenizer names {len(QWEN2_5_SPECIAL_TOKENS)} tokens, but {path} lacks "
-            f"{', '.join(missing)}; is it another model's tokenizer?"
-        )
-    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-    return model["vocab"], [(a, b) for a, b in pairs], named
-
-
-def _byte_pair_encoding(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
-    """Make Qwen's text encoding without any named token, so that no text can become one."""
-    bpe = Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    bpe.normalizer = normalizers.NFC()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    bpe.decoder = decoders.ByteLevel()
-    return bpe
+    def _start(self, token: int, span: tuple[int, int], text: str) -> int:
+        """Return where a token begins in a text, without the space that an added one swallows."""
+        start, end = span
+        if token in self._names and not (spanned := text[start:end]).isspace():
+            start += len(spanned) - len(spanned.lstrip())
+        return start

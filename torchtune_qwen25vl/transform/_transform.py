@@ -22,7 +22,8 @@ from torchtune_qwen25vl.transform._image import Qwen25VLImageTransform, smart_re
 from torchtune_qwen25vl.transform._patches import IMAGE_MEAN, IMAGE_STD
 from torchtune_qwen25vl.transform._pixels import as_pixels, size
 from torchtune_qwen25vl.transform._processor import read_processor
-from torchtune_qwen25vl.transform._tokenizer import Qwen25VLTokenizer, media_parts
+from torchtune_qwen25vl.transform._tokenizer import Qwen25VLTokenizer
+from torchtune_qwen25vl.transform._turns import media_parts
 from torchtune_qwen25vl.transform._video import Qwen25VLVideoTransform
 
 GEOMETRY = {"patch_size", "merge_size", "temporal_patch_size"}
@@ -67,9 +68,13 @@ class Qwen25VLTransform(Transform):
         image_mean: mean of each channel of images, where full intensity is 1
         image_std: standard deviation of each channel of images, where full intensity is 1
         video: arguments of `Qwen25VLVideoTransform`, but not the geometry of its patches
+        markup_in_answers: "text" or "tokens", what the names of Qwen's tokens are in an assistant's
+            messages (`Qwen25VLTokenizer`)
+        default_system: system text of a conversation without one, likewise
 
     Raises:
-        ValueError: where an argument is out of its range, or the tokenizer is another model's.
+        ValueError: where an argument is out of its range, or the tokenizer or chat template is
+            another model's.
     """
 
     def __init__(
@@ -84,6 +89,8 @@ class Qwen25VLTransform(Transform):
         image_mean: Sequence[float] = IMAGE_MEAN,
         image_std: Sequence[float] = IMAGE_STD,
         video: Mapping[str, Any] | None = None,
+        markup_in_answers: Literal["text", "tokens"] = "text",
+        default_system: str | None = None,
     ) -> None:
         if over_long not in OVER_LONG:
             raise ValueError(f"over_long is one of {', '.join(OVER_LONG)}, got {over_long!r}")
@@ -92,7 +99,12 @@ class Qwen25VLTransform(Transform):
                 f"the geometry of patches is the model's, but video has {', '.join(fixed)}; leave "
                 "it out"
             )
-        self.tokenizer = Qwen25VLTokenizer(path, merges_file)
+        self.tokenizer = Qwen25VLTokenizer(
+            path,
+            merges_file,
+            markup_in_answers=markup_in_answers,
+            default_system=default_system,
+        )
         self.max_seq_len = max_seq_len
         self.over_long = over_long
         self.min_pixels, self.max_pixels = min_pixels, max_pixels

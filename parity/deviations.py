@@ -1,0 +1,99 @@
+"""What versions of transformers do otherwise, as data: the reference is not one thing.
+
+A stage passes under a version if every case equals ours, or exactly what ours gives under the
+fault that a deviation names. The bounds were read from the sources of 18 releases; CONTRIBUTING.md
+says how to run the harness on another one.
+"""
+
+import re
+from dataclasses import dataclass
+
+from parity import reference
+
+GITHUB = "https://github.com/huggingface/transformers"
+COLUMNS = (
+    "stage",
+    "from",
+    "before",
+    "what transformers does",
+    "equals the fault",
+    "thread",
+    "here",
+)
+FRACTIONS = ("time of frames in fp64", "seconds rounded to 0.1")
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """What a range of versions does otherwise in one stage.
+
+    Attributes:
+        stage: name of the stage
+        first: the first version that does it; "" where it always did
+        fixed: the first version that no longer does it; "" where none is known
+        what: in a few words
+        fault: a key of FAULTS or RULES: ours under it equals theirs
+        thread: where it is reported or mended; "" where no thread was found
+        hides: faults that only its cases could see
+    """
+
+    stage: str
+    first: str
+    fixed: str
+    what: str
+    fault: str
+    thread: str = ""
+    hides: tuple[str, ...] = ()
+
+    def holds(self, version: str) -> bool:
+        """Whether this version does it."""
+        return _number(self.first) <= _number(version) < _number(self.fixed or "999")
+
+
+DEVIATIONS = (
+    Deviation("pixels", "", "5.21", "drops alpha without a background", "transparency ignored"),
+    Deviation(
+        "positions",
+        "",
+        "5.3",
+        "seconds between frame groups lose their fraction",
+        "seconds of videos cut to whole ones",
+        f"{GITHUB}/pull/48669",
+        hides=FRACTIONS,
+    ),
+    Deviation(
+        "positions",
+        "5.3",
+        "5.6",
+        "all units of an image or a video have one time, their start times the interval",
+        "all units at the time of the start",
+        f"{GITHUB}/issues/45381 and 45325",
+    ),
+    Deviation(
+        "positions",
+        "5.6",
+        "5.18",
+        "seconds lose their fraction, and text resumes behind rows and columns only",
+        "whole seconds, text behind the grid",
+        f"{GITHUB}/pull/48669",
+        hides=FRACTIONS,
+    ),
+    Deviation(
+        "positions",
+        "5.18",
+        "",
+        "text after a long video resumes behind rows and columns only",
+        "text resumes behind the grid",
+    ),
+)
+
+
+def deviations_of(stage: str, version: str = reference.VERSION) -> list[Deviation]:
+    """What this version does otherwise in this stage."""
+    return [d for d in DEVIATIONS if d.stage == stage and d.holds(version)]
+
+
+def _number(version: str) -> tuple[int, ...]:
+    """5.23.0 and 5.23.0.dev0 as (5, 23, 0); nothing as ()."""
+    found = re.match(r"[\d.]*", version)
+    return tuple(map(int, filter(None, found[0].split(".")))) if found else ()
