@@ -12,11 +12,13 @@ Before any image is read the model is checked: its files, its memory, its disk. 
 the images are read, batches are made of images of near-equal size, and worker processes decode them
 ahead of the model. Every image ends in one state: done, skipped (it had a caption), failed (with a
 reason), cut (at the length limit) or looped (repeating itself). A journal in the output folder
-holds all of it, so that a run that was stopped goes on where it was when it is started again.
+holds all of it, so that a run that was stopped goes on where it was when it is started again. What
+failed is tried again once its file has changed, or with --retry-failed; retry=[cut,looped] asks for
+captions of those states again.
 Several ranks need one folder for the output that all of them see.
 
-Exit codes: 0 all well, 1 some images failed, 2 it could not start or go on (the reason is the last
-line; what is done stays done).
+Exit codes: 0 all well, 1 some images failed (they are named at the end), 2 it could not start or go
+on (the reason is the last line; what is done stays done), 130 Ctrl-C stopped it.
 """
 
 import logging
@@ -100,6 +102,7 @@ def caption_batches(
                     answers = answerer(batch.questions)
                 records = captioning.records_of(answers, batch.problems, settings, plan)
                 progress.add(captioning.write_down(journal, records))
+                captioning.refuse_not_finite(answers)
             logger.info("%s", progress.speed(ahead.waited))
 
 

@@ -16,10 +16,10 @@ from torchtune_qwen25vl.captioning import _records
 def test_what_could_not_be_written_is_on_retry(run, photos, monkeypatch):
     with monkeypatch.context() as patch:
 
-        def full(path, caption):
-            raise OSError(28, "no space left")
+        def refuse(path, caption):
+            raise OSError(13, "not allowed")
 
-        patch.setattr(_records, "write_text", full)
+        patch.setattr(_records, "write_text", refuse)
         assert run() == 1
     assert set(captions.states(photos / "_captions").values()) == {"failed"}
     assert run() == 1  # the control: nothing is tried again by itself

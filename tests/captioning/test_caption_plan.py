@@ -34,9 +34,9 @@ def policy(**changes):
     return Policy(**{**values, "write_states": ["done"], **changes})
 
 
-def plan(items, past=None, table=None, *, retry_failed=False, **changes):
+def plan(items, past=None, table=None, *, retry=(), **changes):
     past = past or Past()
-    return make_plan(items, policy(**changes), past, table or {}, retry_failed=retry_failed)
+    return make_plan(items, policy(**changes), past, table or {}, retry=retry)
 
 
 def test_two_images_with_one_text_file(tree):
@@ -84,5 +84,5 @@ def test_what_was_done_stays_done(tree):
     }
     past = Past({}, records)
     assert plan(items, past, existing="overwrite").settled == records
-    again = plan(items, past, existing="overwrite", retry_failed=True)
+    again = plan(items, past, existing="overwrite", retry=["failed"])
     assert again.pending == items[:1]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import shutil
 import sys
@@ -147,16 +148,21 @@ def test_other_settings_begin_another_run_and_keep_the_journal(run, photos):
     assert list((photos / "_captions").glob("earlier-2-journal-0.jsonl"))
 
 
-def test_one_bad_file_fails_alone_and_is_retried_when_asked(run, photos, caplog):
+def test_one_bad_file_fails_alone_and_is_retried_once_mended(run, photos, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
     (photos / "bad.jpg").write_bytes(b"no picture")
     assert run() == 1
     row = captions.rows(photos / "_captions")[0]
     assert row["state"] == "failed"
     assert "bad.jpg" in row["reason"]
     assert list(captions.states(photos / "_captions").values()).count("failed") == 1
+    assert caplog.messages[-2].startswith(f"failed: {photos / 'bad.jpg'}: ")
+    assert caplog.messages[-1].startswith("9 images: ")
+    with monkeypatch.context() as patch:  # as it was, it is not tried again by itself
+        patch.setattr("torchtune_qwen25vl.captioning._run.failure", lambda *_: pytest.fail("read"))
+        assert run() == 1
     shutil.copy(photos / "picture 000.png", photos / "bad.jpg")
-    assert run() == 1  # it is not tried again by itself
-    assert run(retry_failed=True) == 0
+    assert run() == 0
     assert (photos / "bad.txt").read_text() == (photos / "picture 000.txt").read_text()
 
 
@@ -220,7 +226,7 @@ def test_wording_around_and_variables_inside(run, photos, monkeypatch):
         ("user", "picture 001 in photos: Mine. Answer in French."),
     ] in asked
     text = (photos / "picture 001.txt").read_text("utf-8").strip()
-    assert text.startswith("Mine. <ohwx, ")
+    assert text.startswith("ohwx, Mine. <")  # the trigger word leads
     assert text.endswith(">")
 
 

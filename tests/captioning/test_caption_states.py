@@ -27,8 +27,8 @@ def test_only_what_failed_is_tried_again(tmp_path):
     records = {name: Record(name, Path(name).stem, "Text.") for name in names}
     items = [Item(name, Path(name)) for name in names]
     policy = Policy(["jsonl"], TextFiles(), "overwrite", STATES, uses_existing=False)
-    for retry_failed, tried in ((False, []), (True, names[-1:])):
-        plan = make_plan(items, policy, Past({}, records), {}, retry_failed=retry_failed)
+    for retry, tried in (((), []), (("failed",), names[-1:])):
+        plan = make_plan(items, policy, Past({}, records), {}, retry=retry)
         assert [item.name for item in plan.pending] == tried
 
 
@@ -39,7 +39,7 @@ def test_batches_are_made_of_all_that_goes_or_went_through_the_model(tmp_path):
     items = [Item(name, Path(name)) for name in names]
     policy = Policy(["jsonl"], TextFiles(), "skip", STATES, uses_existing=False)
     table = {names[4]: "It has a caption."}
-    plan = make_plan(items, policy, Past({}, records), table, retry_failed=False)
+    plan = make_plan(items, policy, Past({}, records), table, retry=())
     assert plan.settled[names[4]].state == "skipped"
     assert plan.pending == items[5:]
     assert plan.to_batch == [*items[:4], items[5]]
@@ -53,7 +53,7 @@ def test_a_caption_in_the_table_that_is_read_counts(tmp_path, formats):
     Path(names[1]).with_suffix(".txt").write_text("Mine.")
     policy = Policy(formats, TextFiles(), "skip", STATES, uses_existing=False)
     table = {printable(names[1]): "Mine."} if formats == ["jsonl"] else {names[0]: "Not read."}
-    plan = make_plan(items, policy, Past(), table, retry_failed=False)
+    plan = make_plan(items, policy, Past(), table, retry=())
     found = [(record.state, record.caption) for record in plan.settled.values()]
     assert found == [("skipped", "Known."), ("skipped", "Mine.")]
     assert plan.unjournaled == []

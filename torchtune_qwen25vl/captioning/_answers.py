@@ -10,7 +10,7 @@ import torch
 
 from torchtune_qwen25vl.captioning._prompts import Preset
 from torchtune_qwen25vl.device import is_out_of_memory, release_cache
-from torchtune_qwen25vl.generation import generate, prompt_batch
+from torchtune_qwen25vl.generation import NotFiniteError, generate, prompt_batch
 from torchtune_qwen25vl.model import Qwen25VL
 from torchtune_qwen25vl.transform import PLACEHOLDER_PIXELS, Qwen25VLTransform
 
@@ -46,6 +46,20 @@ class Answer:
     text: str = ""
     tokens: int = 0
     reason: str = ""
+    is_finite: bool = True
+
+
+def refuse_not_finite(answers: Sequence[Answer]) -> None:
+    """Stop a run whose model gives nothing but nan and infinities.
+
+    Raises:
+        ValueError: if no answer of a batch is finite.
+    """
+    if answers and not any(answer.is_finite for answer in answers):
+        raise ValueError(
+            f"no answer of a batch is finite ({answers[0].reason}): set another dtype, or look "
+            "into the weights; then start again with --retry-failed"
+        )
 
 
 class Answerer:
@@ -84,17 +98,18 @@ class Answerer:
         """
         if not questions:
             return []
+        is_finite = True
         try:
             return self._generate(questions)
         except ValueError as error:
-            problem = str(error)
+            problem, is_finite = str(error), not isinstance(error, NotFiniteError)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             problem = ""
         # outside of the handlers: an exception holds on to the memory of its frames
         if problem:
-            return self._apart(questions, problem)
+            return self._apart(questions, problem, is_finite)
         release_cache(self._model.tok_embeddings.weight.device)
         return self._halved(questions) if len(questions) > 1 else [self._smaller(questions[0])]
 
@@ -138,10 +153,10 @@ class Answerer:
         state: Finish = "looped" if loops(said) else "done" if finish == "stop" else "cut"
         return Answer(question, state, text, len(tokens))
 
-    def _apart(self, questions: Sequence[Question], problem: str) -> list[Answer]:
+    def _apart(self, questions: Sequence[Question], problem: str, is_finite: bool) -> list[Answer]:
         """Ask one by one: one row has the problem, and the others do not depend on it."""
         if len(questions) == 1:
-            return [Answer(questions[0], "failed", reason=problem)]
+            return [Answer(questions[0], "failed", reason=problem, is_finite=is_finite)]
         return [answer for question in questions for answer in self([question])]
 
     def _halved(self, questions: Sequence[Question]) -> list[Answer]:

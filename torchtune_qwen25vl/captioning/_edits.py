@@ -44,7 +44,7 @@ def apply_edits(settings: Settings, workers: Workers, stack: ExitStack) -> int:
     if not settings.dry_run:
         stack.enter_context(claimed(folder))
     past = take_up(folder, Record, run, complete=place, restart=False, dry_run=settings.dry_run)
-    plan = make_plan(items, settings.policy, past, read_table(folder), retry_failed=False)
+    plan = make_plan(items, settings.policy, past, read_table(folder, {"failed"}), retry=())
     records = _edited(plan, edits)
     missing = sorted(set(edits) - set(map(printable, plan.items)))
     if missing:

@@ -1,24 +1,23 @@
 """What is to be done with each item, from what is on disk already."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from torchtune_qwen25vl.captioning._prompts import printable
-from torchtune_qwen25vl.captioning._records import Record, State
+from torchtune_qwen25vl.captioning._prompts import Wording, printable
+from torchtune_qwen25vl.captioning._records import Record, State, stamp_of
 from torchtune_qwen25vl.captioning._texts import (
     EXISTING,
     Existing,
     TextFiles,
-    combined,
     read_text,
 )
 from torchtune_qwen25vl.jobs import Item, Past
 
-FORMATS = ("txt", "jsonl", "csv")
+FORMATS = ("txt", "jsonl", "csv", "metadata")
 
-_APART = "set text_naming=full, or give them mirror folders of their own; then retry_failed=True"
+_APART = "set text_naming=full, or give them mirror folders of their own"
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Policy:
     """What becomes of captions, old and new.
 
     Attributes:
-        formats: formats that are written, of txt, jsonl, csv
+        formats: formats that are written, of txt, jsonl, csv, metadata
         text_files: place of each text file
         existing: what becomes of a caption that is there already
         write_states: states in which a new caption gets a text file
@@ -72,12 +71,11 @@ class Plan:
         self.settled[record.name] = record
         self.unjournaled.append(record)
 
-    def keep(self, record: Record) -> None:
-        """Take a final record of the journal, with what its user has made of the caption."""
-        edited = _as_edited(record)
-        self.settled[record.name] = edited
-        if edited != record and edited.state != "failed":
-            self.unjournaled.append(edited)
+    def keep(self, record: Record, *, edited: bool) -> None:
+        """Take a final record; the journal does not have it yet if its caption was edited."""
+        self.settled[record.name] = record
+        if edited and record.state != "failed":
+            self.unjournaled.append(record)
 
     @property
     def pending(self) -> list[Item]:
@@ -100,7 +98,7 @@ def make_plan(
     past: Past[Record],
     table: Mapping[str, str],
     *,
-    retry_failed: bool,
+    retry: Collection[str],
 ) -> Plan:
     """Decide for each item whether it is to be captioned.
 
@@ -109,7 +107,7 @@ def make_plan(
         policy: what becomes of captions
         past: records of this run
         table: captions in the tables of an earlier run, by name
-        retry_failed: whether images that failed are captioned again
+        retry: states of images that are captioned again
 
     Raises:
         ValueError: if an image inside a table cannot have a text file, or images that have captions
@@ -126,21 +124,24 @@ def make_plan(
                 plan.texts[name] = path
             else:
                 shared = f"its text file {path.name} is that of {Path(owner).name} too: {_APART}"
-        record = past.records.get(name)
-        if record is not None and _is_final(record, item, retry_failed):
+        before = past.records.get(name)
+        record = before and _as_edited(before)
+        if record is not None and _is_final(record, item, retry):
             if shared and record.state in policy.write_states:
                 raise ValueError(f"{printable(name)} has a caption, but {shared}")
-            plan.keep(record)
+            plan.keep(record, edited=record != before)
             continue
         problem = item.problem or shared
         try:
-            plan.existing[name], unreadable = _existing(item, plan.texts.get(name), table)
+            plan.existing[name], unreadable = (
+                ("", "") if _is_ours(record) else _existing(item, plan.texts.get(name), table)
+            )
         except OSError as error:
             problem, unreadable = problem or f"its text file cannot be read: {error}", ""
         if unreadable and (policy.uses_existing or policy.existing in ("append", "prepend")):
             problem = problem or unreadable
-        if problem:
-            plan.settle(Record(name, "failed", reason=problem))
+        if problem:  # which is looked for at each start: not for the journal
+            plan.settled[name] = Record(name, "failed", reason=problem)
         elif policy.existing == "skip" and (plan.existing[name] or unreadable):
             skipped = _skipped(name, plan.existing[name], unreadable, plan.texts.get(name))
             plan.settled[name] = skipped  # for as long as it has: not for the journal
@@ -156,26 +157,35 @@ def _skipped(name: str, existing: str, unreadable: str, text_file: Path | None) 
     return Record(name, "skipped", existing, unreadable or "it has a caption", file=file)
 
 
-def _is_final(record: Record, item: Item, retry_failed: bool) -> bool:
+def _is_ours(record: Record | None) -> bool:
+    """Whether a text file holds an answer that is asked for again."""
+    return record is not None and record.placed and record.state != "skipped"
+
+
+def _is_final(record: Record, item: Item, retry: Collection[str]) -> bool:
     if record.state == "failed":
         has_come_back = record.absent and item.path is not None and os.path.exists(item.path)
-        return not (retry_failed or has_come_back)
-    return record.state != "skipped"  # which it is for as long as it has a caption
+        is_mended = bool(record.stamp) and stamp_of(item.path) not in ("", record.stamp)
+        return not ("failed" in retry or has_come_back or is_mended)
+    # skipped it is for as long as it has a caption
+    return record.state != "skipped" and record.state not in retry
 
 
 def _as_edited(record: Record) -> Record:
     """Return a record with the words that its text file holds now.
 
-    It has failed for as long as they cannot be read.
+    It is done if a person has written them, and has failed for as long as they cannot be read.
     """
     file = Path(record.file)
-    if not record.placed or not os.path.lexists(file):
+    if not record.placed or record.state == "skipped" or not os.path.lexists(file):
         return record
     try:
         text = read_text(file)
     except (OSError, ValueError) as error:
         return replace(record, state="failed", reason=f"its text file cannot be read: {error}")
-    return record if text == record.caption.strip() else replace(record, caption=text)
+    if text == record.caption.strip():
+        return record
+    return replace(record, caption=text, state="done")
 
 
 def _existing(item: Item, text_file: Path | None, table: Mapping[str, str]) -> tuple[str, str]:
@@ -214,12 +224,12 @@ def moved(plan: Plan, policy: Policy) -> tuple[list[Record], list[Record]]:
     return found
 
 
-def with_file(record: Record, plan: Plan, policy: Policy) -> Record:
+def with_file(record: Record, plan: Plan, policy: Policy, wording: Wording) -> Record:
     """Return a new record with the existing caption in its own, and its text file named."""
     if record.state == "failed":
         return record
     existing = plan.existing.get(record.name, "")
-    caption = combined(existing, record.caption, policy.existing)
+    caption = wording.joined(existing, record.caption, policy.existing)
     return replace(record, caption=caption, file=_text_file(record, plan, policy))
 
 

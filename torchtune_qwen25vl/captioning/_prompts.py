@@ -3,8 +3,9 @@
 import string
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
+from torchtune_qwen25vl.captioning._texts import Existing
 from torchtune_qwen25vl.jobs import Item
 
 VARIABLES = ("name", "directory", "tags", "caption")
@@ -85,6 +86,8 @@ class Wording:
         trigger: word that every caption begins with, before a comma
         prefix: text before that, taken as it is
         suffix: text behind the caption, taken as it is
+        newlines: "space" to make one line of an answer, "keep" to leave it
+        separator: text between an answer and the caption that it is joined to
     """
 
     prompt: str
@@ -93,6 +96,8 @@ class Wording:
     trigger: str = ""
     prefix: str = ""
     suffix: str = ""
+    newlines: Literal["keep", "space"] = "keep"
+    separator: str = " "
 
     def question(self, variables: Mapping[str, str]) -> str:
         """Return the prompt for one image."""
@@ -101,8 +106,23 @@ class Wording:
 
     def around(self, answer: str) -> str:
         """Make the caption of the model's answer."""
-        trigger = f"{self.trigger}, " if self.trigger else ""
-        return f"{self.prefix}{trigger}{answer}{self.suffix}"
+        if self.newlines == "space":
+            answer = " ".join(filter(None, map(str.strip, answer.splitlines())))
+        return f"{self.prefix}{self._trigger}{answer}{self.suffix}"
+
+    def joined(self, existing: str, caption: str, policy: Existing) -> str:
+        """Join a caption to one that was there before, as the policy says; the trigger leads."""
+        if not existing or policy not in ("append", "prepend"):
+            return caption
+        existing = existing.removeprefix(self._trigger)
+        if policy == "prepend":
+            return f"{caption}{self.separator}{existing}"
+        rest = caption.replace(self._trigger, "", 1)
+        return f"{self._trigger}{existing}{self.separator}{rest}"
+
+    @property
+    def _trigger(self) -> str:
+        return f"{self.trigger}, " if self.trigger else ""
 
 
 def variables_of(item: Item, existing: str) -> dict[str, str]:

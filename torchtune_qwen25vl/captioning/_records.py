@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from torchtune_qwen25vl.captioning._texts import write_text
-from torchtune_qwen25vl.jobs import Journal
+from torchtune_qwen25vl.jobs import FULL, Journal
 
 State = Literal["done", "skipped", "failed", "cut", "looped"]
 STATES: tuple[State, ...] = get_args(State)
@@ -28,6 +28,7 @@ class Record:
         steps: what had to be done to get there, such as halving a batch
         file: text file that the caption goes into, if any
         placed: whether that text file has been written
+        stamp: size and time of the image file that failed; it is tried again when they change
         absent: whether it failed as the image, or the folder of its text file, was not there; it
             is tried again when that has come back
     """
@@ -41,6 +42,7 @@ class Record:
     steps: str = ""
     file: str = ""
     placed: bool = False
+    stamp: str = ""
     absent: bool = False
 
 
@@ -53,7 +55,16 @@ def failure(name: str, reason: str, image: Path | None) -> Record:
         image: its file, if it is one
     """
     absent = image is not None and not os.path.exists(image)
-    return Record(name, "failed", reason=reason, absent=absent)
+    return Record(name, "failed", reason=reason, stamp=stamp_of(image), absent=absent)
+
+
+def stamp_of(image: Path | None) -> str:
+    """Describe the state of a file by size and time; empty where there is none."""
+    try:
+        stat = image.stat() if image else None
+    except OSError:
+        return ""
+    return f"{stat.st_size} {stat.st_mtime_ns}" if stat else ""
 
 
 def place(record: Record) -> Record:
@@ -61,12 +72,17 @@ def place(record: Record) -> Record:
 
     Returns:
         The record with its file in place, or failed where that cannot be done.
+
+    Raises:
+        OSError: if the disk is full; the next start writes the file.
     """
     if record.placed or record.state == "failed" or not record.file:
         return record
     try:
         write_text(Path(record.file), record.caption)
     except OSError as error:
+        if error.errno in FULL:
+            raise
         reason = f"its caption is not written: {error}"
         absent = not Path(record.file).parent.exists()
         return replace(record, state="failed", reason=reason, absent=absent)

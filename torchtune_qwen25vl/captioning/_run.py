@@ -13,7 +13,7 @@ from torchtune_qwen25vl.captioning._prompts import printable
 from torchtune_qwen25vl.captioning._records import STATES, Record, failure, place
 from torchtune_qwen25vl.captioning._review import write_review
 from torchtune_qwen25vl.captioning._settings import Settings
-from torchtune_qwen25vl.captioning._tables import read_table, write_tables
+from torchtune_qwen25vl.captioning._tables import read_table, write_metadata, write_tables
 from torchtune_qwen25vl.jobs import (
     Item,
     Past,
@@ -29,6 +29,7 @@ from torchtune_qwen25vl.jobs import (
 )
 
 logger = logging.getLogger(__name__)
+NAMED = 20  # failed images, at most, at the end of a run
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def plan_run(settings: Settings, run: Run, workers: Workers, stack: ExitStack) -
         dry_run=settings.dry_run,
     )
     assert past.run is not None
-    table = read_table(settings.folder)
-    plan = make_plan(items, settings.policy, past, table, retry_failed=settings.retry_failed)
+    table = read_table(settings.folder, {"failed", *settings.retried})
+    plan = make_plan(items, settings.policy, past, table, retry=settings.retried)
     if not settings.dry_run:
         _make_mirror(plan, settings, past)
         _move_texts(plan, settings)
@@ -88,6 +89,7 @@ def list_items(settings: Settings) -> list[Item]:
         text_columns={"caption": columns.caption, "tags": columns.tags},
         recursive=settings.recursive,
         exclude=settings.excluded,
+        text_suffix=settings.text_suffix,
     )
 
 
@@ -183,7 +185,10 @@ def records_of(
         settings: of the recipe
         plan: names the text files, and knows the captions that were there before
     """
-    answered = [with_file(_record(answer, settings), plan, settings.policy) for answer in answers]
+    answered = [
+        with_file(_record(answer, settings), plan, settings.policy, settings.wording)
+        for answer in answers
+    ]
     failed = [failure(name, why, plan.items[name].path) for name, why in problems.items()]
     return answered + failed
 
@@ -217,11 +222,25 @@ def write_outputs(settings: Settings, plan: Plan, workers: Workers) -> int:
         raise ValueError(f"{folder} is gone: put it back and start again to have its tables")
     written = read_journals(folder, Record).records
     records = [plan.settled.get(name) or written[name] for name in plan.items]
-    write_tables(folder, settings.policy.formats, records)
+    items = list(plan.items.values())
+    relative = settings.table_paths == "relative"
+    write_tables(folder, settings.policy.formats, items, records, relative=relative)
+    if "metadata" in settings.policy.formats:
+        write_metadata(items, records, settings.policy.write_states)
     if settings.review:
         page = folder / "review.html"
-        write_review(page, list(plan.items.values()), records, workers)
+        write_review(page, items, records, workers)
         logger.info("look through the captions in %s", page)
+    _name_failed([record for record in records if record.state == "failed"], folder)
     states: Counter[str] = Counter(record.state for record in records)
     logger.info("%d images: %s", len(records), summary(states, STATES))
     return int(states["failed"] > 0)
+
+
+def _name_failed(failed: Sequence[Record], folder: Path) -> None:
+    for record in failed[:NAMED]:
+        known = record.name in record.reason
+        reason = record.reason if known else f"{record.name}: {record.reason}"
+        logger.error("failed: %s", printable(reason))
+    if len(failed) > NAMED:
+        logger.error("and %d more, which the tables in %s name", len(failed) - NAMED, folder)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import ListConfig
@@ -12,6 +13,9 @@ from torchtune_qwen25vl.captioning._tables import input_of
 from torchtune_qwen25vl.captioning._texts import Existing, TextFiles
 from torchtune_qwen25vl.generation import Sampling, check_options
 from torchtune_qwen25vl.jobs import JobSettings, as_path
+from torchtune_qwen25vl.media import LACKING, SUFFIXES
+
+RETRIED = ("failed", "cut", "looped")
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Settings(JobSettings):
     decides = (
         *JobSettings.decides,
         *("preset", "prompt", "prompt_file", "system_prompt", "language"),
-        *("trigger", "prefix", "suffix", "existing"),
+        *("trigger", "prefix", "suffix", "newlines", "existing", "separator"),
         *("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty"),
     )
 
@@ -41,10 +45,14 @@ class Settings(JobSettings):
     recursive: bool = True
     exclude: str | ListConfig = ""  # patterns of names or paths that are left out of folders
     columns: Columns = field(default_factory=Columns)
-    outputs: ListConfig  # of txt, jsonl, csv
+    outputs: ListConfig  # of txt, jsonl, csv, metadata
+    table_paths: Literal["absolute", "relative"] = "absolute"
     mirror_dir: str | None = None  # text files there instead of beside the images
     text_naming: Literal["stem", "full"] = "stem"
+    text_suffix: str = ".txt"
     existing: Existing = "skip"
+    separator: str = " "  # between an answer and the caption that it is appended or prepended to
+    retry: str | ListConfig = ""  # states of images that are captioned again
     write_states: ListConfig  # states whose captions get a text file
     review: bool = True
     apply: str | None = None  # edits that the review page saved
@@ -57,6 +65,7 @@ class Settings(JobSettings):
     trigger: str = ""
     prefix: str = ""
     suffix: str = ""
+    newlines: Literal["keep", "space"] = "keep"
     # how it answers; null: as in the preset
     max_new_tokens: int | None = None
     temperature: float | None = None
@@ -72,6 +81,18 @@ class Settings(JobSettings):
         sampling = Sampling(*(getattr(preset, name) for name in Sampling._fields))
         check_options(preset.max_new_tokens, sampling)
         self.policy  # noqa: B018
+        name = Path(f"a{self.text_suffix}")
+        if name.stem != "a" or not name.suffix or name.suffix.lower() in (*SUFFIXES, *LACKING):
+            raise ValueError(
+                f"text_suffix is a dot and letters, and no image's, got {self.text_suffix!r}"
+            )
+        if not self.retried <= set(RETRIED):
+            raise ValueError(f"retry is of {', '.join(RETRIED)}, got {sorted(self.retried)}")
+        if self.retried - {"failed"} and self.existing in ("append", "prepend"):
+            raise ValueError(
+                f"with existing={self.existing} an answer cannot be told from the caption it was "
+                f"joined to, so retry is of failed, got {sorted(self.retried)}"
+            )
 
     @cached_property
     def _inputs(self) -> list[Any]:
@@ -82,8 +103,12 @@ class Settings(JobSettings):
     @property
     def excluded(self) -> list[str]:
         """The patterns to exclude, none, one or many."""
-        patterns = [self.exclude] if isinstance(self.exclude, str) else self.exclude
-        return [str(pattern) for pattern in patterns if pattern]
+        return _texts(self.exclude)
+
+    @property
+    def retried(self) -> set[str]:
+        """The states of images that are captioned again."""
+        return {*_texts(self.retry), *(["failed"] if self.retry_failed else [])}
 
     @cached_property
     def full_preset(self) -> Preset:
@@ -117,6 +142,8 @@ class Settings(JobSettings):
             trigger=self.trigger,
             prefix=self.prefix,
             suffix=self.suffix,
+            newlines=self.newlines,
+            separator=self.separator,
         )
 
     @cached_property
@@ -125,7 +152,7 @@ class Settings(JobSettings):
         mirror = None if self.mirror_dir is None else as_path(self.mirror_dir).absolute()
         return Policy(
             list(self.outputs),
-            TextFiles(mirror, self.text_naming),
+            TextFiles(mirror, self.text_naming, self.text_suffix),
             self.existing,
             list(self.write_states),
             uses_existing="{caption}" in self.full_preset.prompt,
@@ -134,3 +161,8 @@ class Settings(JobSettings):
     def decisive(self) -> dict[str, Any]:
         """Values of the settings that captions depend on, the prompt in full."""
         return super().decisive() | {"prompt": self.full_preset.prompt}
+
+
+def _texts(value: str | ListConfig) -> list[str]:
+    texts = [value] if isinstance(value, str) else value
+    return [str(text) for text in texts if text]

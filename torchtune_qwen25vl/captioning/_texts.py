@@ -20,10 +20,12 @@ class TextFiles:
     Attributes:
         mirror: folder that repeats the folders of the images; None to write beside each image
         naming: "stem" for a.txt, "full" for a.jpg.txt
+        suffix: of the text files
     """
 
     mirror: Path | None = None
     naming: Literal["stem", "full"] = "stem"
+    suffix: str = ".txt"
 
     def path(self, item: Item) -> Path:
         """Return the path of an item's text file.
@@ -38,18 +40,12 @@ class TextFiles:
                     "mirror_dir, or write jsonl or csv"
                 )
             table, _, row = item.name.rpartition("#")
-            return self.mirror / Path(table).name / f"{row}.txt"
+            return self.mirror / Path(table).name / f"{row}{self.suffix}"
         path = item.path
         if self.mirror is not None:
             path = self.mirror / os.path.relpath(path, item.root).replace("../", "")
         stem = path.stem if self.naming == "stem" else path.name
-        return path.with_name(f"{stem}.txt")
-
-
-def combined(existing: str, caption: str, policy: Existing) -> str:
-    """Combine a caption and one that was there before, as the policy says."""
-    texts = {"append": (existing, caption), "prepend": (caption, existing)}
-    return " ".join(filter(None, texts.get(policy, (caption,))))
+        return path.with_name(f"{stem}{self.suffix}")
 
 
 def read_text(path: Path) -> str:

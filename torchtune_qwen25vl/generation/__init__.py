@@ -8,15 +8,17 @@ PromptedModel           the model as torchtune's generation loop calls one
 Sampling                how a token is chosen
 check_options           refuse options out of range
 read_generation_config  a checkpoint's own way to choose tokens
+NotFiniteError          logits are nan or infinite
 """
 
 from torchtune_qwen25vl.generation._batch import inference_batch, prompt_batch
 from torchtune_qwen25vl.generation._defaults import read_generation_config
 from torchtune_qwen25vl.generation._generate import Generation, PromptedModel, generate
-from torchtune_qwen25vl.generation._sampling import Sampling, check_options
+from torchtune_qwen25vl.generation._sampling import NotFiniteError, Sampling, check_options
 
 __all__ = [
     "Generation",
+    "NotFiniteError",
     "PromptedModel",
     "Sampling",
     "check_options",

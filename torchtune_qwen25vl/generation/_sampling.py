@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 
 
+class NotFiniteError(ValueError):
+    """Logits are nan or infinite."""
+
+
 class Sampling(NamedTuple):
     """How a token is chosen from its logits; see `generate`."""
 
@@ -81,7 +85,7 @@ def check_finite(logits: Tensor) -> None:
     """The largest logit of a row [b, v] is finite, unless one is nan or inf."""
     finite = logits.amax(-1).isfinite()
     if not bool(finite.all()):
-        raise ValueError(
+        raise NotFiniteError(
             f"logits must be finite, those of rows {(~finite).nonzero().flatten().tolist()} are "
             f"not; in float16 this model overflows, use bfloat16 or float32"
         )

@@ -30,6 +30,7 @@ read_pixels    an image as the model will see it
 Ahead          values made in a thread, some ahead
 Progress       a progress bar
 summary        numbers of records by state
+FULL           error numbers of a full disk
 """
 
 from torchtune_qwen25vl.jobs._ahead import Ahead
@@ -40,13 +41,14 @@ from torchtune_qwen25vl.jobs._items import Item, find_items
 from torchtune_qwen25vl.jobs._journal import Journal, Past, Run, claimed, read_journals, take_up
 from torchtune_qwen25vl.jobs._model import check_model
 from torchtune_qwen25vl.jobs._paths import as_path
-from torchtune_qwen25vl.jobs._progress import Progress, summary
+from torchtune_qwen25vl.jobs._progress import FULL, Progress, summary
 from torchtune_qwen25vl.jobs._ranks import Ranks
 from torchtune_qwen25vl.jobs._settings import JobSettings, read_settings
 from torchtune_qwen25vl.jobs._words import read_words
 from torchtune_qwen25vl.jobs._workers import Outcome, Task, Workers, attempt
 
 __all__ = [
+    "FULL",
     "Ahead",
     "Item",
     "JobSettings",

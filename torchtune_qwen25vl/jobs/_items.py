@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from torchtune_qwen25vl.jobs._paths import Sieve, as_path, folder_of
+from torchtune_qwen25vl.jobs._row_images import RowImage
 from torchtune_qwen25vl.media import SUFFIXES, Rows, open_rows
 
 logger = logging.getLogger(__name__)
@@ -22,26 +23,6 @@ LISTS = (".txt", ".lst")
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 OWN_FILE = "journal-0.jsonl"
 SAVED_DATASET = ("state.json", "dataset_dict.json")
-
-
-@dataclass(frozen=True)
-class RowImage:
-    """An image that lies inside a row of a table and is read when its turn comes."""
-
-    rows: Rows
-    index: int
-    column: str
-
-    def read(self) -> Any:
-        """Return the image as it is stored, undecoded.
-
-        Raises:
-            ValueError: if the row has none, or is damaged.
-        """
-        row = self.rows[self.index]
-        if row.get(self.column) is None:
-            raise ValueError(f"the row has no {self.column!r}, it has {sorted(row)}")
-        return row[self.column]
 
 
 @dataclass(frozen=True)
@@ -54,6 +35,7 @@ class Item:
         root: folder that a mirror of the results starts from
         held: the image inside a row
         texts: of its row, by what they are to the job; none for a file of a folder
+        row: its row in a table
         problem: why it cannot be worked on, found while listing
     """
 
@@ -62,6 +44,7 @@ class Item:
     root: Path = Path()
     held: RowImage | None = None
     texts: Mapping[str, str] = field(default_factory=dict)
+    row: RowImage | None = None
     problem: str = ""
 
     def read(self) -> Any:
@@ -72,6 +55,11 @@ class Item:
         """
         return self.path if self.held is None else self.held.read()
 
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The other columns of its row, those that JSON can hold; none where it is damaged."""
+        return {} if self.row is None else self.row.others()
+
 
 def find_items(
     inputs: Sequence[str],
@@ -80,6 +68,7 @@ def find_items(
     text_columns: Mapping[str, str] | None = None,
     recursive: bool = True,
     exclude: Sequence[str] = (),
+    text_suffix: str = ".txt",
 ) -> list[Item]:
     """List the images of all inputs: inputs in their order, files of a folder by name.
 
@@ -94,13 +83,14 @@ def find_items(
         text_columns: column of each text that the job reads of a table, by what it is to the job
         recursive: look into the folders of a folder
         exclude: patterns of names, or of paths from an input on, that are left out of folders
+        text_suffix: suffix of texts beside images, which are not counted as left out
 
     Raises:
         ValueError: if an input is none of these, or there are no images at all.
     """
     columns = _Columns(image_column, text_columns or {})
     items: dict[str, Item] = {}
-    sieve = Sieve(exclude)
+    sieve = Sieve(exclude, text_suffix)
     for one in inputs:
         for item in _listed(one, columns, recursive, sieve):
             items.setdefault(item.name, item)
@@ -232,7 +222,8 @@ def _of_rows(path: Path, columns: _Columns) -> Iterator[Item]:
     make = _of_row if _names_files(rows, columns.image, path) else _held
     for index in range(len(rows)):
         item = make(path, rows, index, columns.image)
-        yield replace(item, texts={kind: text(index) for kind, text in texts.items()})
+        row = RowImage(rows, index, columns.image)
+        yield replace(item, texts={kind: text(index) for kind, text in texts.items()}, row=row)
 
 
 def _names_files(rows: Rows, column: str, table: Path) -> bool:

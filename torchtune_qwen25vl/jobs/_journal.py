@@ -11,7 +11,6 @@ name the last one counts.
 A record is a frozen dataclass of the job's own, whose values JSON can hold.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Generic, Protocol, TypeVar
 
 from torchtune_qwen25vl._files import write_file
+from torchtune_qwen25vl.jobs._lock import locked
 
 logger = logging.getLogger(__name__)
 FORMAT = 2  # of journals; those of other formats are refused
@@ -51,12 +51,14 @@ class Run:
         max_pixels: limit of an image, by the memory that was free when the run began
         batch_tokens: limit of a batch, likewise
         format: of the weights in memory; None while the model has not been fetched
+        weights: digest of names, sizes and times of the model's files; empty likewise
     """
 
     settings: Mapping[str, Any]
     max_pixels: int
     batch_tokens: int
     format: str | None
+    weights: str = ""
 
 
 @dataclass
@@ -111,7 +113,8 @@ def take_up(
 ) -> Past[R]:
     """Find out what this run has done before; the journals of all ranks become one.
 
-    The journals of another run are renamed, so that this one starts anew; nothing is deleted.
+    The journals of another run are renamed, so that this one starts anew; nothing is deleted. A run
+    in which nothing but failures came about binds nobody to its limits and its format.
 
     Args:
         folder: output folder, claimed unless `dry_run`
@@ -135,8 +138,11 @@ def take_up(
     past = read_journals(folder, record)
     if past.run is None:
         return new
-    is_same = past.run.settings == run.settings
-    if is_same and run.format not in (None, past.run.format):
+    is_same = past.run.settings == run.settings and run.weights in ("", past.run.weights)
+    if all(one.state in ("failed", "skipped") for one in past.records.values()):
+        is_same = is_same and run.format in (None, past.run.format)
+        past.run = run if is_same and run.format is not None else past.run
+    elif is_same and run.format not in (None, past.run.format):
         raise ValueError(
             f"{folder} holds a run in {past.run.format} and this one would be in {run.format}: "
             "set dtype and four_bit as before, or restart=True"
@@ -159,14 +165,11 @@ def claimed(folder: Path) -> Iterator[None]:
     if not folder.is_dir():
         folder.mkdir(parents=True)
         logger.info("made %s, where no run was before", folder)
-    with (folder / "lock").open("w") as file:
-        try:
-            # lockf, not flock: processes started from here must not inherit it
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+    with locked(folder / "lock") as is_ours:
+        if not is_ours:
             raise ValueError(
                 f"another run is at work in {folder}: wait for it, or choose another output_dir"
-            ) from error
+            )
         yield
 
 
@@ -214,9 +217,12 @@ class Journal(Generic[R]):
             )
 
     def _add(self, entry: Mapping[str, Any]) -> None:
-        self._file.write(_line(entry))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write(_line(entry))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
 
 def _journals(folder: Path) -> list[Path]:
@@ -264,6 +270,8 @@ def _line(entry: Mapping[str, Any]) -> bytes:
 
 
 def _flush_folder(folder: Path) -> None:
+    if os.name == "nt":  # where a folder cannot be opened
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)

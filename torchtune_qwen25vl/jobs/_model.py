@@ -1,10 +1,14 @@
 """The model of a job: fetched and checked before anything is planned, loaded when work begins."""
 
+import hashlib
+import json
 import logging
+from pathlib import Path
 
 from torchtune_qwen25vl import device
 from torchtune_qwen25vl.jobs._journal import Run
 from torchtune_qwen25vl.jobs._settings import JobSettings
+from torchtune_qwen25vl.weights import find_weights
 
 logger = logging.getLogger(__name__)
 
@@ -25,13 +29,12 @@ def check_model(
     Raises:
         ValueError: if the model cannot be run here, with every reason and its remedy.
     """
+    _refuse_adapter(settings.model)
     if settings.dry_run and (away := _describe_download(settings)):
         logger.info("%s", away)
         max_pixels = settings.max_pixels or device.MOST_PIXELS
         return Run(settings.decisive(), max_pixels, settings.batch_tokens, format=None), None
-    source = device.fetch(
-        settings.model, cache_dir=settings.cache_dir, compare=not settings.dry_run
-    )
+    source = _fetch(settings)
     found = device.check_model(
         source,
         device.look(settings.device, ranks=processes),
@@ -45,8 +48,50 @@ def check_model(
     logger.info("%s", found.table)
     choice = found.refuse()
     logger.info("%s", choice)
-    run = Run(settings.decisive(), found.max_pixels, found.batch_tokens, choice.format)
+    run = Run(
+        settings.decisive(),
+        found.max_pixels,
+        found.batch_tokens,
+        choice.format,
+        _digest(source),
+    )
     return run, device.LoadedModel(source, choice, settings.settings_dir)
+
+
+def _fetch(settings: JobSettings) -> Path:
+    try:
+        return device.fetch(
+            settings.model, cache_dir=settings.cache_dir, compare=not settings.dry_run
+        )
+    except ValueError as error:
+        if Path(settings.model).expanduser().exists():
+            raise
+        raise ValueError(f"there is no such folder here: {settings.model}; {error}") from error
+
+
+def _refuse_adapter(name: str) -> None:
+    """Refuse a folder that holds an adapter and no model.
+
+    Raises:
+        ValueError: if it is one, saying how the two become a model.
+    """
+    adapter = Path(name).expanduser() / "adapter_config.json"
+    if adapter.is_file() and not adapter.with_name("config.json").exists():
+        base = json.loads(adapter.read_text("utf-8")).get("base_model_name_or_path", "BASE")
+        raise ValueError(
+            f"a model is a whole checkpoint, {name} holds an adapter: merge it into its base, as "
+            f"peft does by PeftModel.from_pretrained(base, {name!r}).merge_and_unload()"
+            f".save_pretrained(FOLDER) with {base} as the base, and name that folder"
+        )
+
+
+def _digest(source: Path) -> str:
+    """Name the state of a model's files by their sizes and times."""
+    folder, names = find_weights(source)
+    files = folder.glob("*.safetensors") if names is None else [folder / name for name in names]
+    found = [(path.name, path.stat()) for path in sorted(files)]
+    states = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
+    return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
 
 
 def _describe_download(settings: JobSettings) -> str:

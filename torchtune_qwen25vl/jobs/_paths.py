@@ -10,7 +10,6 @@ from pathlib import Path
 from torchtune_qwen25vl.media import LACKING, SUFFIXES, is_image
 
 HIDDEN = ("@eaDir",)  # where a NAS keeps its thumbnails; and every name that begins with a dot
-TEXT = ".txt"  # what belongs to an image, and is not counted
 MASK = "-masklabel"  # what the name of a trainer's mask ends in
 
 
@@ -43,10 +42,12 @@ class Sieve:
 
     Attributes:
         exclude: patterns of names that are left out, or of paths from the input on
+        text_suffix: of what belongs to an image, and is not counted
         left_out: number of files and folders by reason
     """
 
     exclude: Sequence[str] = ()
+    text_suffix: str = ".txt"
     left_out: Counter[str] = field(default_factory=Counter)
 
     def takes_folder(self, path: Path) -> bool:
@@ -56,7 +57,7 @@ class Sieve:
     def takes_file(self, path: Path, root: Path) -> bool:
         """Whether a file is an image to work on; `path` starts behind the input `root`."""
         reason, suffix = self._reason(path), path.suffix.lower()
-        if suffix == TEXT:
+        if suffix in (".txt", self.text_suffix.lower()):
             return False
         if suffix in LACKING:
             reason = reason or f"{suffix} (install the extra {LACKING[suffix]})"

@@ -1,5 +1,6 @@
 """What a job tells while it goes on and when it is over."""
 
+import errno
 import sys
 import time
 from collections import Counter
@@ -10,6 +11,15 @@ from typing import Self
 from tqdm import tqdm
 
 from torchtune_qwen25vl.jobs._journal import Recorded
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what the system says of a disk, and of a user's share of it
+
+
+def problem_of(error: Exception) -> str:
+    """Say in one line why a job cannot go on."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return f"the disk is full ({error}): make room and start again to go on"
+    return str(error)
 
 
 class Progress:

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from torchtune_qwen25vl.jobs._progress import problem_of
+
 T = TypeVar("T")
 PATIENCE = timedelta(days=30)  # how long a rank may wait for the others: as long as a job takes
 
@@ -49,7 +51,7 @@ class Ranks:
             try:
                 values = [make(), None]
             except (ValueError, OSError) as error:
-                values = [None, str(error)]
+                values = [None, problem_of(error)]
         if self.size > 1:
             dist.broadcast_object_list(values, src=0)
         made, problem = values

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, ListConfig
 
 from torchtune_qwen25vl.jobs._paths import as_path, folder_of
 from torchtune_qwen25vl.jobs._workers import Workers, count_cores
+from torchtune_qwen25vl.media import SUFFIXES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,9 @@ class JobSettings:
         if self.output_dir is not None:
             return as_path(self.output_dir)
         first = as_path(self.sources[0])
+        is_one_of_many = len(self.sources) > 1 and first.suffix.lower() in SUFFIXES
+        if first.is_file() and is_one_of_many:  # what a shell makes of photos/*.jpg
+            return first.parent / f"_{self.results}"
         if first.is_file():
             return first.with_name(f"{first.stem}_{self.results}")
         return folder_of(first) / f"_{self.results}"

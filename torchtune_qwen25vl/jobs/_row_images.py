@@ -1,0 +1,43 @@
+"""An image inside a row of a table, and what the row says of it beside."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from torchtune_qwen25vl.media import Rows
+
+
+@dataclass(frozen=True)
+class RowImage:
+    """An image that lies inside a row of a table and is read when its turn comes."""
+
+    rows: Rows
+    index: int
+    column: str
+
+    def read(self) -> Any:
+        """Return the image as it is stored, undecoded.
+
+        Raises:
+            ValueError: if the row has none, or is damaged.
+        """
+        row = self.rows[self.index]
+        if row.get(self.column) is None:
+            raise ValueError(f"the row has no {self.column!r}, it has {sorted(row)}")
+        return row[self.column]
+
+    def others(self) -> dict[str, Any]:
+        """Return the other columns of the row, as far as JSON can hold them."""
+        try:
+            row = self.rows[self.index]
+        except ValueError:
+            return {}
+        return {key: value for key, value in row.items() if key != self.column and _is_json(value)}
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
