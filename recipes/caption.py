@@ -50,6 +50,8 @@ def caption(cfg: DictConfig, stack: ExitStack) -> int:
     if settings.dry_run:
         return captioning.show_plan(settings, planned) if ranks.is_first else 0
     assert model is not None
+    if ranks.is_first:
+        captioning.tell_unused(settings, model)
     caption_batches(settings, planned, ranks, model, workers)
     ranks.wait()
     return ranks.from_first(lambda: captioning.write_outputs(settings, planned.plan, workers))

@@ -9,8 +9,8 @@ from pathlib import Path
 import captions
 import pytest
 
-from torchtune_qwen25vl import device
 from torchtune_qwen25vl.captioning import _records
+from torchtune_qwen25vl.jobs import _model
 
 
 def test_what_could_not_be_written_is_on_retry(run, photos, monkeypatch):
@@ -200,8 +200,8 @@ def test_text_files_among_the_inputs_are_no_lists(run, photos):
 @pytest.mark.parametrize(("away", "said"), [(16 * 10**9, "16.00 GB of"), (None, "an unknown part")])
 def test_a_dry_run_fetches_nothing(run, photos, monkeypatch, capsys, caplog, away, said):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(device, "bytes_to_fetch", lambda *_: away)
-    monkeypatch.setattr(device, "fetch", lambda *_, **__: pytest.fail("fetched"))
+    monkeypatch.setattr(_model, "bytes_to_fetch", lambda *_: away)
+    monkeypatch.setattr(_model, "fetch", lambda *_, **__: pytest.fail("fetched"))
     os.rename(photos / "picture 000.png", os.fsencode(photos) + b"/caf\xe9.png")
     assert run(dry_run=True) == 0
     assert said in caplog.text

@@ -383,3 +383,15 @@ def test_patterns_to_exclude(run, photos, tmp_path):
     assert list(captions.states(tmp_path / "out")) == ["picture 006.png", "picture 007.png"]
     assert words_to_config(["photos", "exclude=*.gif"]).exclude == "*.gif"
     assert words_to_config(["photos", "exclude=['*.gif',b]"]).exclude == ["*.gif", "b"]
+
+
+def test_what_the_model_asks_for_and_captions_do_not_follow_is_said(run, photos, model, caplog):
+    caplog.set_level(logging.INFO)
+    file = model / "generation_config.json"
+    before = file.read_text() if file.exists() else None
+    file.write_text(json.dumps({"repetition_penalty": 1.05, "do_sample": False}))
+    try:
+        assert run() == 0
+    finally:
+        file.unlink() if before is None else file.write_text(before)
+    assert "asks for repetition_penalty 1.05; captions are chosen as preset" in caplog.text

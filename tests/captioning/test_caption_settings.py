@@ -33,6 +33,7 @@ DECISIVE = {
     "top_k": 3,
     "top_p": 0.5,
     "repetition_penalty": 1.1,
+    "columns": {"tags": "words"},
 }
 # these say which images there are, where results go, and how fast; a caption stays as it was.
 # Which of the possible answers is drawn where answers are sampled does depend on the batch.
@@ -63,7 +64,6 @@ INDIFFERENT = {
     "review": False,
 }
 FORMAT = {"dtype", "four_bit"}  # the journal holds what they came to, see its tests
-HOLES = {"columns": {"tags": "words"}}  # decisive in truth
 
 
 def settings(**changes):
@@ -72,7 +72,7 @@ def settings(**changes):
 
 
 def test_every_key_has_a_class():
-    classes = [set(DECISIVE), {"prompt_file"}, set(INDIFFERENT), FORMAT, set(HOLES)]
+    classes = [set(DECISIVE), {"prompt_file"}, set(INDIFFERENT), FORMAT]
     assert sum(map(len, classes)) == len(set().union(*classes))
     assert {field.name for field in fields(Settings)} == set().union(*classes)
 
@@ -87,11 +87,6 @@ def test_what_captions_do_not_depend_on_makes_no_other_run(key):
     changed = settings(**{key: INDIFFERENT[key]})
     assert getattr(changed, key) != getattr(settings(), key)
     assert changed.decisive() == settings().decisive()
-
-
-@pytest.mark.xfail(strict=True, reason="another column of tags leaves captions of the old tags")
-def test_columns_make_another_run():
-    assert settings(columns=HOLES["columns"]).decisive() != settings().decisive()
 
 
 def test_the_words_of_a_prompt_file_count(tmp_path):

@@ -4,6 +4,7 @@ Settings       the keys of the recipe
 plan_run       what is to be done, from what is on disk
 PlannedRun     what all ranks have to know of it
 show_plan      say it, for a dry run
+tell_unused    what of the model's own settings captions do not follow
 Questioner     images to questions for the model
 Answerer       questions to answers, whatever the memory
 refuse_not_finite  stop where no answer is a number
@@ -24,6 +25,7 @@ from torchtune_qwen25vl.captioning._run import (
     plan_run,
     records_of,
     show_plan,
+    tell_unused,
     write_outputs,
 )
 from torchtune_qwen25vl.captioning._settings import Settings
@@ -40,6 +42,7 @@ __all__ = [
     "records_of",
     "refuse_not_finite",
     "show_plan",
+    "tell_unused",
     "write_down",
     "write_outputs",
 ]

@@ -14,6 +14,8 @@ from torchtune_qwen25vl.captioning._records import STATES, Record, failure, plac
 from torchtune_qwen25vl.captioning._review import write_review
 from torchtune_qwen25vl.captioning._settings import Settings
 from torchtune_qwen25vl.captioning._tables import read_table, write_metadata, write_tables
+from torchtune_qwen25vl.device import LoadedModel
+from torchtune_qwen25vl.generation import read_generation_config
 from torchtune_qwen25vl.jobs import (
     Item,
     Past,
@@ -78,6 +80,24 @@ def plan_run(settings: Settings, run: Run, workers: Workers, stack: ExitStack) -
         _make_mirror(plan, settings, past)
         _move_texts(plan, settings)
     return PlannedRun(past.run, plan, _plan_batches(plan, settings, past.run, workers))
+
+
+def tell_unused(settings: Settings, model: LoadedModel) -> None:
+    """Log what the model's generation_config.json asks for and captions do not follow."""
+    used = settings.full_preset
+    try:
+        asked = read_generation_config(model.settings)._asdict()
+    except ValueError as error:
+        logger.info("%s; captions do not follow that file", error)
+        return
+    unused = {name: value for name, value in asked.items() if value != getattr(used, name)}
+    if unused:
+        said = ", ".join(f"{name} {value}" for name, value in unused.items())
+        logger.info(
+            "generation_config.json of the model asks for %s; captions are chosen as preset %s and "
+            "the keys of this run say",
+            *(said, settings.preset),
+        )
 
 
 def list_items(settings: Settings) -> list[Item]:

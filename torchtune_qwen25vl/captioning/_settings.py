@@ -1,6 +1,6 @@
 """The keys of the caption recipe, and what they say about prompts, captions and places."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +36,7 @@ class Settings(JobSettings):
     file_words = ("apply",)
     decides = (
         *JobSettings.decides,
-        *("preset", "prompt", "prompt_file", "system_prompt", "language"),
+        *("columns", "preset", "prompt", "prompt_file", "system_prompt", "language"),
         *("trigger", "prefix", "suffix", "newlines", "existing", "separator"),
         *("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty"),
     )
@@ -160,7 +160,8 @@ class Settings(JobSettings):
 
     def decisive(self) -> dict[str, Any]:
         """Values of the settings that captions depend on, the prompt in full."""
-        return super().decisive() | {"prompt": self.full_preset.prompt}
+        full = {"prompt": self.full_preset.prompt, "columns": asdict(self.columns)}
+        return super().decisive() | full
 
 
 def _texts(value: str | ListConfig) -> list[str]:

@@ -19,19 +19,14 @@ from torchtune_qwen25vl.device._machine import look
 from torchtune_qwen25vl.device._memory import MOST_PIXELS, is_out_of_memory, release_cache
 from torchtune_qwen25vl.device._preflight import Load, check_model
 
-# for recipes/caption.py, until it asks the room that has them
-from torchtune_qwen25vl.weights import bytes_to_fetch, fetch
-
 __all__ = [
     "MOST_PIXELS",
     "Choice",
     "Load",
     "LoadedModel",
     "attention_kernels",
-    "bytes_to_fetch",
     "check_model",
     "choose",
-    "fetch",
     "is_out_of_memory",
     "load",
     "look",

@@ -46,9 +46,8 @@ class LoadedModel:
     ) -> None:
         self.source, self.choice = source, choice
         self.settings_dir = settings_dir
-        self.transform = Qwen25VLTransform.from_folder(
-            Path(settings_dir) if settings_dir else find_weights(source)[0]
-        )
+        self.settings = Path(settings_dir) if settings_dir else find_weights(source)[0]
+        self.transform = Qwen25VLTransform.from_folder(self.settings)
         self._model: Qwen25VL | None = None
 
     @property

@@ -8,7 +8,7 @@ from pathlib import Path
 from torchtune_qwen25vl import device
 from torchtune_qwen25vl.jobs._journal import Run
 from torchtune_qwen25vl.jobs._settings import JobSettings
-from torchtune_qwen25vl.weights import find_weights
+from torchtune_qwen25vl.weights import bytes_to_fetch, fetch, find_weights
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +60,7 @@ def check_model(
 
 def _fetch(settings: JobSettings) -> Path:
     try:
-        return device.fetch(
-            settings.model, cache_dir=settings.cache_dir, compare=not settings.dry_run
-        )
+        return fetch(settings.model, cache_dir=settings.cache_dir, compare=not settings.dry_run)
     except ValueError as error:
         if Path(settings.model).expanduser().exists():
             raise
@@ -96,6 +94,6 @@ def _digest(source: Path) -> str:
 
 def _describe_download(settings: JobSettings) -> str:
     """What would have to be fetched first; empty where all is here."""
-    away = device.bytes_to_fetch(settings.model, settings.cache_dir)
+    away = bytes_to_fetch(settings.model, settings.cache_dir)
     amount = "an unknown part" if away is None else f"{away / 1e9:.2f} GB"
     return "" if away == 0 else f"{amount} of {settings.model} would be fetched first"

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from torchtune_qwen25vl import _ranks
 from torchtune_qwen25vl.jobs._progress import problem_of
 
 T = TypeVar("T")
@@ -52,17 +53,14 @@ class Ranks:
                 values = [make(), None]
             except (ValueError, OSError) as error:
                 values = [None, problem_of(error)]
-        if self.size > 1:
-            dist.broadcast_object_list(values, src=0)
-        made, problem = values
+        made, problem = _ranks.from_first(values)
         if problem is not None:
             raise ValueError(problem)
         return made
 
     def wait(self) -> None:
         """Wait until all ranks are here."""
-        if self.size > 1:
-            dist.barrier()
+        _ranks.wait()
 
     def close(self) -> None:
         """Leave the others."""
