@@ -25,7 +25,7 @@ SMALL = ["device=cpu", "min_pixels=3136", "max_pixels=25088", "outputs=[txt,json
 def test_a_full_disk_is_one_line(run, photos, monkeypatch, caplog, step):
     """Wherever it is noticed; the next start loses nothing."""
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     places = {

@@ -22,6 +22,9 @@ class Drawn:
     def __init__(self, draw):
         self.draw = draw
 
+    def __len__(self):
+        return 6
+
     def __getitem__(self, place):
         drawn = self.draw()
         if place == 3:
