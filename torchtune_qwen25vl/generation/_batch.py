@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torchtune import utils
 from torchtune.data import Message
 from torchtune.modules import TransformerDecoder
@@ -49,6 +50,12 @@ def prompt_batch(
     return batch
 
 
+def real_tokens(batch: Mapping[str, Any]) -> Tensor:
+    """Return which tokens of a left-padded batch are no padding, bool [b, s]."""
+    mask = batch.get("mask")
+    return torch.ones_like(batch["tokens"], dtype=torch.bool) if mask is None else mask[:, -1]
+
+
 def check_prompt(model: TransformerDecoder, batch: Mapping[str, Any]) -> None:
     """Refuse padding that the mask does not show, or on the right.
 
@@ -61,9 +68,8 @@ def check_prompt(model: TransformerDecoder, batch: Mapping[str, Any]) -> None:
             f"generation needs positions on three axes, input_pos [b, s, 3], got "
             f"{list(positions.shape)} for tokens {list(batch['tokens'].shape)}"
         )
-    tokens, mask = batch["tokens"], batch.get("mask")
-    real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask[:, -1]  # [b, s]
-    text_at_zero = (positions == 0).all(-1) & real & ~model.placeholders(tokens)
+    real = real_tokens(batch)
+    text_at_zero = (positions == 0).all(-1) & real & ~model.placeholders(batch["tokens"])
     padded = (text_at_zero.sum(-1) > 1) | ~real[:, -1]  # [b]
     if bool(padded.any()):
         raise ValueError(

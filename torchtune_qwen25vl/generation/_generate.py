@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torchtune.modules import TransformerDecoder
 
-from torchtune_qwen25vl.generation._batch import check_prompt
+from torchtune_qwen25vl.generation._batch import check_prompt, real_tokens
 from torchtune_qwen25vl.generation._cache import Cache, make_caches
 from torchtune_qwen25vl.generation._sampling import Sampling, check_finite, check_options, choose
 
@@ -66,9 +66,8 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
     check_options(max_new_tokens, sampling)
     check_prompt(model, batch)
-    prompt, mask = batch["tokens"], batch.get("mask")
+    prompt, real = batch["tokens"], real_tokens(batch)  # [b, s]
     b, s = prompt.shape
-    real = torch.ones_like(prompt, dtype=torch.bool) if mask is None else mask[:, -1]  # [b, s]
     history = torch.where(real, prompt, prompt[:, -1:])  # padding must not count as repetition
     history = torch.cat((history, prompt.new_empty(b, max_new_tokens)), dim=1)  # [b, s + n]
     attended = torch.cat((real, real.new_ones(b, max_new_tokens)), dim=1)  # [b, s + n]
