@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 
 class Kind(NamedTuple):
@@ -52,8 +52,9 @@ SECTION_OR_TEXT = Kind(
 )
 
 PARTS = ("vision", "merger", "decoder")
+Training = Literal["frozen", "full", "lora", "dora", "qlora"]
 PART = {
-    "train": one_of("frozen", "full", "lora", "dora", "qlora"),
+    "train": one_of(*get_args(Training)),
     "lr": or_null(POSITIVE),
     "weight_decay": or_null(AMOUNT),
 }

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from torchtune_qwen25vl import _ranks
 from torchtune_qwen25vl.model import Tuning, part_of
-from torchtune_qwen25vl.training._kinds import ADAPTERS, PART, PARTS, check_keys
-
-Training = Literal["frozen", "full", "lora", "dora", "qlora"]
+from torchtune_qwen25vl.training._kinds import ADAPTERS, PART, PARTS, Training, check_keys
 
 
 @dataclass(frozen=True)

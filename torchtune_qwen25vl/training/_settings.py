@@ -170,7 +170,7 @@ def _check_component(key: str, section: Mapping[str, Any]) -> None:
     try:
         component = _get_component_from_path(name)
     except InstantiationError as error:
-        remedy = f", or leave it out by ~{key}" if key in COMPONENTS_OR_NULL else ""
+        remedy = f", or delete {key} from a copy of the config" if key in COMPONENTS_OR_NULL else ""
         raise ValueError(
             f"{key} must name what can be imported, but {name} cannot ({error.__cause__}); "
             f"install what is missing{remedy}"
