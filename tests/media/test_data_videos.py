@@ -2,10 +2,12 @@
 
 import builtins
 import struct
+from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from tests.data_samples import save_video
 from torchtune_qwen25vl.media import _videos, load_video
@@ -72,10 +74,24 @@ def test_bad_films_are_refused_by_name(tmp_path, film):
     refused(data[: len(data) * 2 // 3], "cut short|cannot be read")
 
 
-def test_whatever_a_decoder_raises_names_the_file(tmp_path, film, monkeypatch):
-    Image.new("RGB", (64, 48)).save(tmp_path / "still.gif")
-    with pytest.raises(ValueError, match=r"still.gif: .*at what rate its frames pass"):
-        load_video(tmp_path / "still.gif", keep=every)
+def test_a_film_without_a_rate_is_refused(film, monkeypatch):
+    """PyAV gives a still GIF none, or since 19 one that it makes up."""
+    opened = _videos._opened
+
+    @contextmanager
+    def without_a_rate(*arguments):
+        with opened(*arguments) as container:
+            stream = SimpleNamespace(frames=0, average_rate=None)
+            streams = SimpleNamespace(video=[stream])
+            demux = partial(container.demux, container.streams.video[0])
+            yield SimpleNamespace(streams=streams, demux=lambda stream: demux())
+
+    monkeypatch.setattr(_videos, "_opened", without_a_rate)
+    with pytest.raises(ValueError, match=r"film.mp4: .*at what rate its frames pass"):
+        load_video(film, keep=every)
+
+
+def test_whatever_a_decoder_raises_names_the_file(film, monkeypatch):
     for step in ("_count", "_decode"):
         for raised in (
             TypeError("odd"),
