@@ -90,7 +90,7 @@ def cached_logits(model, inputs, tokens, first_position):
     b, s = inputs.tokens.shape
     n = tokens.shape[1]
     attended = torch.cat((inputs.attention_mask.bool(), torch.ones(b, n, dtype=torch.bool)), dim=1)
-    with _generate._inference(model):
+    with _generate.evaluating(model):
         caches = make_caches(model, b, s + n)
         steps = [prefill(model, inputs.ours, caches)]
         for k in range(n):

@@ -4,6 +4,7 @@ inference_batch         conversations to the left-padded batch that is continued
 prompt_batch            samples to that batch
 generate                continue every row of a batch
 Generation              what it returns
+evaluating              put a model into evaluation mode for a while, without gradients
 PromptedModel           the model as torchtune's generation loop calls one
 Sampling                how a token is chosen
 check_options           refuse options out of range
@@ -13,7 +14,12 @@ NotFiniteError          logits are nan or infinite
 
 from torchtune_qwen25vl.generation._batch import inference_batch, prompt_batch
 from torchtune_qwen25vl.generation._defaults import read_generation_config
-from torchtune_qwen25vl.generation._generate import Generation, PromptedModel, generate
+from torchtune_qwen25vl.generation._generate import (
+    Generation,
+    PromptedModel,
+    evaluating,
+    generate,
+)
 from torchtune_qwen25vl.generation._sampling import NotFiniteError, Sampling, check_options
 
 __all__ = [
@@ -22,6 +28,7 @@ __all__ = [
     "PromptedModel",
     "Sampling",
     "check_options",
+    "evaluating",
     "generate",
     "inference_batch",
     "prompt_batch",

@@ -18,6 +18,7 @@ from torchtune.modules import TransformerDecoder
 from torchtune_qwen25vl.generation._batch import check_prompt, real_tokens
 from torchtune_qwen25vl.generation._cache import Cache, make_caches
 from torchtune_qwen25vl.generation._sampling import Sampling, check_finite, check_options, choose
+from torchtune_qwen25vl.model import Observe
 
 
 class Generation(NamedTuple):
@@ -40,6 +41,7 @@ def generate(
     stop_tokens: Sequence[int] = (),
     generator: torch.Generator | None = None,
     on_token: Callable[[Tensor], None] | None = None,
+    observe: Observe | None = None,
 ) -> Generation:
     """Continue every row of a batch, each with the tokens it would get alone.
 
@@ -58,6 +60,7 @@ def generate(
         stop_tokens: a row ends with the first of these
         generator: source of chance, on the model's device
         on_token: called with the tokens of every step, int64 [b]
+        observe: is shown what stands at each site of the model while the prompts are read
 
     Raises:
         ValueError: if an option is out of range, prompts are padded on the right or padded without
@@ -77,9 +80,9 @@ def generate(
     done = torch.zeros(b, dtype=torch.bool, device=prompt.device)
 
     padded = not bool(real.all())
-    with _inference(model):
+    with evaluating(model):
         caches = make_caches(model, b, s + max_new_tokens)
-        logits = prefill(model, batch if padded else {**batch, "mask": None}, caches)
+        logits = prefill(model, batch if padded else {**batch, "mask": None}, caches, observe)
         check_finite(logits)
         peaks = torch.zeros(b, device=prompt.device)  # from a first nan or inf on, not finite
         for end in range(s, s + max_new_tokens):
@@ -100,7 +103,7 @@ def generate(
 
 
 @contextmanager
-def _inference(model: TransformerDecoder) -> Iterator[None]:
+def evaluating(model: TransformerDecoder) -> Iterator[None]:
     """Put the model into evaluation mode, without gradients; leave it as it was."""
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -113,7 +116,12 @@ def _inference(model: TransformerDecoder) -> Iterator[None]:
             module.training = True
 
 
-def prefill(model: TransformerDecoder, batch: Mapping[str, Any], caches: Sequence[Cache]) -> Tensor:
+def prefill(
+    model: TransformerDecoder,
+    batch: Mapping[str, Any],
+    caches: Sequence[Cache],
+    observe: Observe | None = None,
+) -> Tensor:
     """Read the prompts into the caches; return logits of the token after each, fp32 [b, v]."""
     last = torch.zeros_like(batch["tokens"], dtype=torch.bool)
     last[:, -1] = True
@@ -125,6 +133,7 @@ def prefill(model: TransformerDecoder, batch: Mapping[str, Any], caches: Sequenc
         output_mask=last,
         caches=caches,
         output="logits",
+        observe=observe,
     )
 
 

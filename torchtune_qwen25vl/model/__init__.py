@@ -21,6 +21,7 @@ Tuning                  which parts are trained, and how
 LabelledRowsLoss        torchtune loss of logits of labelled rows
 linear_cross_entropy    cross entropy that never holds all logits
 tensor_parallel_plan    which linear layers are split over devices
+Observe                 is shown what stands at the sites of a model while a forward runs
 """
 
 from torchtune_qwen25vl.model._component_builders import part_of, qwen2_5_vl
@@ -42,11 +43,13 @@ from torchtune_qwen25vl.model._model_builders import (
     qwen2_5_vl_72b,
     qwen2_5_vl_from_config,
 )
+from torchtune_qwen25vl.model._observe import Observe
 from torchtune_qwen25vl.model._parallelism import tensor_parallel_plan
 from torchtune_qwen25vl.model._tuning import Tuning
 
 __all__ = [
     "LabelledRowsLoss",
+    "Observe",
     "Qwen25VL",
     "Tuning",
     "initializer_ranges",

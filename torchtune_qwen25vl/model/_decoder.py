@@ -5,6 +5,7 @@ Shapes: b batch, s sequence, d width, v vocabulary, p patches, i images and vide
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from torchtune.modules import TransformerDecoder, TransformerSelfAttentionLayer
 
 from torchtune_qwen25vl.model._attention import KeyValues
 from torchtune_qwen25vl.model._encoder import VisionEncoder
+from torchtune_qwen25vl.model._observe import Observe, shown
 from torchtune_qwen25vl.model._positional_embeddings import MultimodalRotaryEmbedding
 
 EncoderInput = Mapping[str, Mapping[str, Tensor]]
@@ -76,14 +78,18 @@ class DecoderLayer(TransformerSelfAttentionLayer):
         mask: Any = None,
         cache: KeyValues | None = None,
         output_mask: Tensor | None = None,
+        observe: Observe | None = None,
     ) -> Tensor:
         """Transform [b, s, d]; with an output mask, bool [b, s], to the n wanted, [n, d].
 
-        The other arguments are those of `DecoderAttention`.
+        `observe` is shown "attn", "mlp" and "layer"; the other arguments are those of
+        `DecoderAttention`.
         """
-        x = x + self.attn(self.sa_norm(x), rotation=rotation, mask=mask, cache=cache)
+        options: dict[str, Any] = {"rotation": rotation, "mask": mask, "cache": cache}
+        x = x + shown(observe, "attn", self.attn(self.sa_norm(x), **options))
         x = x if output_mask is None else x[output_mask]
-        return x + self.mlp(self.mlp_norm(x))
+        x = x + shown(observe, "mlp", self.mlp(self.mlp_norm(x)))
+        return shown(observe, "layer", x)
 
 
 class Qwen25VL(TransformerDecoder):
@@ -153,6 +159,7 @@ class Qwen25VL(TransformerDecoder):
         add_to_grad: bool = False,
         encode_absent: bool | None = None,
         placeholders: Tensor | None = None,
+        observe: Observe | None = None,
     ) -> Any:
         """Compute logits.
 
@@ -172,6 +179,7 @@ class Qwen25VL(TransformerDecoder):
                 sharded model does so in every batch without media.
             placeholders: the tokens that stand for images and videos, bool [b, s]; by default those
                 with a placeholder's id. Generated tokens never do, whatever their ids.
+            observe: is shown what stands at each site, all tokens of it
 
         Returns:
             fp32 logits [b, s, v], or [n, v] of the n tokens wanted; for "hidden" normed hidden
@@ -184,24 +192,29 @@ class Qwen25VL(TransformerDecoder):
                 positions on three axes, or caches of `setup_caches` without mask or positions.
         """
         self._check(tokens, mask, encoder_input, input_pos, has_caches=caches is not None)
-        h = self._embed(tokens, encoder_input, placeholders, add_to_grad, encode_absent)
+        h = self._embed(tokens, encoder_input, placeholders, add_to_grad, encode_absent, observe)
+        h = shown(observe, "embed", h)  # [b, s, d]
         rotation = self.pos_embeddings(input_pos, tokens.shape)  # [b or 1, s, 2, h_d]
         kept = self.output_hidden_states if output == "recipe" else []
         last, hidden = len(self.layers), []
+        trims = last not in kept and observe is None  # in the last layer, else behind it
         for index, layer in enumerate(self.layers):
             if index in kept:
                 hidden.append(h)
-            trims = index == last - 1 and last not in kept
             h = layer(
                 h,
                 rotation=rotation,
                 mask=mask,
                 cache=None if caches is None else caches[index],
-                output_mask=output_mask if trims else None,
+                output_mask=output_mask if trims and index == last - 1 else None,
+                observe=None if observe is None else partial(observe, index=index),
             )
         if last in kept:
             hidden.append(h)
-            h = h if output_mask is None else h[output_mask]
+        if observe is not None:
+            observe("norm", self.norm(h))
+        if output_mask is not None and not trims:
+            h = h[output_mask]
         if output == "hidden":
             return self.norm(h)
         projected = self.unembed(h) if output == "recipe" else self.output(self.norm(h)).float()
@@ -214,6 +227,7 @@ class Qwen25VL(TransformerDecoder):
         placeholders: Tensor | None,
         add_to_grad: bool,
         encode_absent: bool | None,
+        observe: Observe | None,
     ) -> Tensor:
         """Look up the tokens and put the embeddings of media in place of their placeholders."""
         is_tied = isinstance(self.tok_embeddings, TiedEmbedding)
@@ -229,7 +243,7 @@ class Qwen25VL(TransformerDecoder):
             return h + self._absent_media(h.device) if encodes else h
         assert placeholders is not None
         count = int(placeholders.sum())  # asked here: later the host would wait for the encoder
-        vision_embeds = self.vision(**encoder_input["vision"])  # [m, d]
+        vision_embeds = self.vision(**encoder_input["vision"], observe=observe)  # [m, d]
         self._check_count(count, len(vision_embeds))
         return h.masked_scatter(placeholders.unsqueeze(-1), vision_embeds.to(h.dtype))
 

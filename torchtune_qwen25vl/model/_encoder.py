@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torchtune.modules import TransformerSelfAttentionLayer
 
 from torchtune_qwen25vl._position_ids import frame_lengths, patch_positions, window_order
+from torchtune_qwen25vl.model._observe import Observe, shown
 from torchtune_qwen25vl.model._positional_embeddings import VisionRotaryEmbedding, rotate
 
 Segments = Sequence[tuple[int, int]]  # segments of equal length in a row: how many, patches in each
@@ -219,12 +220,15 @@ class VisionEncoder(nn.Module):
         self.window_size = window_size
         self.full_attn_indices = frozenset(full_attn_indices)
 
-    def forward(self, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
+    def forward(
+        self, pixel_values: Tensor, grid_thw: Tensor, *, observe: Observe | None = None
+    ) -> Tensor:
         """Encode images and videos.
 
         Args:
             pixel_values: [p, patch_dim], each image's patches in block order, one after the other
             grid_thw: frames, rows and columns of patches, int [i, 3]
+            observe: is shown "vision" and "merger"
 
         Returns:
             [m, d], one embedding per placeholder, in reading order
@@ -245,7 +249,9 @@ class VisionEncoder(nn.Module):
         for index, layer in enumerate(self.layers):
             segments = frames if index in self.full_attn_indices else windows
             x = layer(x, rotation=rotation, segments=segments)
-        return self.merger(x).index_select(0, inverse_order)  # [m, d]
+            if observe is not None:
+                observe("vision", x, index=index)
+        return shown(observe, "merger", self.merger(x).index_select(0, inverse_order))  # [m, d]
 
     def arrange(self, grids: list[list[int]]) -> Arrangement:
         """Return how the units of these images and videos stand while the layers run."""
