@@ -74,18 +74,25 @@ def read_selectors(
         vision_num_layers: blocks of the encoder
 
     Returns:
-        For each text, in order, what it asks for; a preset counts as the texts it stands for.
+        For each text, in order, what it asks for.
 
     Raises:
         ValueError: if a text is no selector, or there is no such block.
     """
-    if isinstance(wanted, str):
-        wanted = [wanted]
-    texts = [text for one in wanted for text in PRESETS.get(one, (one,))]
-    if not texts:
-        raise ValueError(f"nothing is wanted: name selectors SITE/SPAN, or {', '.join(PRESETS)}")
+    if isinstance(wanted, str) or not wanted:
+        raise ValueError(
+            f"wanted is a list of selectors SITE/SPAN and presets ({', '.join(PRESETS)}), got "
+            f"{wanted!r}"
+        )
     blocks = {"vision": vision_num_layers}
-    return {text: list(_read(text, blocks.get(text[:6], num_layers))) for text in texts}
+    return {
+        text: [
+            selector
+            for one in PRESETS.get(text, (text,))
+            for selector in _read(one, blocks.get(one[:6], num_layers))
+        ]
+        for text in wanted
+    }
 
 
 def _read(text: str, blocks: int) -> Iterator[Selector]:
