@@ -41,7 +41,7 @@ def hidden_states(
     Returns:
         States in the dtype of the model: [b, width], or for spans that end in `all` a list of b
         tensors [n, width]. A selector of one block is there as it was written; of several, each
-        under its number. A row without images has nan, or n = 0, where an image is asked for.
+        under its number, as `layer.7/last`. A row without images has nan, or n = 0, where an image is asked for.
         Means are computed in fp32.
 
     Raises:
@@ -81,10 +81,9 @@ class Recorder:
         *,
         vision_boundary: Boundary = "last",
     ) -> None:
-        self._asked = read_selectors(
+        self._selectors = read_selectors(
             wanted, num_layers=len(model.layers), vision_num_layers=len(model.vision.layers)
         )
-        self._selectors = {one for group in self._asked.values() for one in group}
         self._spans = Spans(model, batch, vision_boundary)
         self._taken: dict[Selector, State] = {}
         like = model.tok_embeddings.weight
@@ -96,7 +95,7 @@ class Recorder:
 
     def __call__(self, site: str, x: Tensor, *, index: int | None = None) -> None:
         """Take from a site what is wanted of it."""
-        for selector in self._selectors:
+        for selector in set(self._selectors.values()):
             if (selector.site, selector.index) == (site, index):
                 self._taken[selector] = self._take(selector, x)
 
@@ -111,11 +110,7 @@ class Recorder:
 
     def states(self) -> dict[str, State]:
         """Return what was taken, as `hidden_states` does."""
-        return {
-            text if len(group) == 1 else str(selector): self._state(selector)
-            for text, group in self._asked.items()
-            for selector in group
-        }
+        return {name: self._state(selector) for name, selector in self._selectors.items()}
 
     def _state(self, selector: Selector) -> State:
         if selector in self._taken:

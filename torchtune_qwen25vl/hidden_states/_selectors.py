@@ -23,13 +23,7 @@ SPANS = (
 DECODER_SPANS = tuple(span for span in SPANS if span != "mean")
 VISION_SPANS = ("mean", "all")
 WHOLE_SPANS = ("image_all", "all")  # of which a state is [n, width], not [width]
-HALP_LAYERS = ("0", "n/4", "n/2", "3n/4", "n-1")
-PRESETS = {
-    "halp": (
-        "vision/mean",
-        *(f"layer.{k}/{span}" for span in ("image_last", "query_last") for k in HALP_LAYERS),
-    ),
-}
+PRESETS = ("halp",)
 
 _NUMBER = re.compile(r"(-?\d+)|(\d*)n(?:/(\d+))?(?:-(\d+))?")
 
@@ -65,7 +59,7 @@ class Selector:
 
 def read_selectors(
     wanted: Sequence[str], *, num_layers: int, vision_num_layers: int
-) -> dict[str, list[Selector]]:
+) -> dict[str, Selector]:
     """Read selectors and presets.
 
     Args:
@@ -74,7 +68,8 @@ def read_selectors(
         vision_num_layers: blocks of the encoder
 
     Returns:
-        For each text, in order, what it asks for.
+        Selectors by name, in order: a text that asks for one block is its name as it was written;
+        of several, each has a name with its number.
 
     Raises:
         ValueError: if a text is no selector, or there is no such block.
@@ -84,15 +79,20 @@ def read_selectors(
             f"wanted is a list of selectors SITE/SPAN and presets ({', '.join(PRESETS)}), got "
             f"{wanted!r}"
         )
-    blocks = {"vision": vision_num_layers}
-    return {
-        text: [
-            selector
-            for one in PRESETS.get(text, (text,))
-            for selector in _read(one, blocks.get(one[:6], num_layers))
-        ]
-        for text in wanted
-    }
+    texts = [one for text in wanted for one in (_halp(num_layers) if text == "halp" else [text])]
+    blocks, read = {"vision": vision_num_layers}, dict[str, Selector]()
+    for text in texts:
+        found = list(_read(text, blocks.get(text[:6], num_layers)))
+        read |= {text if len(found) == 1 else str(one): one for one in found}
+    return read
+
+
+def _halp(num_layers: int) -> list[str]:
+    """Return what the published HALP scripts record: five blocks, at two tokens each."""
+    quarters = [num_layers * quarter // 4 for quarter in range(4)]
+    blocks = dict.fromkeys([*quarters, num_layers - 1])
+    spans = ("image_last", "query_last")
+    return ["vision/mean", *(f"layer.{block}/{span}" for span in spans for block in blocks)]
 
 
 def _read(text: str, blocks: int) -> Iterator[Selector]:
