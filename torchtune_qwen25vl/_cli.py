@@ -25,8 +25,13 @@ from torchtune._cli.tune import TuneCLIParser
 from torchtune._recipe_registry import Config, Recipe
 
 from torchtune_qwen25vl import captioning, jobs, training
+from torchtune_qwen25vl import hidden_states as states
 
 RECIPES = Path(__file__).parent / "recipes"
+JOBS: dict[str, type[jobs.JobSettings]] = {
+    "caption": captioning.Settings,
+    "hidden_states": states.Settings,
+}
 
 _Text = TypeVar("_Text", str, str | None)
 _LAUNCH = re.compile(r"^# +tune-qwen25vl run .*?(\w+) --config \S+", re.MULTILINE)
@@ -67,6 +72,11 @@ def caption(words: Sequence[str] | None = None) -> int:
         words: those behind the command; None for those of this process
     """
     return import_module("torchtune_qwen25vl.recipes.caption").main(words)
+
+
+def hidden_states(words: Sequence[str] | None = None) -> int:
+    """Run `hidden-states`, the short command of that recipe, likewise."""
+    return import_module("torchtune_qwen25vl.recipes.hidden_states").main(words)
 
 
 def add_to_registry() -> None:
@@ -122,7 +132,7 @@ def validate(components: Callable[[argparse.Namespace], None], args: argparse.Na
     launch = _LAUNCH.search(args.config.read_text())
     recipe = launch[1] if launch else None
     try:
-        if recipe in ("finetune", "caption"):
+        if recipe in ("finetune", *JOBS):
             _check_keys(recipe, OmegaConf.load(args.config))
         else:
             belongs = f"belongs to {recipe}" if recipe else "names no recipe in its header"
@@ -140,7 +150,7 @@ def _check_keys(recipe: str, cfg: DictConfig) -> None:
     else:
         if cfg.get("inputs") is None:
             cfg.inputs = "."  # a config may leave them to the command line
-        jobs.read_settings(cfg, captioning.Settings)
+        jobs.read_settings(cfg, JOBS[recipe])
 
 
 def recipe_help(name: str) -> str:

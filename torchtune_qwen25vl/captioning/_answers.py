@@ -1,6 +1,5 @@
 """Questions to answers, in batches; when memory runs out, in smaller ones."""
 
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,8 +8,8 @@ from typing import Any, Literal
 import torch
 
 from torchtune_qwen25vl.captioning._prompts import Preset
-from torchtune_qwen25vl.device import is_out_of_memory, release_cache
 from torchtune_qwen25vl.generation import NotFiniteError, generate, prompt_batch
+from torchtune_qwen25vl.jobs import InHalves, seeded
 from torchtune_qwen25vl.model import Qwen25VL
 from torchtune_qwen25vl.transform import PLACEHOLDER_PIXELS, Qwen25VLTransform
 
@@ -89,6 +88,12 @@ class Answerer:
     ) -> None:
         self._model, self._transform, self._preset = model, transform, preset
         self._seed, self._shrunk, self._min_pixels = seed, shrunk, min_pixels
+        self._in_halves = InHalves[Question, Answer](
+            self._generate,
+            refused=_refused,
+            too_large=self._smaller,
+            halved=lambda question, step: replace(question, steps=(*question.steps, step)),
+        )
 
     def __call__(self, questions: Sequence[Question]) -> list[Answer]:
         """Answer all questions, in their order; one that fails fails alone.
@@ -96,22 +101,7 @@ class Answerer:
         Raises:
             RuntimeError: of the device, other than that memory ran out.
         """
-        if not questions:
-            return []
-        is_finite = True
-        try:
-            return self._generate(questions)
-        except ValueError as error:
-            problem, is_finite = str(error), not isinstance(error, NotFiniteError)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            problem = ""
-        # outside of the handlers: an exception holds on to the memory of its frames
-        if problem:
-            return self._apart(questions, problem, is_finite)
-        release_cache(self._model.tok_embeddings.weight.device)
-        return self._halved(questions) if len(questions) > 1 else [self._smaller(questions[0])]
+        return self._in_halves(questions, self._model.tok_embeddings.weight.device)
 
     def _generate(self, questions: Sequence[Question]) -> list[Answer]:
         device = self._model.tok_embeddings.weight.device
@@ -125,7 +115,7 @@ class Answerer:
             top_p=preset.top_p,
             repetition_penalty=preset.repetition_penalty,
             stop_tokens=self._transform.stop_tokens,
-            generator=self._generator(questions[0], device),
+            generator=seeded(self._seed, questions[0].name, device),
         )
         rows = [
             row[:length]
@@ -140,11 +130,6 @@ class Answerer:
         samples = [question.sample for question in questions]
         return prompt_batch(samples, self._transform.pad_id, device=device)
 
-    def _generator(self, first: Question, device: torch.device) -> torch.Generator:
-        """Seed the sampling by the batch, not by what was captioned before it."""
-        digest = hashlib.sha256(f"{self._seed} {first.name!a}".encode()).digest()
-        return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
     def _answer(self, question: Question, tokens: list[int], finish: str) -> Answer:
         said = tokens[:-1] if finish == "stop" else tokens
         text = self._transform.decode(said).strip()
@@ -152,19 +137,6 @@ class Answerer:
             return Answer(question, "failed", tokens=len(tokens), reason="the answer is empty")
         state: Finish = "looped" if loops(said) else "done" if finish == "stop" else "cut"
         return Answer(question, state, text, len(tokens))
-
-    def _apart(self, questions: Sequence[Question], problem: str, is_finite: bool) -> list[Answer]:
-        """Ask one by one: one row has the problem, and the others do not depend on it."""
-        if len(questions) == 1:
-            return [Answer(questions[0], "failed", reason=problem, is_finite=is_finite)]
-        return [answer for question in questions for answer in self([question])]
-
-    def _halved(self, questions: Sequence[Question]) -> list[Answer]:
-        logger.warning("out of memory with a batch of %d: halved", len(questions))
-        step = f"batch of {len(questions)} halved"
-        marked = [replace(q, steps=(*q.steps, step)) for q in questions]
-        half = (len(marked) + 1) // 2
-        return self(marked[:half]) + self(marked[half:])
 
     def _smaller(self, question: Question) -> Answer:
         before = question.max_pixels
@@ -179,6 +151,11 @@ class Answerer:
         except ValueError as error:
             return Answer(question, "failed", reason=str(error))
         return self([replace(smaller, steps=(*question.steps, step))])[0]
+
+
+def _refused(question: Question, error: ValueError) -> Answer:
+    is_finite = not isinstance(error, NotFiniteError)
+    return Answer(question, "failed", reason=str(error), is_finite=is_finite)
 
 
 def loops(tokens: Sequence[int]) -> bool:

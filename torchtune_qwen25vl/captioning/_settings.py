@@ -41,6 +41,7 @@ class Settings(JobSettings):
         *("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty"),
     )
 
+    min_pixels: int
     # what goes in, what comes out
     recursive: bool = True
     exclude: str | ListConfig = ""  # patterns of names or paths that are left out of folders

@@ -4,7 +4,7 @@ Only the headers of files are read, no weight and no image.
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torchtune_qwen25vl.device._choice import Choice, choose, downgrades
@@ -84,13 +84,23 @@ class Load:
 
     Attributes:
         text_tokens: tokens of each row's prompt and answer, without its image
-        min_pixels: fewest pixels of an image
+        min_pixels: fewest pixels of an image; None for the checkpoint's own
         max_pixels: most pixels of an image; None for what memory allows
+        own_limits: whether max_pixels is the checkpoint's own where it is None
     """
 
     text_tokens: int = 1024
-    min_pixels: int = LEAST_PIXELS
+    min_pixels: int | None = LEAST_PIXELS
     max_pixels: int | None = None
+    own_limits: bool = False
+
+    def limited_by(self, transform: Qwen25VLTransform) -> "Load":
+        """Take those limits from a checkpoint's transform that are to be its own."""
+        return replace(
+            self,
+            min_pixels=self.min_pixels or transform.min_pixels,
+            max_pixels=self.max_pixels or (transform.max_pixels if self.own_limits else None),
+        )
 
 
 def check_model(
@@ -117,7 +127,7 @@ def check_model(
         folder, files = find_weights(source)
         settings = folder if settings_dir is None else Path(settings_dir)
         checkpoint = Checkpoint(folder, files, settings)
-        Qwen25VLTransform.from_folder(settings)
+        load = load.limited_by(Qwen25VLTransform.from_folder(settings))
     except (ValueError, OSError) as error:
         remedy = "fetch the checkpoint again, or name another one"
         preflight.checks.append(Check("model files", str(error), False, remedy))
@@ -139,6 +149,7 @@ def check_model(
         )
     )
     preflight.choice = choice
+    assert load.min_pixels is not None
     left, text_tokens = max(machine.free - needed, 0), load.text_tokens
     preflight.max_pixels = load.max_pixels or pixel_budget(
         left, footprint, text_tokens=text_tokens, min_pixels=load.min_pixels
@@ -160,6 +171,7 @@ def _fitting(choice: Choice, machine: Machine, checkpoint: Checkpoint, load: Loa
 
 def _needs(choice: Choice, checkpoint: Checkpoint, load: Load) -> tuple[int, Footprint, int]:
     """Return the bytes of the weights, the model's footprint, and the bytes of the least batch."""
+    assert load.min_pixels is not None
     shapes = checkpoint.files.shape_of
     footprint = Footprint.of(checkpoint.model, choice.dtype)
     return (

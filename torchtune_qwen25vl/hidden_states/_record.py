@@ -41,8 +41,8 @@ def hidden_states(
     Returns:
         States in the dtype of the model: [b, width], or for spans that end in `all` a list of b
         tensors [n, width]. A selector of one block is there as it was written; of several, each
-        under its number, as `layer.7/last`. A row without images has nan, or n = 0, where an image is asked for.
-        Means are computed in fp32.
+        under its number, as `layer.7/last`. A row without images has nan, or n = 0, where an image
+        is asked for. Means are computed in fp32.
 
     Raises:
         ValueError: if a text is no selector, or the batch is packed.

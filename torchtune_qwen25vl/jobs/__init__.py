@@ -14,6 +14,7 @@ Item           one image to work on
 as_path        a path of any text
 find_items     list the images of all inputs
 count_tokens   placeholders of all images, by their headers
+tokens_of      placeholders of one
 plan_batches   which items go through the model together
 claimed        keep a second run out of a folder
 take_up        what this run has done before
@@ -25,6 +26,8 @@ Workers        processes that may crash or hang
 Task           what one of them does
 Outcome        what came of it
 attempt        do a task in this process
+InHalves       work on batches that may not fit, or hold a bad item
+seeded         chance that depends on a batch alone
 read_task      a task for an item's image
 read_pixels    an image as the model will see it
 Ahead          values made in a thread, some ahead
@@ -35,8 +38,10 @@ FULL           error numbers of a full disk
 
 from torchtune_qwen25vl.jobs._ahead import Ahead
 from torchtune_qwen25vl.jobs._batches import plan_batches
+from torchtune_qwen25vl.jobs._chance import seeded
 from torchtune_qwen25vl.jobs._command import run_command, run_job
-from torchtune_qwen25vl.jobs._images import count_tokens, read_pixels, read_task
+from torchtune_qwen25vl.jobs._halves import InHalves
+from torchtune_qwen25vl.jobs._images import count_tokens, read_pixels, read_task, tokens_of
 from torchtune_qwen25vl.jobs._items import Item, find_items
 from torchtune_qwen25vl.jobs._journal import Journal, Past, Run, claimed, read_journals, take_up
 from torchtune_qwen25vl.jobs._model import check_model
@@ -50,6 +55,7 @@ from torchtune_qwen25vl.jobs._workers import Outcome, Task, Workers, attempt
 __all__ = [
     "FULL",
     "Ahead",
+    "InHalves",
     "Item",
     "JobSettings",
     "Journal",
@@ -74,6 +80,8 @@ __all__ = [
     "read_words",
     "run_command",
     "run_job",
+    "seeded",
     "summary",
     "take_up",
+    "tokens_of",
 ]

@@ -38,7 +38,7 @@ def check_model(
     found = device.check_model(
         source,
         device.look(settings.device, ranks=processes),
-        device.Load(text_tokens, settings.min_pixels, settings.max_pixels),
+        device.Load(text_tokens, settings.min_pixels, settings.max_pixels, settings.own_limits),
         settings_dir=settings.settings_dir,
         allow_downgrade=settings.allow_downgrade,
         dtype=settings.dtype,

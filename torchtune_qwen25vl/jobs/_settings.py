@@ -23,6 +23,8 @@ class JobSettings:
     )
 
     file_words: ClassVar[tuple[str, ...]] = ()  # keys that may be set as `--key FILE`
+    input_kind: ClassVar[str] = "a folder of images"
+    own_limits: ClassVar[bool] = False  # whether pixel limits that are null are the checkpoint's
 
     inputs: Any  # folders, images, patterns, lists, tables
     output_dir: str | None = None  # null: in or beside the first input
@@ -40,8 +42,8 @@ class JobSettings:
     four_bit: str = "auto"
     allow_downgrade: bool = False
     seed: int = 0
-    min_pixels: int
-    max_pixels: int | None = None  # null: as many as free memory allows
+    min_pixels: int | None
+    max_pixels: int | None = None  # null: as many as free memory allows, or see own_limits
     batch_size: int
     batch_tokens: int
     workers: int | None = None  # processes that read images; null: one for each spare core
@@ -49,7 +51,7 @@ class JobSettings:
 
     def __post_init__(self) -> None:
         if not any(self._inputs):
-            raise ValueError("inputs are missing: name a folder of images")
+            raise ValueError(f"inputs are missing: name {self.input_kind}")
         if wrong := [one for one in self._inputs if not isinstance(one, (str, os.PathLike))]:
             raise ValueError(f"inputs are paths, got {wrong}: quote what looks like a number")
         if self.seconds_per_image <= 0:
@@ -57,7 +59,9 @@ class JobSettings:
         for name, least in (("batch_size", 1), ("batch_tokens", 1), ("workers", 0)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"{name} is at least {least}, got {value}")
-        if not 0 < self.min_pixels <= (self.max_pixels or self.min_pixels):
+        limits = [1, self.min_pixels, self.max_pixels]
+        given = [limit for limit in limits if limit is not None]
+        if given != sorted(given):
             raise ValueError(
                 f"pixel limits are 0 < min_pixels <= max_pixels, got {self.min_pixels} and "
                 f"{self.max_pixels}"

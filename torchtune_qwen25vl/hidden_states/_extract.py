@@ -1,0 +1,96 @@
+"""Questions to states and answers, in batches; when memory runs out, in smaller ones."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from torchtune_qwen25vl.generation import generate, prompt_batch
+from torchtune_qwen25vl.hidden_states._questions import Question
+from torchtune_qwen25vl.hidden_states._record import Recorder, hidden_states
+from torchtune_qwen25vl.hidden_states._settings import Settings
+from torchtune_qwen25vl.jobs import InHalves, seeded
+from torchtune_qwen25vl.model import Qwen25VL
+from torchtune_qwen25vl.transform import Qwen25VLTransform
+
+
+@dataclass(frozen=True)
+class Extract:
+    """What the model gave for one question, or the reason why it gave nothing.
+
+    Attributes:
+        question: what was asked
+        states: by selector, [width] or [n, width]
+        answer: text of the answer
+        finish: "stop", or "length" where it was cut
+        problem: why there is nothing
+    """
+
+    question: Question
+    states: Mapping[str, Tensor] = field(default_factory=dict)
+    answer: str = ""
+    finish: str = ""
+    problem: str = ""
+
+
+class Extractor:
+    """Ask a model about batches of questions, and take states from the forward that reads them.
+
+    Rows of a batch do not see each other. When memory runs out a batch is halved; a question that
+    does not fit alone fails.
+
+    Args:
+        model: in evaluation mode, on its device
+        transform: decodes answers
+        settings: what is wanted
+    """
+
+    def __init__(self, model: Qwen25VL, transform: Qwen25VLTransform, settings: Settings) -> None:
+        self._model, self._transform, self._settings = model, transform, settings
+        self._in_halves = InHalves[Question, Extract](
+            self._extract,
+            refused=lambda question, error: Extract(question, problem=str(error)),
+            too_large=lambda question: Extract(
+                question, problem="out of memory with this row alone: lower max_pixels"
+            ),
+        )
+
+    def __call__(self, questions: Sequence[Question]) -> list[Extract]:
+        """Return what the model gives for all questions, in their order.
+
+        Raises:
+            RuntimeError: of the device, other than that memory ran out.
+        """
+        return self._in_halves(questions, self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        return self._model.tok_embeddings.weight.device
+
+    def _extract(self, questions: Sequence[Question]) -> list[Extract]:
+        settings, boundary = self._settings, self._settings.vision_boundary
+        samples = [question.sample for question in questions]
+        batch = prompt_batch(samples, self._transform.pad_id, device=self._device)
+        if settings.max_new_tokens == 0:
+            taken = hidden_states(self._model, batch, settings.selectors, vision_boundary=boundary)
+            answers = [("", "")] * len(questions)
+        else:  # the states are those of the prefill that the answer goes on from
+            recorder = Recorder(self._model, batch, settings.selectors, vision_boundary=boundary)
+            generation = generate(
+                self._model,
+                batch,
+                max_new_tokens=settings.max_new_tokens,
+                **settings.sampling._asdict(),
+                stop_tokens=self._transform.stop_tokens,
+                generator=seeded(settings.seed, questions[0].row.name, self._device),
+                observe=recorder,
+            )
+            taken = recorder.states()
+            rows = zip(generation.tokens.tolist(), generation.lengths, strict=True)
+            texts = [self._transform.decode(row[:length]).strip() for row, length in rows]
+            answers = list(zip(texts, generation.finish_reasons, strict=True))
+        return [
+            Extract(question, {name: states[row].cpu() for name, states in taken.items()}, *answer)
+            for row, (question, answer) in enumerate(zip(questions, answers, strict=True))
+        ]
