@@ -57,13 +57,13 @@ def extract(cfg: DictConfig, stack: ExitStack) -> int:
     workers = stack.enter_context(closing(settings.start_workers(ranks.local_size)))
     questioner = hidden_states.Questioner(model.transform, settings, max_pixels=run.max_pixels)
     plan = ranks.from_first(
-        lambda: hidden_states.plan_run(settings, run, questioner, workers, stack)
+        lambda: hidden_states.plan_run(settings, run, layout, questioner, workers, stack)
     )
     if settings.dry_run:
         return hidden_states.show_plan(plan) if ranks.is_first else 0
     record_batches(settings, plan, layout, ranks, model, questioner, workers)
     ranks.wait()
-    return ranks.from_first(lambda: hidden_states.write_outputs(settings, plan, layout))
+    return ranks.from_first(lambda: hidden_states.write_outputs(settings, plan))
 
 
 def record_batches(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-BENCHES = ("image", "encoder", "generation", "training", "captioning")
+BENCHES = ("image", "encoder", "generation", "training", "captioning", "hidden_states")
 
 
 @dataclass(frozen=True)

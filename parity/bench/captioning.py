@@ -67,7 +67,7 @@ class Bench:
 
     def row(self, cores: list[int]) -> Row:
         """Milliseconds for an image on these cores."""
-        with _on(cores):
+        with on_cores(cores):
             times = compare(self.ours, self.theirs, repeats=REPEATS, threads=len(cores))
         same = sum(a == b for a, b in zip(self.ours(), self.theirs(), strict=True))
         note = f"{same} of {COUNT} captions the same; model waited {self.waited:.1%} of the time"
@@ -140,7 +140,7 @@ class Bench:
 
 
 @contextlib.contextmanager
-def _on(cores: list[int]) -> Iterator[None]:
+def on_cores(cores: list[int]) -> Iterator[None]:
     """This process and those it starts on these cores only."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)

@@ -1,7 +1,7 @@
 """What their models compute on a batch."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -125,6 +125,30 @@ def vision_layers(model: Qwen2_5_VLForConditionalGeneration) -> nn.ModuleList:
 def decoder_layers(model: Qwen2_5_VLForConditionalGeneration) -> nn.ModuleList:
     """The layers of the language model."""
     return model.model.language_model.layers
+
+
+@contextlib.contextmanager
+def first_outputs(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+    """Keep what each of these modules returns when it is called for the first time."""
+    outputs: list[Tensor] = []
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        if module not in seen:
+            seen.add(module)
+            outputs.append(output if isinstance(output, Tensor) else output[0])
+
+    seen = set[nn.Module]()
+    handles = [module.register_forward_hook(keep) for module in modules]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def see(model: Qwen2_5_VLForConditionalGeneration, pixel_values: Tensor, grid_thw: Tensor) -> None:
+    """Run the vision tower alone."""
+    model.model.visual(pixel_values.to(model.dtype), grid_thw=grid_thw)
 
 
 def encode(model: Qwen2_5_VLForConditionalGeneration, inputs: Inputs) -> Tensor:

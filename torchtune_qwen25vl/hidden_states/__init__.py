@@ -1,31 +1,55 @@
-"""Hidden states of questions about images: recorded, kept, probed; parts of their recipe.
+"""Hidden states of questions about images: recorded, kept, probed; the parts of their recipe.
 
 hidden_states   states of a batch, by selectors SITE/SPAN
 Recorder        an observer that takes them from any forward
+open_states     states of a run, memory-mapped
+States          what that returns
 Settings        the keys of the recipe
+layout_of       which states a run has, and of which width
+Layout          that
 Questioner      makes questions of rows
 plan_run        what is to be done, from what is on disk
 Plan            what all ranks have to know of it
 show_plan       what would be done
+show_rows       the same without a model
 Extractor       asks the model, and takes states
+Writer          writes down states and how rows ended
+write_outputs   table and HALP's parts
 STATES          how a row may end
 """
 
+from torchtune_qwen25vl.hidden_states._columns import Layout
 from torchtune_qwen25vl.hidden_states._extract import Extractor
 from torchtune_qwen25vl.hidden_states._questions import Questioner
 from torchtune_qwen25vl.hidden_states._record import Recorder, hidden_states
 from torchtune_qwen25vl.hidden_states._records import STATES
-from torchtune_qwen25vl.hidden_states._run import Plan, plan_run, show_plan
+from torchtune_qwen25vl.hidden_states._run import (
+    Plan,
+    layout_of,
+    plan_run,
+    show_plan,
+    show_rows,
+    write_outputs,
+)
 from torchtune_qwen25vl.hidden_states._settings import Settings
+from torchtune_qwen25vl.hidden_states._states import States, open_states
+from torchtune_qwen25vl.hidden_states._writer import Writer
 
 __all__ = [
     "STATES",
     "Extractor",
+    "Layout",
     "Plan",
     "Questioner",
     "Recorder",
     "Settings",
+    "States",
+    "Writer",
     "hidden_states",
+    "layout_of",
+    "open_states",
     "plan_run",
     "show_plan",
+    "show_rows",
+    "write_outputs",
 ]

@@ -1,25 +1,38 @@
 """A run from its settings to its plan, and from its records to its files."""
 
+import json
 import logging
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+import torch
+
+from torchtune_qwen25vl.device import LoadedModel
+from torchtune_qwen25vl.hidden_states._columns import DTYPES, Layout, make_file
+from torchtune_qwen25vl.hidden_states._halp import refuse_others, write_parts
 from torchtune_qwen25vl.hidden_states._questions import Questioner
 from torchtune_qwen25vl.hidden_states._records import STATES, Record, digest
 from torchtune_qwen25vl.hidden_states._rows import Row
+from torchtune_qwen25vl.hidden_states._selectors import read_selectors
 from torchtune_qwen25vl.hidden_states._settings import Settings
+from torchtune_qwen25vl.hidden_states._states import open_states
+from torchtune_qwen25vl.hidden_states._table import FILE as TABLE
+from torchtune_qwen25vl.hidden_states._table import write_table
 from torchtune_qwen25vl.jobs import (
     Run,
     Workers,
     claimed,
     plan_batches,
+    read_journals,
     summary,
     take_up,
 )
+from torchtune_qwen25vl.model import qwen2_5_vl_from_config
 
 logger = logging.getLogger(__name__)
 NAMED = 20  # failed rows, at most, at the end of a run
+LAYER = "output of decoder block K before the final norm, hidden_states[K + 1] of transformers"
 
 
 @dataclass
@@ -41,14 +54,51 @@ class Plan:
     batches: list[list[str]] = field(default_factory=list)
 
 
+def layout_of(settings: Settings, model: LoadedModel) -> Layout:
+    """Return what the states of a run are; no weight is read.
+
+    Raises:
+        ValueError: if a selector is none, asks for a block that is not there, or has no place in
+            the format.
+    """
+    with torch.device("meta"):
+        shape = qwen2_5_vl_from_config(model.settings / "config.json")
+    blocks = {"num_layers": len(shape.layers), "vision_num_layers": len(shape.vision.layers)}
+    selectors = read_selectors(settings.selectors, **blocks)
+    if settings.format == "halp":
+        refuse_others(list(selectors.values()), blocks["vision_num_layers"])
+    width, vision_width = shape.tok_embeddings.weight.shape[1], shape.vision.patch_embed.proj
+    widths = {
+        name: vision_width.out_features if one.site == "vision" else width
+        for name, one in selectors.items()
+    }
+    facts = {
+        "model": settings.model,
+        "dtype": DTYPES[model.choice.dtype],
+        "device": str(model.choice.device),
+        **{name: str(count) for name, count in blocks.items()},
+        "vision_boundary": settings.vision_boundary,
+        "layer_K": LAYER,
+        "selectors": json.dumps(list(selectors)),
+        "widths": json.dumps(widths),
+    }
+    return Layout(len(settings.rows), selectors, widths, model.choice.dtype, facts)
+
+
 def plan_run(
-    settings: Settings, run: Run, questioner: Questioner, workers: Workers, stack: ExitStack
+    settings: Settings,
+    run: Run,
+    layout: Layout,
+    questioner: Questioner,
+    workers: Workers,
+    stack: ExitStack,
 ) -> Plan:
     """Find out what is to be done; headers of images are read, no image is decoded.
 
     Args:
         settings: of the recipe
         run: what states depend on now
+        layout: of the states
         questioner: counts the tokens of prompts
         workers: read the headers
         stack: keeps the output folder claimed, unless it is a dry run
@@ -72,6 +122,9 @@ def plan_run(
         record = past.records.get(name)
         if record is not None and _is_final(record, row, settings):
             plan.settled[name] = record
+    if not settings.dry_run:
+        is_new = all(record.state == "failed" for record in plan.settled.values())
+        make_file(settings.folder, layout, is_new=is_new)
     counts = questioner.count_tokens(list(plan.rows.values()), workers)
     for name, count in counts.items():
         if count.problem and name not in plan.settled:
@@ -108,7 +161,14 @@ def failure(row: Row, reason: str, settings: Settings) -> Record:
     return Record(row.name, "failed", reason=reason, asked=asked, stamp=row.stamp())
 
 
-def show_plan(settings: Settings, plan: Plan) -> int:
+def show_rows(settings: Settings) -> int:
+    """Say which rows there are, where a dry run has no model; return the exit code."""
+    for row in settings.rows:
+        print(f"{row.name}: {row.problem or 'to be asked'}")
+    return int(any(row.problem for row in settings.rows))
+
+
+def show_plan(plan: Plan) -> int:
     """Say what would be done with every row; return the exit code."""
     for name in plan.rows:
         record = plan.settled.get(name)
@@ -118,3 +178,28 @@ def show_plan(settings: Settings, plan: Plan) -> int:
     pending = len(plan.rows) - len(plan.settled)
     print(f"{pending} to be asked in {len(plan.batches)} batches; {summary(states, STATES)}")
     return int(states["failed"] > 0)
+
+
+def write_outputs(settings: Settings, plan: Plan) -> int:
+    """Write the table, and HALP's parts where they are asked for; return the exit code.
+
+    Args:
+        settings: of the recipe
+        plan: of the run, whose rows all ranks have gone through
+    """
+    folder = settings.folder
+    records = read_journals(folder, Record).records | plan.settled
+    write_table(folder, list(plan.rows.values()), records)
+    if settings.format == "halp":
+        for path in write_parts(folder, open_states(folder)):
+            logger.info("wrote %s", path)
+    failed = [records[name] for name in plan.rows if records[name].state == "failed"]
+    for record in failed[:NAMED]:
+        logger.error("failed: %s: %s", record.name, record.reason)
+    if len(failed) > NAMED:
+        logger.error("and %d more, which %s names", len(failed) - NAMED, folder / TABLE)
+    states: Counter[str] = Counter(records[name].state for name in plan.rows)
+    logger.info(
+        "%d rows: %s; the states are in %s", len(plan.rows), summary(states, STATES), folder
+    )
+    return int(bool(failed))

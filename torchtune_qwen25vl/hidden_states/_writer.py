@@ -25,7 +25,8 @@ class Writer:
 
     def __init__(self, settings: Settings, plan: Plan, layout: Layout, rank: int) -> None:
         self._settings, self._plan = settings, plan
-        self._columns = Columns(settings.folder, layout, rank, plan.places)
+        self._names = list(layout.selectors)
+        self._columns = Columns(settings.folder, layout, rank, _ends(plan, rank))
         self._journal = Journal[Record](settings.folder, rank, plan.run)
 
     def add_failed(self) -> None:
@@ -46,7 +47,7 @@ class Writer:
         rows = self._plan.rows
         places = self._columns.write(
             [extract.question.row.number for extract in done],
-            {name: [extract.states[name] for extract in done] for name in self._columns.names},
+            {name: [extract.states[name] for extract in done] for name in self._names},
         )
         self._columns.write_absent([rows[name].number for name in failed])
         records = [
@@ -72,3 +73,13 @@ class Writer:
         """Close the files."""
         self._journal.close()
         self._columns.close()
+
+
+def _ends(plan: Plan, rank: int) -> dict[str, int]:
+    """Return how many vectors of this rank the journal knows, for selectors of whole spans."""
+    ends: dict[str, int] = {}
+    for record in plan.settled.values():
+        for name, (writer, first, count) in record.places.items():
+            if writer == rank:
+                ends[name] = max(ends.get(name, 0), first + count)
+    return ends

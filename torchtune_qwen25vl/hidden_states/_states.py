@@ -1,0 +1,203 @@
+"""States of a run, opened to be read: those of our file, or of HALP's.
+
+Shapes: n rows, t tokens of a span.
+"""
+
+import json
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, overload
+
+import numpy as np
+
+from torchtune_qwen25vl.hidden_states import _columns, _halp
+from torchtune_qwen25vl.hidden_states._extra import needed
+from torchtune_qwen25vl.hidden_states._selectors import Selector, read_selectors
+from torchtune_qwen25vl.hidden_states._table import FILE as TABLE
+from torchtune_qwen25vl.hidden_states._table import read_table
+from torchtune_qwen25vl.jobs import as_path
+
+State = np.ndarray | Sequence[np.ndarray]
+
+
+class States(Protocol):
+    """States of all rows, in input order, with what is known of these.
+
+    Attributes:
+        ids: of the rows
+        states: how each row ended, "done" or "failed"; of failed ones the states are nan
+        reasons: why a row failed
+        images: what the table calls the images of each row
+        questions: what was asked
+        truths: the answers of the table
+        answers: those of the model
+        rows: the other columns of the table
+        selectors: that there are
+        facts: what the file says of the run
+    """
+
+    ids: list[str]
+    states: list[str]
+    reasons: list[str]
+    images: list[str]
+    questions: list[str]
+    truths: list[str]
+    answers: list[str]
+    rows: list[dict[str, Any]]
+    selectors: list[str]
+    facts: dict[str, str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, selector: str) -> State:
+        """Return states [n, width]; for spans that end in `all`, n arrays [t, width].
+
+        Args:
+            selector: in any of its forms, of one block
+
+        Raises:
+            ValueError: if it was not recorded.
+        """
+
+
+def open_states(folder: str | Path) -> States:
+    """Open the states of a run, or a folder of HALP's files; nothing is read but what is asked for.
+
+    Arrays of our file are memory-mapped, in the dtype of the run; bf16 is that of `ml_dtypes`.
+    Arrays of HALP's files are read part by part, float32.
+
+    Raises:
+        ValueError: if the folder holds neither, or its files are damaged.
+    """
+    folder = as_path(str(folder))
+    if (folder / _columns.FILE).is_file():
+        if not (folder / TABLE).is_file():
+            raise ValueError(
+                f"{folder} has no {TABLE} yet: start its run again to go on to the end"
+            )
+        return ColumnStates(folder)
+    if _halp.parts_of(folder):
+        return _halp.HalpStates(folder)
+    raise ValueError(f"{folder} holds no states: no {_columns.FILE}, and no part of HALP's form")
+
+
+class ColumnStates:
+    """States of our file; see `States`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._header, self._first = _read_header(folder / _columns.FILE)
+        self.facts: dict[str, str] = self._header.pop("__metadata__", {})
+        blocks = int(self.facts["num_layers"]), int(self.facts["vision_num_layers"])
+        self._blocks = {"num_layers": blocks[0], "vision_num_layers": blocks[1]}
+        self._entries = read_table(folder)
+        self.ids = self._all("id")
+        self.states = self._all("state")
+        self.reasons = self._all("reason")
+        self.images = self._all("image")
+        self.questions = self._all("question")
+        self.truths = self._all("truth")
+        self.answers = self._all("answer")
+        self.rows: list[dict[str, Any]] = [entry["columns"] for entry in self._entries]
+        self.selectors: list[str] = json.loads(self.facts["selectors"])
+        self._names = {self._selector(name): name for name in self.selectors}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, selector: str) -> State:
+        name = self._names.get(self._selector(selector))
+        if name is None:
+            raise ValueError(
+                f"{selector!r} was not recorded in {self._folder}, but {', '.join(self.selectors)}"
+            )
+        if name in self._header:
+            return self._column(self._header[name])
+        places = [entry["places"].get(name) for entry in self._entries]
+        widths = json.loads(self.facts["widths"])
+        return WholeSpans(self._folder, name, places, widths[name], _dtype(self.facts["dtype"]))
+
+    def _all(self, key: str) -> list[str]:
+        return [entry[key] for entry in self._entries]
+
+    def _selector(self, text: str) -> Selector:
+        read = read_selectors([text], **self._blocks)
+        if len(read) > 1:
+            raise ValueError(f"{text!r} asks for {len(read)} arrays; name one block")
+        return next(iter(read.values()))
+
+    def _column(self, entry: dict[str, Any]) -> np.ndarray:
+        rows, width = entry["shape"]
+        return np.memmap(
+            self._folder / _columns.FILE,
+            _dtype(entry["dtype"]),
+            mode="r",
+            offset=self._first + entry["data_offsets"][0],
+            shape=(rows, width),
+        )
+
+
+class WholeSpans(Sequence[np.ndarray]):
+    """States that are [t, width] for each row, memory-mapped; of rows that have none, t is 0."""
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        places: Sequence[Sequence[int] | None],
+        width: int,
+        dtype: np.dtype,
+    ) -> None:
+        self._folder, self._name, self._places = folder, name, places
+        self._empty = np.empty((0, width), dtype)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
+
+    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
+        if isinstance(index, slice):
+            return [self[k] for k in range(*index.indices(len(self)))]
+        place = self._places[index]
+        if place is None or place[2] == 0:
+            return self._empty
+        rank, first, count = place
+        return np.memmap(
+            self._folder / _columns.whole_name(self._name, rank),
+            self._empty.dtype,
+            mode="r",
+            offset=first * self._empty.shape[1] * self._empty.dtype.itemsize,
+            shape=(count, self._empty.shape[1]),
+        )
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Read the header of a safetensors file, and where its data begins.
+
+    Raises:
+        ValueError: if the file is damaged or cut short.
+    """
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        ends = [entry["data_offsets"][1] for key, entry in header.items() if key[:2] != "__"]
+    except (ValueError, KeyError, TypeError, struct.error, MemoryError) as error:
+        raise ValueError(f"{path} is damaged ({error}): put back a whole one") from error
+    if path.stat().st_size != 8 + length + max(ends, default=0):
+        raise ValueError(f"{path} is cut short: put back a whole one")
+    return header, 8 + length
+
+
+def _dtype(name: str) -> np.dtype:
+    if name != "BF16":
+        return np.dtype({"F32": np.float32, "F16": np.float16}[name])
+    with needed("states in bf16"):
+        import ml_dtypes
+    return np.dtype(ml_dtypes.bfloat16)
