@@ -32,6 +32,7 @@ from parity.reference.outputs import (
     positions,
     process_logits,
     see,
+    site_outputs,
     vision_layers,
     window_order,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "random_model",
     "randomise",
     "see",
+    "site_outputs",
     "smart_resize",
     "video_patches",
     "video_processor",

@@ -2,6 +2,7 @@
 
 from parity.stages._stage import Measurement, Setting, Stage
 from parity.stages.generation import GREEDY, PACKED
+from parity.stages.hidden_states import HIDDEN_STATES
 from parity.stages.model import (
     BITS,
     DECODER_LAYERS,
@@ -35,6 +36,7 @@ STAGES: tuple[Stage, ...] = (
     BF16,
     PACKED,
     GREEDY,
+    HIDDEN_STATES,
     TRAINING,
     WEIGHTS,
     NF4,
