@@ -15,10 +15,12 @@ CORE = PROJECT["project"]["dependencies"]
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 ALL_EXTRAS = [requirement for extra in EXTRAS.values() for requirement in extra]
 DEV = PROJECT["dependency-groups"]["dev"]
+INSTALLED = packages_distributions()  # it reads the list of every file of every distribution
 EXTRA_OF = {  # by the room, or file of the root, that imports it where it is used
     "_plots": "plots",
     "media": "video",  # and by name heic and jxl, which stand in BY_NAME
     "model": "cuda",
+    "hidden_states": "states",
 }
 OURS = {"torchtune_qwen25vl", "parity", "tests"}
 BY_NAME = {"pillow-heif", "pillow-jxl-plugin"}  # Pillow's plugins, imported where installed
@@ -48,9 +50,8 @@ def imported(path, *, when_used=True):
             found.add(node.module.split(".")[0])
         elif when_used or not isinstance(node, ast.FunctionDef):
             stack += ast.iter_child_nodes(node)
-    installed = packages_distributions()
     found -= {*OURS, *sys.stdlib_module_names}
-    return {_normal(installed.get(name, [name])[0]) for name in found}
+    return {_normal(INSTALLED.get(name, [name])[0]) for name in found}
 
 
 def files(folder):

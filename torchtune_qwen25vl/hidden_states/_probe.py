@@ -6,7 +6,6 @@ Shapes: n rows that have the label and states, c classes.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from torchtune_qwen25vl._plots import write_figure
+from torchtune_qwen25vl.hidden_states._extra import needed
 from torchtune_qwen25vl.hidden_states._rows import as_text
 from torchtune_qwen25vl.hidden_states._selectors import NUMBERED
 from torchtune_qwen25vl.hidden_states._states import States
@@ -26,6 +26,7 @@ WRONG = "answer_is_wrong"
 """A label that needs no column: whether the model's answer is another than the table's."""
 FOLDS, SHUFFLES = 5, 3
 STRENGTH = 0.1  # C of the logistic regression, on features of variance 1
+TICKS = 15  # of the picture, at most
 CHANCE_ERRORS = 4  # standard errors within which the control is at chance
 
 
@@ -70,8 +71,8 @@ def probe(states: States, label: str, *, seed: int = 0) -> list[Probe]:
     Raises:
         ValueError: if scikit-learn is not installed, or the label cannot be probed.
     """
-    if find_spec("sklearn") is None:
-        raise ValueError("probes need scikit-learn: install torchtune-qwen25vl[probe]")
+    with needed("probes"):
+        from threadpoolctl import threadpool_limits
     labels = read_labels(states, label)
     _refuse_lone_class(labels, label)
     groups = np.array(
@@ -87,7 +88,8 @@ def probe(states: States, label: str, *, seed: int = 0) -> list[Probe]:
         is_there = np.isfinite(x).all(-1)  # a row without images has none of theirs
         kept = np.array(has_both)[is_there]
         y = np.array([labels[k] for k in kept])
-        found.append(_probe(selector, x[is_there], y, groups[kept], seed))
+        with threadpool_limits(1):  # a fit is many small products: two threads take longer
+            found.append(_probe(selector, x[is_there], y, groups[kept], seed))
     return found
 
 
@@ -183,12 +185,14 @@ def write_picture(path: Path, probes: Sequence[Probe], label: str) -> None:
     def draw(figure: "Figure") -> None:
         axes = figure.add_subplot()
         for name, points in _lines(probes).items():
-            blocks, scores, spreads = zip(*sorted(points), strict=True)
-            axes.errorbar(blocks, scores, spreads, marker="o", capsize=3, label=name)
+            places, scores, spreads = zip(*sorted(points), strict=True)
+            axes.errorbar(places, scores, spreads, marker="o", capsize=3, label=name)
         for one in probes:
             if one.selector.split("/")[0].partition(".")[0] == one.selector.split("/")[0]:
                 axes.axhline(one.auroc, linestyle="--", alpha=0.6, label=one.selector)
-        axes.axhline(0.5, color="grey", linewidth=1)
+        axes.axhline(0.5, color="grey", linewidth=1, label="chance")
+        blocks = sorted({block for points in _lines(probes).values() for block, *_ in points})
+        axes.set_xticks(blocks[:: 1 + len(blocks) // TICKS])
         axes.set(
             xlabel="block", ylabel="AUROC", ylim=(0.3, 1.02), title=f"{label}, by linear probe"
         )

@@ -186,9 +186,9 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(min(length, path.stat().st_size)))
         ends = [entry["data_offsets"][1] for key, entry in header.items() if key[:2] != "__"]
-    except (ValueError, KeyError, TypeError, struct.error, MemoryError) as error:
+    except (ValueError, KeyError, TypeError, struct.error) as error:
         raise ValueError(f"{path} is damaged ({error}): put back a whole one") from error
     if path.stat().st_size != 8 + length + max(ends, default=0):
         raise ValueError(f"{path} is cut short: put back a whole one")
