@@ -1,5 +1,6 @@
 """What the README says runs."""
 
+import csv
 import pathlib
 import re
 import shlex
@@ -14,6 +15,8 @@ from PIL import Image
 from parity.random_folder import write_random
 from torchtune_qwen25vl import _cli
 from torchtune_qwen25vl.data import __main__ as data_command
+from torchtune_qwen25vl.hidden_states import __main__ as states_command
+from torchtune_qwen25vl.hidden_states import open_states
 from torchtune_qwen25vl.shapes import __main__ as pictures_command
 from torchtune_qwen25vl.shapes import draw, random_scene
 
@@ -35,8 +38,9 @@ def test_python_blocks_run(folder, tmp_path, capsys):
     photo = tmp_path / "photo.png"
     draw(random_scene(0)).save(photo)
     assert blocks("python")
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), {"folder": folder, "photo": photo})
+    names = {"folder": folder, "photo": photo}
+    for block in blocks("python"):  # each goes on from the one before
+        exec(compile(block, "README.md", "exec"), names)
     assert capsys.readouterr().out
     assert Image.open(photo)
 
@@ -63,11 +67,13 @@ def run(command, monkeypatch):
         words = words[2:]
         entry = {
             "torchtune_qwen25vl.data": data_command.main,
+            "torchtune_qwen25vl.hidden_states": states_command.main,
             "torchtune_qwen25vl.shapes": pictures_command.main,
         }[words[0]]
         return entry(words[1:])
-    if words[0] == "caption":
-        return _cli.caption([*words[1:], *(f"{key}={value}" for key, value in SMALL.items())])
+    if words[0] in ("caption", "hidden-states"):
+        short = _cli.caption if words[0] == "caption" else _cli.hidden_states
+        return short([*words[1:], *(f"{key}={value}" for key, value in SMALL.items())])
     monkeypatch.setattr(sys, "argv", words)
     monkeypatch.setattr(sys, "path", list(sys.path))
     try:
@@ -109,11 +115,35 @@ def test_the_example_that_learns(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "shapes_tiny").mkdir(parents=True)
     folder.rename(tmp_path / "runs" / "shapes_tiny" / "model")
-    train, draw_pictures, describe = section("Watch it learn")
+    train, draw_pictures, describe, draw_more, record, *probes = section("Watch it learn")
     assert train[2:] == ["tune-qwen25vl", "run", "finetune", "--config", "shapes_tiny"]
     assert not run([*draw_pictures, "--count", "3"], monkeypatch)
     assert not run(describe, monkeypatch)
     assert len(list((tmp_path / "pictures").glob("*.txt"))) == 3
+    assert not run([*draw_more, "--count", "12"], monkeypatch)
+    assert not run(record, monkeypatch)
+    for probe in probes:
+        assert not run(probe, monkeypatch)
+    assert len(list((tmp_path / "probed" / "questions_hidden_states").glob("probe-*.png"))) == 2
+
+
+def test_the_guide_from_a_table_to_probes(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    folder.rename(tmp_path / "models" / "Qwen2.5-VL-3B-Instruct")
+    pictures_command.main(["images", "--count", "8", "--questions"])
+    (tmp_path / "images" / "questions.csv").rename("questions.csv")
+    tried, record, *others = section("Record hidden states")
+    assert not run(tried, monkeypatch)
+    assert not run(record, monkeypatch)
+    answers = open_states("questions_hidden_states").answers
+    with open("questions.csv", newline="") as file:
+        head, *rows = csv.reader(file)
+    with open("questions.csv", "w", newline="") as file:  # half of the answers are right
+        right = [[*row[:3], answers[k] if k % 2 else "no", *row[4:]] for k, row in enumerate(rows)]
+        csv.writer(file).writerows([head, *right])
+    for command in (record, *others):
+        assert not run(command, monkeypatch), command
 
 
 def test_every_name_in_the_tree_exists():
