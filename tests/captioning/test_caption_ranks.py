@@ -1,15 +1,14 @@
 """Two processes on one folder leave what one process leaves."""
 
-import logging
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import captions
 import pytest
+from on_ranks import on_ranks
 
 from torchtune_qwen25vl.captioning import _run
 
@@ -22,33 +21,6 @@ def photos(tmp_path):
     folder = captions.write_pictures(tmp_path / "photos", 7)
     (folder / "bad.png").write_bytes(b"no picture")
     return folder
-
-
-def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
-def on_ranks(count, body):
-    """Run in forked processes with torchrun's variables; their exit codes."""
-    port, children = free_port(), []
-    for rank in range(count):
-        if (child := os.fork()) == 0:
-            code = 70
-            try:
-                logging.disable()
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-                addresses = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-                numbers = {"RANK": rank, "LOCAL_RANK": rank}
-                sizes = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-                for key, value in {**addresses, **numbers, **sizes}.items():
-                    os.environ[key] = str(value)
-                code = body()
-            finally:
-                os._exit(code)
-        children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 def one_process(model, photos, original):

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import questions
 import torch
+from on_ranks import on_ranks
 from PIL import Image
 from torchtune.data import Message
 
@@ -271,6 +272,22 @@ def test_killed_twenty_times(run, out):
             assert all(np.array_equal(right[name], found[name]) for name in right)
             assert questions.entries(out) == rows
             shutil.rmtree(out)
+
+
+def test_two_ranks_leave_what_one_leaves(run, table, out):
+    (table.parent / "images" / "picture 003.png").unlink()
+    wanted = ["halp", "layer.1/image_all"]
+    assert run(wanted=wanted) == 1
+    right, rows = open_states(out), questions.entries(out)
+    right = {name: [np.array(row) for row in right[name]] for name in right.selectors}
+    shutil.rmtree(out)
+    assert on_ranks(2, lambda: run(wanted=wanted)) == [1, 1]
+    found = open_states(out)
+    for name, expected in right.items():
+        pairs = zip(expected, found[name], strict=True)
+        assert all(np.array_equal(a, b, equal_nan=True) for a, b in pairs), name
+    for mine, theirs in zip(questions.entries(out), rows, strict=True):
+        assert {**mine, "places": 0} == {**theirs, "places": 0}
 
 
 def test_states_that_are_gone_or_others_are_refused(run, out, caplog):
