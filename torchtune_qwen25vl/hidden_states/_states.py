@@ -6,6 +6,7 @@ Shapes: n rows, t tokens of a span.
 import json
 import struct
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, overload
 
@@ -37,16 +38,32 @@ class States(Protocol):
         facts: what the file says of the run
     """
 
-    ids: list[str]
-    states: list[str]
-    reasons: list[str]
-    images: list[str]
-    questions: list[str]
-    truths: list[str]
-    answers: list[str]
-    rows: list[dict[str, Any]]
     selectors: list[str]
     facts: dict[str, str]
+
+    @property
+    def ids(self) -> list[str]: ...
+
+    @property
+    def states(self) -> list[str]: ...
+
+    @property
+    def reasons(self) -> list[str]: ...
+
+    @property
+    def images(self) -> list[str]: ...
+
+    @property
+    def questions(self) -> list[str]: ...
+
+    @property
+    def truths(self) -> list[str]: ...
+
+    @property
+    def answers(self) -> list[str]: ...
+
+    @property
+    def rows(self) -> list[dict[str, Any]]: ...
 
     def __len__(self) -> int: ...
 
@@ -91,20 +108,56 @@ class ColumnStates:
         self.facts: dict[str, str] = self._header.pop("__metadata__", {})
         blocks = int(self.facts["num_layers"]), int(self.facts["vision_num_layers"])
         self._blocks = {"num_layers": blocks[0], "vision_num_layers": blocks[1]}
-        self._entries = read_table(folder)
-        self.ids = self._all("id")
-        self.states = self._all("state")
-        self.reasons = self._all("reason")
-        self.images = self._all("image")
-        self.questions = self._all("question")
-        self.truths = self._all("truth")
-        self.answers = self._all("answer")
-        self.rows: list[dict[str, Any]] = [entry["columns"] for entry in self._entries]
         self.selectors: list[str] = json.loads(self.facts["selectors"])
         self._names = {self._selector(name): name for name in self.selectors}
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.ids)
+
+    @cached_property
+    def _entries(self) -> list[dict[str, Any]]:
+        """The table, read when something of it is asked for."""
+        return read_table(self._folder)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Of the rows."""
+        return self._all("id")
+
+    @cached_property
+    def states(self) -> list[str]:
+        """How each row ended."""
+        return self._all("state")
+
+    @cached_property
+    def reasons(self) -> list[str]:
+        """Why a row failed."""
+        return self._all("reason")
+
+    @cached_property
+    def images(self) -> list[str]:
+        """What the table calls the images of each row."""
+        return self._all("image")
+
+    @cached_property
+    def questions(self) -> list[str]:
+        """What was asked."""
+        return self._all("question")
+
+    @cached_property
+    def truths(self) -> list[str]:
+        """The answers of the table."""
+        return self._all("truth")
+
+    @cached_property
+    def answers(self) -> list[str]:
+        """The answers of the model."""
+        return self._all("answer")
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """The other columns of the table."""
+        return [entry["columns"] for entry in self._entries]
 
     def __getitem__(self, selector: str) -> State:
         name = self._names.get(self._selector(selector))
