@@ -1,5 +1,6 @@
 """Their processors: images, videos and conversations to tensors."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,19 @@ except ImportError:  # before 4.52 the image processor reads videos too
     Qwen2VLVideoProcessor = VideosByImageProcessor
 
 
-def image_processor(min_pixels: int = 3136, max_pixels: int = 1003520, **kwargs: Any) -> Any:
-    """The default (torchvision) image processor with these limits in force.
+def _limits(min_pixels: int, max_pixels: int) -> dict[str, Any]:
+    """Arguments that put limits of pixels in force, by both of their names.
 
-    Not by `size`, which 4.49 to 4.52 take and do not use.
+    Up to 4.52 `size` alone is ignored; from 4.54 to 5.17 and beyond `min_pixels` alone becomes the
+    default of every later processor (huggingface/transformers, issue 48917).
     """
-    return Qwen2VLImageProcessor(min_pixels=min_pixels, max_pixels=max_pixels, **kwargs)
+    size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    return {"size": size, "min_pixels": min_pixels, "max_pixels": max_pixels}
+
+
+def image_processor(min_pixels: int = 3136, max_pixels: int = 1003520, **kwargs: Any) -> Any:
+    """The default (torchvision) image processor with these limits in force."""
+    return Qwen2VLImageProcessor(**_limits(min_pixels, max_pixels), **kwargs)
 
 
 def video_patches(
@@ -48,16 +56,18 @@ def video_patches(
     *,
     source_fps: float | None = None,
     sampling: dict[str, Any] | None = None,
+    limits: Mapping[str, int] | None = None,
     **settings: Any,
 ) -> tuple[Tensor, Tensor, float]:
     """Their pixel_values_videos, video_grid_thw and second_per_grid_ts of one video.
 
-    `sampling` holds num_frames or fps; `settings` are the video processor's own.
+    `sampling` holds num_frames or fps; `limits` min_pixels and max_pixels, where they are not to be
+    the default; `settings` are the video processor's own.
 
     Raises:
         NotThereError: if frames are to be sampled, and this version does not.
     """
-    processor = Qwen2VLVideoProcessor(**settings)
+    processor = Qwen2VLVideoProcessor(**_limits(**limits) if limits else {}, **settings)
     if hasattr(processor, "sample_frames"):
         output, rate = _sampled(processor, frames, source_fps, sampling)
     elif sampling:

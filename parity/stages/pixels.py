@@ -135,7 +135,11 @@ def measure_video_pixels(setting: Setting) -> Iterator[Measurement]:
                 ours = Qwen25VLVideoTransform(**sampling, **limits)({"video": video, "fps": 3.0})
                 try:
                     values, grid_thw, seconds = reference.ask(
-                        reference.video_patches, video, source_fps=3.0, sampling=sampling, **limits
+                        reference.video_patches,
+                        video,
+                        source_fps=3.0,
+                        sampling=sampling,
+                        limits=limits,
                     )
                 except reference.RefusalError as refusal:
                     yield refused(case, refusal)
