@@ -30,19 +30,19 @@ from parity.reference.outputs import (
     patch_positions,
     positions,
     process_logits,
+    since_4_52,
+    step_loss,
     vision_layers,
     window_order,
 )
 from parity.reference.processors import (
     Qwen2VLImageProcessor,
     image_processor,
-    pillow_image_processor,
-    pixel_limits,
     processor,
     smart_resize,
     video_patches,
-    video_processor,
 )
+from parity.reference.refusals import NotThereError, RefusalError, ask
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -51,10 +51,13 @@ __all__ = [
     "IDS",
     "RANDOM_MODELS",
     "VERSION",
+    "NotThereError",
     "Qwen2VLImageProcessor",
     "Qwen2_5_VLConfig",
     "Qwen2_5_VLForConditionalGeneration",
+    "RefusalError",
     "answer",
+    "ask",
     "config",
     "config_dict",
     "decoder_layers",
@@ -72,16 +75,15 @@ __all__ = [
     "media_kwargs",
     "model",
     "patch_positions",
-    "pillow_image_processor",
-    "pixel_limits",
     "positions",
     "process_logits",
     "processor",
     "random_model",
     "randomise",
+    "since_4_52",
     "smart_resize",
+    "step_loss",
     "video_patches",
-    "video_processor",
     "vision_layers",
     "window_order",
 ]
