@@ -1,8 +1,8 @@
 """What versions of transformers do otherwise, as data: the reference is not one thing.
 
 A stage passes under a version if every case equals ours, or exactly what ours gives under the
-fault that a deviation names. The bounds were read from the sources of 18 releases; CONTRIBUTING.md
-says how to run the harness on another one.
+fault that a deviation names, or is refused by theirs exactly as a deviation names. The bounds were
+read from the sources of 27 releases; CONTRIBUTING.md says how to run the harness on another one.
 """
 
 import re
@@ -11,15 +11,7 @@ from dataclasses import dataclass
 from parity import reference
 
 GITHUB = "https://github.com/huggingface/transformers"
-COLUMNS = (
-    "stage",
-    "from",
-    "before",
-    "what transformers does",
-    "equals the fault",
-    "thread",
-    "here",
-)
+IMAGE_LIMITS = "limits of images for videos"
 FRACTIONS = ("time of frames in fp64", "seconds rounded to 0.1")
 
 
@@ -32,29 +24,110 @@ class Deviation:
         first: the first version that does it; "" where it always did
         fixed: the first version that no longer does it; "" where none is known
         what: in a few words
-        fault: a key of FAULTS or RULES: ours under it equals theirs
+        fault: a key of FAULTS or RULES: ours under it equals theirs; "" for a refusal
         thread: where it is reported or mended; "" where no thread was found
         hides: faults that only its cases could see
+        refusal: name of the exception by which theirs refuses the cases; `NotThereError` where this
+            version has nothing that could be asked
+        cases: parts of the names of the refused cases
     """
 
     stage: str
     first: str
     fixed: str
     what: str
-    fault: str
+    fault: str = ""
     thread: str = ""
     hides: tuple[str, ...] = ()
+    refusal: str = ""
+    cases: tuple[str, ...] = ()
 
     def holds(self, version: str) -> bool:
         """Whether this version does it."""
         return _number(self.first) <= _number(version) < _number(self.fixed or "999")
 
+    @property
+    def is_absence(self) -> bool:
+        """Whether this version has nothing that could be asked."""
+        return self.refusal == reference.NotThereError.__name__
+
+    def refuses(self, case: str, refusal: str) -> bool:
+        """Whether it says that theirs refuses this case by this exception."""
+        kind, colon, _ = refusal.partition(":")
+        named = any(f", {part}, " in f", {case}, " for part in self.cases)
+        return bool(colon) and kind == self.refusal and named
+
 
 DEVIATIONS = (
     Deviation("pixels", "", "5.21", "drops alpha without a background", "transparency ignored"),
     Deviation(
-        "positions",
+        "pixels",
         "",
+        "4.53",
+        "refuses images with a side below 28 pixels",
+        thread=f"{GITHUB}/pull/38150",
+        refusal="ValueError",
+        cases=("1 x 1", "13 x 300", "ratio 200"),
+    ),
+    Deviation(
+        "pixels",
+        "",
+        "4.53",
+        "shrinks the short side of a long image to no pixels",
+        thread=f"{GITHUB}/pull/38423",
+        refusal="RuntimeError",
+        cases=("37 x 3000 noise, 64 placeholders",),
+    ),
+    Deviation(
+        "chat tokens",
+        "",
+        "4.53",
+        "refuses images with a side below 28 pixels",
+        thread=f"{GITHUB}/pull/38150",
+        refusal="ValueError",
+        cases=(
+            "image within text",
+            "four images",
+            "image in a system",
+            "image in an answer",
+            "a picture as a result",
+        ),
+    ),
+    Deviation(
+        "video pixels",
+        "",
+        "4.53",
+        "gives videos the limits of images, 3136 to 1003520 pixels a frame",
+        IMAGE_LIMITS,
+    ),
+    Deviation(
+        "chat tokens",
+        "",
+        "4.53",
+        "gives videos the limits of images, 3136 to 1003520 pixels a frame",
+        IMAGE_LIMITS,
+    ),
+    Deviation(
+        "video pixels",
+        "",
+        "4.53",
+        "does not sample frames",
+        thread=f"{GITHUB}/pull/38105",
+        hides=("frames of qwen-vl-utils",),
+        refusal=reference.NotThereError.__name__,
+        cases=("4 frames", "2 fps"),
+    ),
+    Deviation(
+        "bits",
+        "",
+        "4.53",
+        "attends to windows through one mask, in another order of sums",
+        "windows through a mask",
+        f"{GITHUB}/pull/37363",
+    ),
+    Deviation(
+        "positions",
+        "4.52",
         "5.3",
         "seconds between frame groups lose their fraction",
         "seconds of videos cut to whole ones",

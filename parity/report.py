@@ -30,7 +30,7 @@ DEVIATION_COLUMNS = (
     "from",
     "before",
     "what it does",
-    "equals the fault",
+    "equals the fault, or raises",
     "thread",
     "here",
 )
@@ -63,7 +63,7 @@ def row(outcome: Outcome) -> tuple[str, ...]:
         str(len(outcome.measurements)),
         _number(worst.error) if worst else "-",
         _number(worst.tolerance) if worst else "-",
-        _number(control.error) if control else "-",
+        _number(control.error) if control and not control.is_theirs else "-",
         verdict(outcome),
         f"{outcome.seconds:.1f}",
     )
@@ -71,7 +71,8 @@ def row(outcome: Outcome) -> tuple[str, ...]:
 
 def case_row(measurement: Measurement) -> tuple[str, ...]:
     """One case, in the order of `CASE_COLUMNS`."""
-    return measurement.case, _number(measurement.error), _number(measurement.tolerance)
+    error = measurement.refusal or _number(measurement.error)
+    return measurement.case, error, _number(measurement.tolerance)
 
 
 def fault_row(sighting: Sighting) -> tuple[str, ...]:
@@ -84,7 +85,9 @@ def deviation_row(deviation: Deviation) -> tuple[str, ...]:
     """One deviation of transformers, in the order of `DEVIATION_COLUMNS`."""
     d = deviation
     here = "yes" if d.holds(reference.VERSION) else ""
-    return d.stage, d.first or "-", d.fixed or "-", d.what, d.fault, d.thread or "-", here
+    refusal = "not there" if d.is_absence else d.refusal
+    equals = d.fault or f"{refusal}: {', '.join(d.cases)}"
+    return d.stage, d.first or "-", d.fixed or "-", d.what, equals, d.thread or "-", here
 
 
 def verdict(outcome: Outcome) -> str:
@@ -92,9 +95,15 @@ def verdict(outcome: Outcome) -> str:
     if outcome.problem:
         return "could not run"
     if outcome.passed:
-        count = len(outcome.deviating)
-        return f"passed, {count} as its deviation says" if count else "passed"
-    words = [f"failed: {m.case}" for m in outcome.failed[:1]]
+        absent = sum(d.is_absence for d in outcome.deviating.values())
+        count = len(outcome.deviating) - absent
+        words = ["passed"]
+        words += [f"{count} as its deviation says"] if count else []
+        words += [f"{absent} not there"] if absent else []
+        return ", ".join(words)
+    if outcome.deviating and not outcome.there:
+        return "not there"
+    words = [f"failed: {m.case}" + (m.refusal and f" by {m.refusal}") for m in outcome.failed[:1]]
     if outcome.control is not None and not outcome.control.passed:
         words.append(f"control {outcome.control.verdict}")
     return ", ".join(words) or "no cases"
@@ -159,13 +168,19 @@ def _stage_as_json(outcome: Outcome) -> dict:
         "what": stage.what,
         "tolerance": stage.tolerance,
         "passed": outcome.passed,
+        "verdict": verdict(outcome),
         "problem": outcome.problem,
         "deviations": {case: d.what for case, d in outcome.deviating.items()},
         "error": _json_number(outcome.error),
         "control": _fault_as_json(control) if control else None,
         "seconds": round(outcome.seconds, 2),
         "cases": [
-            {"case": m.case, "error": _json_number(m.error), "tolerance": m.tolerance}
+            {
+                "case": m.case,
+                "error": _json_number(m.error),
+                "tolerance": m.tolerance,
+                "refusal": m.refusal,
+            }
             for m in outcome.measurements
         ],
     }

@@ -84,10 +84,19 @@ class Outcome:
         return [m for m in self._ours if not is_within(m)]
 
     @property
+    def there(self) -> list[Measurement]:
+        """The cases that this transformers could be asked about."""
+        named = self.deviating
+        return [m for m in self.measurements if m.case not in named or not named[m.case].is_absence]
+
+    @property
     def passed(self) -> bool:
-        """Whether every case is within its tolerance, and the control was caught."""
+        """Whether every case is within its tolerance, and the control was caught.
+
+        Where no case is there, nothing has passed.
+        """
         seen = self.control is not None and self.control.passed
-        return bool(self.measurements) and not self.failed and seen and not self.problem
+        return bool(self.there) and not self.failed and seen and not self.problem
 
 
 def is_within(measurement: Measurement) -> bool:
@@ -151,13 +160,14 @@ def deviating(stage: Stage, setting: Setting) -> dict[str, Deviation]:
     named = deviations_of(stage.name)
     if not named:
         return {}
-    differs = {m.case for m in stage.measure(setting) if not is_within(m)}
-    found = {}
-    for deviation in named:
+    differs = [m for m in stage.measure(setting) if not is_within(m)]
+    found = {m.case: d for d in named for m in differs if d.refuses(m.case, m.refusal)}
+    compared = {m.case for m in differs if not m.refusal}
+    for deviation in [d for d in named if d.fault]:
         fault = (FAULTS | RULES)[deviation.fault]
         with fault.seed():
             for measurement in stage.measure(replace(setting, fault=fault)):
-                if measurement.case in differs and is_within(measurement):
+                if measurement.case in compared and is_within(measurement):
                     found[measurement.case] = deviation
     return found
 

@@ -1,5 +1,6 @@
 """Faults of the image and the video transform, made in what goes in and in what comes out."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from torchtune_qwen25vl.transform import resized
 from torchtune_qwen25vl.transform._patches import IMAGE_MEAN, IMAGE_STD
 
 PATCH_SIZE = 14
+IMAGE_LIMITS = 3136, 1003520  # pixels
 
 Resize = Callable[[Tensor, int, int], Tensor]  # uint8 [3, h, w], height, width -> of that size
 
@@ -100,6 +102,15 @@ def _other_sampling(right: Callable) -> Callable:
     return wrong
 
 
+def _limits_of_images(right: Callable) -> Callable:
+    def wrong(self: Any, sample: dict[str, Any]) -> dict[str, Any]:
+        other = copy.copy(self)
+        other.min_pixels, other.max_pixels = IMAGE_LIMITS
+        return right(other, sample)
+
+    return wrong
+
+
 FAULTS: dict[str, Fault] = {
     "resize without antialiasing": _resized_before(_in_float(antialias=False)),
     "resize in float": _resized_before(_in_float(antialias=True)),
@@ -110,5 +121,8 @@ FAULTS: dict[str, Fault] = {
     "second half of a patch empty": _of_patches(_last_frame_once),
     "frames of qwen-vl-utils": replaced(
         Qwen25VLVideoTransform, _other_sampling, "video pixels", method="__init__"
+    ),
+    "limits of images for videos": replaced(
+        Qwen25VLVideoTransform, _limits_of_images, "video pixels", method="__call__"
     ),
 }

@@ -1,7 +1,7 @@
-"""Rules of positions that versions of transformers have in place of Qwen's.
+"""Rules that versions of transformers have in place of Qwen's: here those of positions.
 
 They are no faults of ours that a stage must see: `parity.deviations` names the versions that follow
-them, and a version passes if it gives exactly these positions.
+them, and a version passes if it gives exactly these positions. `masked` has those of attention.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parity.faults import masked
 from parity.faults._fault import Fault, replaced
 from torchtune_qwen25vl import mrope_position_ids
 
@@ -70,6 +71,7 @@ def _rule(*, whole_seconds: bool, behind_grid: bool, time_of_start: bool = False
 
 
 RULES: dict[str, Fault] = {
+    **masked.RULES,
     "seconds of videos cut to whole ones": _rule(whole_seconds=True, behind_grid=False),
     "text resumes behind the grid": _rule(whole_seconds=False, behind_grid=True),
     "whole seconds, text behind the grid": _rule(whole_seconds=True, behind_grid=True),

@@ -32,20 +32,20 @@ from parity.reference.outputs import (
     positions,
     process_logits,
     see,
+    since_4_52,
     site_outputs,
+    step_loss,
     vision_layers,
     window_order,
 )
 from parity.reference.processors import (
     Qwen2VLImageProcessor,
     image_processor,
-    pillow_image_processor,
-    pixel_limits,
     processor,
     smart_resize,
     video_patches,
-    video_processor,
 )
+from parity.reference.refusals import NotThereError, RefusalError, ask
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -54,10 +54,13 @@ __all__ = [
     "IDS",
     "RANDOM_MODELS",
     "VERSION",
+    "NotThereError",
     "Qwen2VLImageProcessor",
     "Qwen2_5_VLConfig",
     "Qwen2_5_VLForConditionalGeneration",
+    "RefusalError",
     "answer",
+    "ask",
     "config",
     "config_dict",
     "decoder_layers",
@@ -76,18 +79,17 @@ __all__ = [
     "media_kwargs",
     "model",
     "patch_positions",
-    "pillow_image_processor",
-    "pixel_limits",
     "positions",
     "process_logits",
     "processor",
     "random_model",
     "randomise",
     "see",
+    "since_4_52",
     "site_outputs",
     "smart_resize",
+    "step_loss",
     "video_patches",
-    "video_processor",
     "vision_layers",
     "window_order",
 ]

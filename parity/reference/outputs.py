@@ -1,6 +1,8 @@
 """What their models compute on a batch."""
 
 import contextlib
+import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from unittest import mock
@@ -19,6 +21,18 @@ from parity.inputs import Inputs
 from parity.reference.models import ids, random_model
 
 VERSION = transformers.__version__
+
+
+def _core(model: Qwen2_5_VLForConditionalGeneration) -> Any:
+    """What holds the vision tower and knows positions: before 4.52 the whole model."""
+    return model.model if hasattr(model.model, "visual") else model
+
+
+def since_4_52(name: str) -> str:
+    """The name of a parameter since 4.52, when the decoder became one part of what `model` is."""
+    if name.startswith("visual."):
+        return f"model.{name}"
+    return re.sub(r"^model\.(?!visual\.|language_model\.)", "model.language_model.", name)
 
 
 def forward_kwargs(inputs: Inputs) -> dict[str, Tensor]:
@@ -69,7 +83,7 @@ def positions(model: Qwen2_5_VLForConditionalGeneration, inputs: Inputs) -> Tens
     if inputs.seconds:
         grids["second_per_grid_ts"] = torch.tensor(_seconds(inputs))
     grids |= _token_types(model, inputs)
-    positions, _ = model.model.get_rope_index(
+    positions, _ = _core(model).get_rope_index(
         inputs.tokens, attention_mask=inputs.attention_mask, **grids
     )
     return positions.permute(1, 2, 0)  # [b, s, 3]
@@ -97,7 +111,7 @@ def window_order(grid_thw: list[tuple[int, int, int]]) -> tuple[Tensor, list[int
     try:
         from transformers.vision_utils import get_vision_window_index
     except ImportError:  # transformers 4.57: a method of the tower
-        order, bounds = random_model("tiny").model.visual.get_window_index(grids)
+        order, bounds = _core(random_model("tiny")).visual.get_window_index(grids)
         bounds = torch.unique_consecutive(torch.tensor(bounds))
     else:
         order, bounds = get_vision_window_index(
@@ -112,19 +126,33 @@ def patch_positions(grid_thw: list[tuple[int, int, int]]) -> Tensor:
     try:
         from transformers.vision_utils import get_vision_position_ids
     except ImportError:  # transformers 4.57 has no function for it; its rotary angles tell
-        angles = random_model("tiny").model.visual.rot_pos_emb(grids)  # [p, head_dim / 2]
+        angles = _core(random_model("tiny")).visual.rot_pos_emb(grids)  # [p, head_dim / 2]
         return angles[:, [0, angles.shape[1] // 2]].round().long()
     return get_vision_position_ids(grids, 2)
 
 
+def step_loss(
+    model: Qwen2_5_VLForConditionalGeneration, inputs: Inputs, label_count: int
+) -> Tensor:
+    """Their loss of one batch of a step whose batches have this many labels together.
+
+    Before 4.53 the model does not take their number and gives the mean over its own batch.
+    """
+    kwargs: dict[str, Any] = {**forward_kwargs(inputs), "labels": inputs.labels}
+    parameters = inspect.signature(model.forward).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return model(**kwargs, num_items_in_batch=label_count).loss
+    return model(**kwargs).loss * inputs.label_count / label_count
+
+
 def vision_layers(model: Qwen2_5_VLForConditionalGeneration) -> nn.ModuleList:
     """The blocks of the vision tower."""
-    return model.model.visual.blocks
+    return _core(model).visual.blocks
 
 
 def decoder_layers(model: Qwen2_5_VLForConditionalGeneration) -> nn.ModuleList:
     """The layers of the language model."""
-    return model.model.language_model.layers
+    return getattr(model.model, "language_model", model.model).layers
 
 
 @contextlib.contextmanager
@@ -151,7 +179,7 @@ def site_outputs(model: Qwen2_5_VLForConditionalGeneration, inputs: Inputs) -> d
 
     States of the encoder are in reading order; theirs has them window by window.
     """
-    text = model.model.language_model
+    text = getattr(model.model, "language_model", model.model)
     kinds = {"layer": text.layers, "attn": [layer.self_attn for layer in text.layers]}
     kinds["mlp"] = [layer.mlp for layer in text.layers]
     modules = {f"{kind}.{k}": m for kind, found in kinds.items() for k, m in enumerate(found)}
@@ -190,20 +218,20 @@ def site_outputs(model: Qwen2_5_VLForConditionalGeneration, inputs: Inputs) -> d
 
 def see(model: Qwen2_5_VLForConditionalGeneration, pixel_values: Tensor, grid_thw: Tensor) -> None:
     """Run the vision tower alone."""
-    model.model.visual(pixel_values.to(model.dtype), grid_thw=grid_thw)
+    _core(model).visual(pixel_values.to(model.dtype), grid_thw=grid_thw)
 
 
 def encode(model: Qwen2_5_VLForConditionalGeneration, inputs: Inputs) -> Tensor:
     """What the vision tower returns for all images and videos of a batch, [m, d]."""
     values = inputs.pixel_values.to(model.dtype)
-    output = model.model.visual(values, grid_thw=inputs.grid_thw)
+    output = _core(model).visual(values, grid_thw=inputs.grid_thw)
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
 @contextlib.contextmanager
 def linear_patch_embed(model: Qwen2_5_VLForConditionalGeneration) -> Iterator[None]:
     """Compute their Conv3d patch embedding, whose kernel is its stride, as a matrix product."""
-    embed = model.model.visual.patch_embed
+    embed = _core(model).visual.patch_embed
     weight = embed.proj.weight.flatten(1)
     with mock.patch.object(embed, "forward", lambda x: nn.functional.linear(x, weight)):
         yield
@@ -249,7 +277,7 @@ def generate(
     answer = (inputs.positions.permute(2, 0, 1), deltas)
     no_end = model.config.get_text_config().vocab_size  # None would be the config's own end
     settings = {"max_new_tokens": max_new_tokens, "eos_token_id": no_end, "pad_token_id": 0}
-    with mock.patch.object(model.model, "get_rope_index", return_value=answer):
+    with mock.patch.object(_core(model), "get_rope_index", return_value=answer):
         tokens = model.generate(
             inputs.tokens,
             attention_mask=inputs.attention_mask,

@@ -1,5 +1,6 @@
 """What a stage is: one comparison of ours with theirs, its tolerance, and its control."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from parity.faults import Fault
+from parity.reference import RefusalError
 from parity.trace import ours_like
 from torchtune_qwen25vl import Qwen25VL
 
@@ -41,6 +43,12 @@ class Measurement:
     error: float
     tolerance: float = 0.0
     pictures: tuple[tuple[str, Image.Image], ...] = ()  # what a person would look at
+    refusal: str = ""  # the exception that theirs raised, and why; there is no difference then
+
+
+def refused(case: str, refusal: RefusalError) -> Measurement:
+    """A case in which theirs has no answer: it fails unless `parity.deviations` names it."""
+    return Measurement(case, math.inf, refusal=str(refusal))
 
 
 @dataclass(frozen=True)

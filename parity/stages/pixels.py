@@ -10,13 +10,22 @@ from PIL import Image
 from torch import Tensor
 
 from parity import photos, reference
-from parity.stages._stage import Measurement, Setting, Stage, max_error
+from parity.stages._stage import Measurement, Setting, Stage, max_error, refused
 from torchtune_qwen25vl import Qwen25VLImageTransform, Qwen25VLVideoTransform
 from torchtune_qwen25vl.transform._patches import IMAGE_MEAN, IMAGE_STD
 from torchtune_qwen25vl.transform._processor import read_processor
 from torchtune_qwen25vl.weights import find_weights
 
 SMALL: dict[str, Any] = {"max_pixels": 50176}  # 64 placeholders: every photo is shrunk
+# in words: how frames are sampled, and limits other than the default
+WHOLE_VIDEOS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "all frames": ({}, {}),
+    "64 placeholders": ({}, {"min_pixels": 3136, **SMALL}),
+}
+SAMPLED_VIDEOS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "4 frames": ({"num_frames": 4}, {}),
+    "2 fps": ({"fps": 2.0}, {}),
+}
 THUMBNAIL = (240, 240)
 FULL_RED = 0.1  # the error that is brightest in a heat map: 7 of 255 levels
 
@@ -40,10 +49,15 @@ def measure_pixels(setting: Setting) -> Iterator[Measurement]:
         transform = Qwen25VLImageTransform(**options)
         processor = reference.image_processor(**options)
         for name, image in images.items():
+            case = f"{name}, {words}"
             ours = transform({"image": image})
-            theirs = processor(image, return_tensors="pt")
+            try:
+                theirs = reference.ask(processor, image, return_tensors="pt")
+            except reference.RefusalError as refusal:
+                yield refused(case, refusal)
+                continue
             yield Measurement(
-                f"{name}, {words}",
+                case,
                 max(
                     max_error(ours["image_grid_thw"], theirs["image_grid_thw"]),
                     max_error(ours["pixel_values"], theirs["pixel_values"]),
@@ -110,19 +124,28 @@ def measure_video_pixels(setting: Setting) -> Iterator[Measurement]:
         "coffee, 5 frames": pan("coffee.png", 5, 131, 77),
         "rocket, 1 frame": pan("rocket.jpg", 1, 222, 333),
     }
-    samplings: list[dict[str, Any]] = [{}, {"num_frames": 4}, {"fps": 2.0}]
     for name, frames in videos.items():
         stack = torch.from_numpy(numpy.stack([numpy.asarray(frame) for frame in frames])).permute(
             0, 3, 1, 2
         )
-        for sampling in samplings if len(frames) > 4 else samplings[:1]:
+        ways = WHOLE_VIDEOS | SAMPLED_VIDEOS if len(frames) > 4 else WHOLE_VIDEOS
+        for words, (sampling, limits) in ways.items():
             for kind, video in (("PIL images", frames), ("tensor", stack)):
-                ours = Qwen25VLVideoTransform(**sampling)({"video": video, "fps": 3.0})
-                values, grid_thw, seconds = reference.video_patches(
-                    video, source_fps=3.0, sampling=sampling
-                )
+                case = f"{name}, {kind}, {words}"
+                ours = Qwen25VLVideoTransform(**sampling, **limits)({"video": video, "fps": 3.0})
+                try:
+                    values, grid_thw, seconds = reference.ask(
+                        reference.video_patches,
+                        video,
+                        source_fps=3.0,
+                        sampling=sampling,
+                        limits=limits,
+                    )
+                except reference.RefusalError as refusal:
+                    yield refused(case, refusal)
+                    continue
                 yield Measurement(
-                    f"{name}, {kind}, {sampling or 'all frames'}",
+                    case,
                     max(
                         max_error(ours["video_grid_thw"], grid_thw),
                         max_error(ours["pixel_values_videos"], values),

@@ -11,7 +11,7 @@ from torchtune.models.qwen2_5._tokenizer import QWEN2_5_SPECIAL_TOKENS
 
 from parity import reference, vocabulary
 from parity.conversations import Conversation, corpus, corpus_texts
-from parity.stages._stage import Measurement, Setting, Stage
+from parity.stages._stage import Measurement, Setting, Stage, refused
 from torchtune_qwen25vl import Qwen25VLTransform
 from torchtune_qwen25vl.weights import find_weights
 
@@ -53,10 +53,15 @@ def measure(setting: Setting) -> Iterator[Measurement]:
         ours, theirs = transforms(folder, bool(setting.checkpoint))
         for chat in corpus():
             tokens = our_tokens(ours, chat)
-            expected = their_tokens(theirs, chat.without_names())
+            case = f"{chat.name}, {name}"
+            try:
+                expected = reference.ask(their_tokens, theirs, chat.without_names())
+            except reference.RefusalError as refusal:
+                yield refused(case, refusal)
+                continue
             if chat.hostile:
                 tokens, expected = named(tokens), named(expected)
-            yield Measurement(f"{chat.name}, {name}", differing(tokens, expected))
+            yield Measurement(case, differing(tokens, expected))
 
 
 def our_tokens(transform: Qwen25VLTransform, chat: Conversation) -> Tensor:

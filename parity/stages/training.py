@@ -111,7 +111,7 @@ def _adapt(theirs: nn.Module, ours: Qwen25VL) -> None:
     """Give their decoder peft's adapters, ours the same first values, and train their merger."""
     import peft
 
-    targets = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
+    targets = r".*\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"  # the encoder has blocks
     torch.manual_seed(0)
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets)
     peft.inject_adapter_in_model(config, theirs)
@@ -125,7 +125,7 @@ def _adapt(theirs: nn.Module, ours: Qwen25VL) -> None:
 
 def _trained_by_them(theirs: nn.Module) -> dict[str, Tensor]:
     trained = ((name, p) for name, p in theirs.named_parameters() if p.requires_grad)
-    return {name.replace(".default.", "."): p.detach() for name, p in trained}
+    return {reference.since_4_52(name.replace(".default.", ".")): p.detach() for name, p in trained}
 
 
 def _trained_by_us(ours: Qwen25VL) -> dict[str, Tensor]:
@@ -172,8 +172,7 @@ def _train_theirs(model: nn.Module, case: Case, data: list[list[Inputs]]) -> Ite
         labels = sum(inputs.label_count for inputs in step)
         total = 0.0
         for inputs in step:
-            kwargs = reference.forward_kwargs(inputs)
-            loss = model(**kwargs, labels=inputs.labels, num_items_in_batch=labels).loss
+            loss = reference.step_loss(model, inputs, labels)
             loss.backward()
             total += loss.item()
         optimizer.step()
