@@ -104,7 +104,7 @@ def caption_batches(
                     answers = answerer(batch.questions)
                 records = captioning.records_of(answers, batch.problems, settings, plan)
                 progress.add(captioning.write_down(journal, records))
-                captioning.refuse_not_finite(answers)
+                jobs.refuse_nan(["" if a.is_finite else a.reason for a in answers])
             logger.info("%s", progress.speed(ahead.waited))
 
 

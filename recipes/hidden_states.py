@@ -96,6 +96,7 @@ def record_batches(
                 with device.attention_kernels(model.choice):
                     extracts = extractor(batch.questions)
                 progress.add(writer.write(extracts, batch.problems))
+                jobs.refuse_nan(["" if e.is_finite else e.problem for e in extracts])
             logger.info("%s", progress.speed(ahead.waited))
 
 

@@ -19,6 +19,7 @@ import questions
 import torch
 from on_ranks import on_ranks
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torchtune.data import Message
 
 from torchtune_qwen25vl import generate, load_pretrained
@@ -217,6 +218,17 @@ def test_what_cannot_be_is_refused_before_anything(run, out, caplog):
     assert not out.exists()
 
 
+@pytest.mark.parametrize("new_tokens", [0, 2])
+def test_a_model_without_numbers_stops_the_run(model, table, out, tmp_path, caplog, new_tokens):
+    broken = shutil.copytree(model, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][:] = torch.nan
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    wanted = ["norm/last", "vision/mean"]
+    assert questions.run(broken, table, max_new_tokens=new_tokens, wanted=wanted) == 2
+    assert caplog.messages[-1].startswith("no answer of a batch is finite")
+
+
 def test_a_row_for_which_memory_is_short_fails_alone(run, out, monkeypatch):
     from torchtune_qwen25vl.hidden_states import _extract
 
@@ -305,8 +317,6 @@ def test_states_that_are_gone_or_others_are_refused(run, out, caplog):
 
 
 def test_the_file_is_plain_safetensors(run, out):
-    from safetensors.torch import load_file
-
     assert run(dtype="bf16") == 0
     loaded = load_file(out / "states.safetensors")
     states = open_states(out)

@@ -7,7 +7,6 @@ show_plan      say it, for a dry run
 tell_unused    what of the model's own settings captions do not follow
 Questioner     images to questions for the model
 Answerer       questions to answers, whatever the memory
-refuse_not_finite  stop where no answer is a number
 Record         how one image ended
 records_of     answers to records
 write_down     records into the journal and into text files
@@ -16,7 +15,7 @@ write_outputs  tables and review page
 apply_edits    captions that were edited on that page into all of these
 """
 
-from torchtune_qwen25vl.captioning._answers import Answerer, refuse_not_finite
+from torchtune_qwen25vl.captioning._answers import Answerer
 from torchtune_qwen25vl.captioning._edits import apply_edits
 from torchtune_qwen25vl.captioning._questions import Questioner
 from torchtune_qwen25vl.captioning._records import STATES, Record, write_down
@@ -40,7 +39,6 @@ __all__ = [
     "apply_edits",
     "plan_run",
     "records_of",
-    "refuse_not_finite",
     "show_plan",
     "tell_unused",
     "write_down",

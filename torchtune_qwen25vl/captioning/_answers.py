@@ -48,19 +48,6 @@ class Answer:
     is_finite: bool = True
 
 
-def refuse_not_finite(answers: Sequence[Answer]) -> None:
-    """Stop a run whose model gives nothing but nan and infinities.
-
-    Raises:
-        ValueError: if no answer of a batch is finite.
-    """
-    if answers and not any(answer.is_finite for answer in answers):
-        raise ValueError(
-            f"no answer of a batch is finite ({answers[0].reason}): set another dtype, or look "
-            "into the weights; then start again with --retry-failed"
-        )
-
-
 class Answerer:
     """Ask a model about batches of images.
 

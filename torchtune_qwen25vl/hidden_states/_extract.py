@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from torchtune_qwen25vl.generation import generate, prompt_batch
+from torchtune_qwen25vl.generation import NotFiniteError, generate, prompt_batch
 from torchtune_qwen25vl.hidden_states._questions import Question
 from torchtune_qwen25vl.hidden_states._record import Recorder, hidden_states
+from torchtune_qwen25vl.hidden_states._selectors import VISION_SITES
 from torchtune_qwen25vl.hidden_states._settings import Settings
 from torchtune_qwen25vl.jobs import InHalves, seeded
 from torchtune_qwen25vl.model import Qwen25VL
@@ -25,6 +26,7 @@ class Extract:
         answer: text of the answer
         finish: "stop", or "length" where it was cut
         problem: why there is nothing
+        is_finite: whether the model computed numbers
     """
 
     question: Question
@@ -32,6 +34,7 @@ class Extract:
     answer: str = ""
     finish: str = ""
     problem: str = ""
+    is_finite: bool = True
 
 
 class Extractor:
@@ -50,7 +53,7 @@ class Extractor:
         self._model, self._transform, self._settings = model, transform, settings
         self._in_halves = InHalves[Question, Extract](
             self._extract,
-            refused=lambda question, error: Extract(question, problem=str(error)),
+            refused=_refused,
             too_large=lambda question: Extract(
                 question, problem="out of memory with this row alone: lower max_pixels"
             ),
@@ -91,6 +94,27 @@ class Extractor:
             texts = [self._transform.decode(row[:length]).strip() for row, length in rows]
             answers = list(zip(texts, generation.finish_reasons, strict=True))
         return [
-            Extract(question, {name: states[row].cpu() for name, states in taken.items()}, *answer)
-            for row, (question, answer) in enumerate(zip(questions, answers, strict=True))
+            _checked(
+                Extract(question, {n: states[row].cpu() for n, states in taken.items()}, *said)
+            )
+            for row, (question, said) in enumerate(zip(questions, answers, strict=True))
         ]
+
+
+def _refused(question: Question, error: ValueError) -> Extract:
+    return Extract(question, problem=str(error), is_finite=not isinstance(error, NotFiniteError))
+
+
+def _checked(extract: Extract) -> Extract:
+    """Refuse states that are not finite; those of images are nan where a row has none."""
+    row = extract.question.row
+    for name, states in extract.states.items():
+        if (row.sources or not _is_of_images(name)) and not bool(states.isfinite().all()):
+            problem = f"its state {name} is not finite"
+            return Extract(extract.question, problem=problem, is_finite=False)
+    return extract
+
+
+def _is_of_images(selector: str) -> bool:
+    place, _, span = selector.rpartition("/")
+    return span.startswith("image") or place.partition(".")[0] in VISION_SITES

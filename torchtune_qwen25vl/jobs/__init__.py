@@ -27,6 +27,7 @@ Task           what one of them does
 Outcome        what came of it
 attempt        do a task in this process
 InHalves       work on batches that may not fit, or hold a bad item
+refuse_nan     stop a run whose model gives no numbers
 seeded         chance that depends on a batch alone
 read_task      a task for an item's image
 read_pixels    an image as the model will see it
@@ -40,7 +41,7 @@ from torchtune_qwen25vl.jobs._ahead import Ahead
 from torchtune_qwen25vl.jobs._batches import plan_batches
 from torchtune_qwen25vl.jobs._chance import seeded
 from torchtune_qwen25vl.jobs._command import run_command, run_job
-from torchtune_qwen25vl.jobs._halves import InHalves
+from torchtune_qwen25vl.jobs._halves import InHalves, refuse_nan
 from torchtune_qwen25vl.jobs._images import count_tokens, read_pixels, read_task, tokens_of
 from torchtune_qwen25vl.jobs._items import Item, find_items
 from torchtune_qwen25vl.jobs._journal import Journal, Past, Run, claimed, read_journals, take_up
@@ -78,6 +79,7 @@ __all__ = [
     "read_settings",
     "read_task",
     "read_words",
+    "refuse_nan",
     "run_command",
     "run_job",
     "seeded",

@@ -13,6 +13,22 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 
 
+def refuse_nan(reasons: Sequence[str]) -> None:
+    """Stop a run whose model gives nothing but nan and infinities.
+
+    Args:
+        reasons: why what came of each item of a batch is not finite; empty where it is
+
+    Raises:
+        ValueError: if nothing of a batch is finite.
+    """
+    if reasons and all(reasons):
+        raise ValueError(
+            f"no answer of a batch is finite ({reasons[0]}): set another dtype, or look into the "
+            "weights; then start again with --retry-failed"
+        )
+
+
 class InHalves(Generic[Q, A]):
     """Do work on batches; where memory runs out in halves, where an item is bad one by one.
 
