@@ -85,6 +85,7 @@ def caption_batches(
             plan.existing,
             min_pixels=settings.min_pixels,
             max_pixels=planned.run.max_pixels,
+            thumbnails=captioning.Thumbnails(settings.folder) if settings.review else None,
         )
         items = [[plan.items[name] for name in batch] for batch in batches]
         ahead = jobs.Ahead(questioner.batches(items, workers, ahead=2 * settings.batch_size))

@@ -6,10 +6,12 @@ import subprocess
 
 import captions
 import pytest
+from PIL import Image
 
-from torchtune_qwen25vl.captioning import Record
+from torchtune_qwen25vl.captioning import Record, Thumbnails, _thumbnails
 from torchtune_qwen25vl.captioning._review import write_review
 from torchtune_qwen25vl.jobs import Item, Workers
+from torchtune_qwen25vl.media import load_image
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -52,7 +54,7 @@ def page(tmp_path_factory):
         for item, state, text in zip(items, STATES, texts, strict=True)
     ]
     path = folder / "review.html"
-    write_review(path, items, records, Workers(0))
+    write_review(path, records, Thumbnails(folder).read(items, Workers(0)))
     return path
 
 
@@ -115,7 +117,61 @@ def test_the_same_images_make_the_same_page(page, tmp_path):
     pictures = sorted((page.parent / "photos").iterdir())
     items = [Item(str(path), path) for path in pictures]
     for name in ("a", "b"):
-        write_review(
-            tmp_path / name, items, [Record(i.name, "done", "x") for i in items], Workers(0)
-        )
+        records = [Record(item.name, "done", "x") for item in items]
+        write_review(tmp_path / name, records, Thumbnails(tmp_path).read(items, Workers(0)))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() != text
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Names of the images that are decoded from here on."""
+    names = []
+
+    def load(source):
+        names.append(source.name)
+        return load_image(source)
+
+    monkeypatch.setattr(_thumbnails, "load_image", load)
+    return names
+
+
+def test_no_image_is_decoded_for_the_page_alone(run, photos, decoded):
+    """But those that never went through the model, and those whose thumbnail is gone; once."""
+    names = [path.name for path in sorted(photos.iterdir())]
+    (photos / names[1]).with_suffix(".txt").write_text("It has one.")
+    assert run() == 0
+    assert sorted(decoded) == names
+    page = (photos / "_captions" / "review.html").read_text()
+    assert page.count("data:image/jpeg") == 4
+    decoded.clear()
+    assert run() == 0
+    assert decoded == []
+    made = sorted((photos / "_captions" / "thumbnails").iterdir())
+    made[0].unlink()
+    Image.new("RGB", (70, 70)).save(photos / names[2])  # another image in its place
+    assert run() == 0
+    assert names[2] in decoded
+    assert len(decoded) == len(set(decoded)) <= 2
+    assert (photos / "_captions" / "review.html").read_text() != page
+    assert len(list((photos / "_captions" / "thumbnails").iterdir())) == 4
+
+
+def test_without_a_page_there_are_no_thumbnails(run, photos, decoded):
+    assert run(review=False) == 0
+    assert len(decoded) == 4
+    assert not (photos / "_captions" / "thumbnails").exists()
+
+
+def test_thumbnails_are_no_images_to_caption(run, photos):
+    assert run() == 0
+    assert run() == 0
+    assert len(captions.rows(photos / "_captions")) == 4
+
+
+def test_a_thumbnail_that_cannot_be_written_fails_no_image(run, photos, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_thumbnails, "_write", full)
+    assert run(review=True, workers=0) == 0
+    assert "failed" not in captions.states(photos / "_captions").values()

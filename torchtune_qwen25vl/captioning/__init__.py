@@ -12,6 +12,7 @@ records_of     answers to records
 write_down     records into the journal and into text files
 STATES         how an image can end
 write_outputs  tables and review page
+Thumbnails     small images for that page
 apply_edits    captions that were edited on that page into all of these
 """
 
@@ -28,6 +29,7 @@ from torchtune_qwen25vl.captioning._run import (
     write_outputs,
 )
 from torchtune_qwen25vl.captioning._settings import Settings
+from torchtune_qwen25vl.captioning._thumbnails import Thumbnails
 
 __all__ = [
     "STATES",
@@ -36,6 +38,7 @@ __all__ = [
     "Questioner",
     "Record",
     "Settings",
+    "Thumbnails",
     "apply_edits",
     "plan_run",
     "records_of",

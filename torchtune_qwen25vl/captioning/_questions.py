@@ -8,13 +8,13 @@ from torchtune.data import Message
 
 from torchtune_qwen25vl.captioning._answers import Question
 from torchtune_qwen25vl.captioning._prompts import Wording, variables_of
+from torchtune_qwen25vl.captioning._thumbnails import Thumbnails, read_for_model
 from torchtune_qwen25vl.jobs import (
     Item,
     Outcome,
     Task,
     Workers,
     attempt,
-    read_pixels,
     read_task,
 )
 from torchtune_qwen25vl.transform import Qwen25VLTransform
@@ -42,6 +42,7 @@ class Questioner:
         existing: captions that images have already, by name of the item
         min_pixels: images of fewer pixels are enlarged
         max_pixels: images of more pixels are shrunk
+        thumbnails: are made of images that are read; None for none
     """
 
     def __init__(
@@ -52,9 +53,11 @@ class Questioner:
         *,
         min_pixels: int,
         max_pixels: int,
+        thumbnails: Thumbnails | None = None,
     ) -> None:
         self._transform, self._wording, self._existing = transform, wording, existing
         self._min_pixels, self._max_pixels = min_pixels, max_pixels
+        self._thumbnails = thumbnails
 
     def batches(
         self, batches: Iterable[Sequence[Item]], workers: Workers, ahead: int
@@ -78,7 +81,8 @@ class Questioner:
         return self._question(item, outcome.value, max_pixels)
 
     def _task(self, item: Item, max_pixels: int) -> Task:
-        return read_task(read_pixels, item, self._min_pixels, max_pixels)
+        thumbnail = self._thumbnails.path(item) if self._thumbnails else None
+        return read_task(read_for_model, item, self._min_pixels, max_pixels, thumbnail)
 
     def _batch(self, items: Sequence[Item], outcomes: Sequence[Outcome]) -> Batch:
         batch = Batch([], {})

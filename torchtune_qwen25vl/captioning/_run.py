@@ -14,6 +14,7 @@ from torchtune_qwen25vl.captioning._records import STATES, Record, failure, plac
 from torchtune_qwen25vl.captioning._review import write_review
 from torchtune_qwen25vl.captioning._settings import Settings
 from torchtune_qwen25vl.captioning._tables import read_table, write_metadata, write_tables
+from torchtune_qwen25vl.captioning._thumbnails import Thumbnails
 from torchtune_qwen25vl.device import LoadedModel
 from torchtune_qwen25vl.generation import read_generation_config
 from torchtune_qwen25vl.jobs import (
@@ -232,7 +233,7 @@ def write_outputs(settings: Settings, plan: Plan, workers: Workers) -> int:
     Args:
         settings: of the recipe
         plan: of the run
-        workers: read the images for the page
+        workers: read images for the page that have no thumbnail yet
 
     Raises:
         ValueError: if the output folder is gone.
@@ -249,7 +250,9 @@ def write_outputs(settings: Settings, plan: Plan, workers: Workers) -> int:
         write_metadata(items, records, settings.policy.write_states)
     if settings.review:
         page = folder / "review.html"
-        write_review(page, items, records, workers)
+        thumbnails = Thumbnails(folder)
+        write_review(page, records, thumbnails.read(items, workers))
+        thumbnails.keep(items)
         logger.info("look through the captions in %s", page)
     _name_failed([record for record in records if record.state == "failed"], folder)
     states: Counter[str] = Counter(record.state for record in records)

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 LISTS = (".txt", ".lst")
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 OWN_FILE = "journal-0.jsonl"
+THUMBNAILS = "thumbnails"  # folder in that of a job
 SAVED_DATASET = ("state.json", "dataset_dict.json")
 
 
@@ -170,6 +171,7 @@ def _of_folder(folder: Path, recursive: bool, sieve: Sieve) -> Iterator[Item]:
         folders[:] = sorted(folders) if recursive else []
         folders[:] = [name for name in folders if sieve.takes_folder(inner / name)]
         if OWN_FILE in files:  # beside results of a job; they are not left out, they are its own
+            folders[:] = [name for name in folders if name != THUMBNAILS]
             files = [name for name in files if Path(name).suffix.lower() in SUFFIXES]
         images = (name for name in sorted(files) if sieve.takes_file(inner / name, folder))
         yield from (_file(Path(here, name), folder) for name in images)
