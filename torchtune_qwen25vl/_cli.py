@@ -26,6 +26,7 @@ from torchtune._recipe_registry import Config, Recipe
 
 from torchtune_qwen25vl import captioning, jobs, training
 from torchtune_qwen25vl import hidden_states as states
+from torchtune_qwen25vl._rounding import warnings_of
 
 RECIPES = Path(__file__).parent / "recipes"
 JOBS: dict[str, type[jobs.JobSettings]] = {
@@ -133,7 +134,10 @@ def validate(components: Callable[[argparse.Namespace], None], args: argparse.Na
     recipe = launch[1] if launch else None
     try:
         if recipe in ("finetune", *JOBS):
-            _check_keys(recipe, OmegaConf.load(args.config))
+            cfg = OmegaConf.load(args.config)
+            _check_keys(recipe, cfg)
+            for warning in warnings_of(cfg):
+                print(warning)
         else:
             belongs = f"belongs to {recipe}" if recipe else "names no recipe in its header"
             print(f"{args.config} {belongs}, so components are checked and keys are not")

@@ -1,6 +1,7 @@
 """The check command: every row read, bad ones listed, what is trained on shown."""
 
 import json
+import re
 import runpy
 
 import numpy as np
@@ -256,6 +257,31 @@ def test_a_failed_run_keeps_the_report_there_is(check, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         check()
     assert (tmp_path / "report" / "report.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "warned"),
+    [
+        ({"optimizer": {"_component_": "torch.optim.AdamW"}}, ["vision"]),
+        ({"optimizer": {"_component_": "torch.optim.AdamW"}, "dtype": "fp32"}, []),
+        ({"optimizer": {"_component_": "torchtune_qwen25vl.training.StochasticAdamW"}}, []),
+        ({"optimizer": {"_component_": "torchao._AdamW", "bf16_stochastic_round": True}}, []),
+        (
+            {
+                "optimizer": {"_component_": "torch.optim.SGD"},
+                "parts": {"vision": {"train": "lora"}},
+            },
+            [],
+        ),
+    ],
+)
+def test_updates_that_training_would_round_away(check, recipe, changes, warned):
+    cfg = OmegaConf.load(recipe)
+    parts = {"vision": {"train": "full"}, "decoder": {"train": "lora"}}
+    OmegaConf.save(OmegaConf.merge(cfg, {"parts": parts}, changes), recipe)
+    code, _, printed = check()
+    assert code == 0
+    assert re.findall(r"WARNING: (\w+) is trained in bf16, where", printed.out) == warned
 
 
 def test_help_says_what_there_is(capsys):

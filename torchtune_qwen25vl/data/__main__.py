@@ -15,6 +15,7 @@ from torchtune import config
 from torchtune.config._utils import _merge_yaml_and_cli_args
 
 from torchtune_qwen25vl._files import write_file
+from torchtune_qwen25vl._rounding import warnings_of
 from torchtune_qwen25vl.data._check import Bad, Sound, check_rows
 from torchtune_qwen25vl.data._dataset import SampleDataset
 from torchtune_qwen25vl.data._preview import preview
@@ -50,10 +51,13 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := [argument for argument in overrides if argument.startswith("-")]:
         parser.error(f"there are no options {' '.join(unknown)}; see check --help")
     try:
-        tokenizer, datasets = _build(arguments.config, overrides)
+        cfg = _merge_yaml_and_cli_args(Namespace(**OmegaConf.load(arguments.config)), overrides)
+        tokenizer, datasets = _build(arguments.config, cfg)
     except (ValueError, TypeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    for warning in warnings_of(cfg):
+        print(warning)
     for key, dataset in datasets:
         _print_preview(key, dataset, tokenizer, arguments.preview)
     entries = []
@@ -115,13 +119,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _build(
-    path: Path, overrides: list[str]
+    path: Path, cfg: DictConfig
 ) -> tuple[Qwen25VLTransform, list[tuple[str, SampleDataset]]]:
     """Build a recipe's tokenizer, and its data sets with their keys, no row of them left out.
 
     Those of `dataset` come first, and then what `val_dataset` has, if it is there and not null.
     """
-    cfg = _merge_yaml_and_cli_args(Namespace(**OmegaConf.load(path)), overrides)
     for section in ("tokenizer", "dataset"):
         if section not in cfg:
             raise ValueError(f"{path} has no {section}: section; is it a recipe's config?")

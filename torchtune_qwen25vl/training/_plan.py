@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
+from torchtune_qwen25vl._rounding import lost_updates
 from torchtune_qwen25vl.device import look
 from torchtune_qwen25vl.training._parts import Part, parameters_of
 from torchtune_qwen25vl.training._samples import Key, SeededDataset, Share
@@ -18,7 +19,6 @@ from torchtune_qwen25vl.training._walk import Walk
 
 LOOKED_AT = 8  # samples that are read for their lengths
 WARMUP = "num_warmup_steps"
-ROUNDING = "torchtune_qwen25vl.training.StochasticAdamW"
 
 
 def count_steps(
@@ -134,11 +134,7 @@ def _of_rounding(
         return
     for name, part in parts.items():
         if part.train == "full" and parameters_of(model, name)[0].dtype == torch.bfloat16:
-            yield (
-                f"WARNING: {name} is trained in bf16, where {type(optimizer).__name__} rounds most "
-                f"updates away: at such rates 3 to 16 % of the weights move. Set "
-                f"optimizer._component_={ROUNDING}, or dtype=fp32"
-            )
+            yield lost_updates(name, type(optimizer).__name__)
 
 
 def _local(parameter: torch.Tensor) -> torch.Tensor:
