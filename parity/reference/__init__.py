@@ -22,7 +22,6 @@ from parity.reference.outputs import (
     answer,
     decoder_layers,
     encode,
-    first_outputs,
     forward_kwargs,
     generate,
     greedy,
@@ -31,9 +30,7 @@ from parity.reference.outputs import (
     patch_positions,
     positions,
     process_logits,
-    see,
     since_4_52,
-    site_outputs,
     step_loss,
     vision_layers,
     window_order,
@@ -46,6 +43,7 @@ from parity.reference.processors import (
     video_patches,
 )
 from parity.reference.refusals import NotThereError, RefusalError, ask
+from parity.reference.sites import first_outputs, see, site_outputs
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

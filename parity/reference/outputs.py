@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -23,7 +23,7 @@ from parity.reference.models import ids, random_model
 VERSION = transformers.__version__
 
 
-def _core(model: Qwen2_5_VLForConditionalGeneration) -> Any:
+def core(model: Qwen2_5_VLForConditionalGeneration) -> Any:
     """What holds the vision tower and knows positions: before 4.52 the whole model."""
     return model.model if hasattr(model.model, "visual") else model
 
@@ -83,7 +83,7 @@ def positions(model: Qwen2_5_VLForConditionalGeneration, inputs: Inputs) -> Tens
     if inputs.seconds:
         grids["second_per_grid_ts"] = torch.tensor(_seconds(inputs))
     grids |= _token_types(model, inputs)
-    positions, _ = _core(model).get_rope_index(
+    positions, _ = core(model).get_rope_index(
         inputs.tokens, attention_mask=inputs.attention_mask, **grids
     )
     return positions.permute(1, 2, 0)  # [b, s, 3]
@@ -111,7 +111,7 @@ def window_order(grid_thw: list[tuple[int, int, int]]) -> tuple[Tensor, list[int
     try:
         from transformers.vision_utils import get_vision_window_index
     except ImportError:  # transformers 4.57: a method of the tower
-        order, bounds = _core(random_model("tiny")).visual.get_window_index(grids)
+        order, bounds = core(random_model("tiny")).visual.get_window_index(grids)
         bounds = torch.unique_consecutive(torch.tensor(bounds))
     else:
         order, bounds = get_vision_window_index(
@@ -126,7 +126,7 @@ def patch_positions(grid_thw: list[tuple[int, int, int]]) -> Tensor:
     try:
         from transformers.vision_utils import get_vision_position_ids
     except ImportError:  # transformers 4.57 has no function for it; its rotary angles tell
-        angles = _core(random_model("tiny")).visual.rot_pos_emb(grids)  # [p, head_dim / 2]
+        angles = core(random_model("tiny")).visual.rot_pos_emb(grids)  # [p, head_dim / 2]
         return angles[:, [0, angles.shape[1] // 2]].round().long()
     return get_vision_position_ids(grids, 2)
 
@@ -147,7 +147,7 @@ def step_loss(
 
 def vision_layers(model: Qwen2_5_VLForConditionalGeneration) -> nn.ModuleList:
     """The blocks of the vision tower."""
-    return _core(model).visual.blocks
+    return core(model).visual.blocks
 
 
 def decoder_layers(model: Qwen2_5_VLForConditionalGeneration) -> nn.ModuleList:
@@ -155,83 +155,17 @@ def decoder_layers(model: Qwen2_5_VLForConditionalGeneration) -> nn.ModuleList:
     return getattr(model.model, "language_model", model.model).layers
 
 
-@contextlib.contextmanager
-def first_outputs(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
-    """Keep what each of these modules returns when it is called for the first time."""
-    outputs: list[Tensor] = []
-
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
-        if module not in seen:
-            seen.add(module)
-            outputs.append(output if isinstance(output, Tensor) else output[0])
-
-    seen = set[nn.Module]()
-    handles = [module.register_forward_hook(keep) for module in modules]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def site_outputs(model: Qwen2_5_VLForConditionalGeneration, inputs: Inputs) -> dict[str, Tensor]:
-    """What stands at every site of one forward, in the names of our selectors, on the CPU.
-
-    States of the encoder are in reading order; theirs has them window by window.
-    """
-    text = getattr(model.model, "language_model", model.model)
-    kinds = {"layer": text.layers, "attn": [layer.self_attn for layer in text.layers]}
-    kinds["mlp"] = [layer.mlp for layer in text.layers]
-    modules = {f"{kind}.{k}": m for kind, found in kinds.items() for k, m in enumerate(found)}
-    modules |= {"norm": text.norm}
-    modules |= {f"vision.{k}": m for k, m in enumerate(vision_layers(model))}
-    states: dict[str, Tensor] = {}
-
-    def keep(site: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            states[site] = (output if isinstance(output, Tensor) else output[0]).cpu()
-
-        return hook
-
-    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        states["embed"] = (args[0] if args else kwargs["hidden_states"]).cpu()
-
-    handles = [module.register_forward_hook(keep(site)) for site, module in modules.items()]
-    handles.append(text.layers[0].register_forward_pre_hook(enter, with_kwargs=True))
-    try:
-        with torch.no_grad():
-            model(**forward_kwargs(inputs))
-            if len(inputs.grid_thw):
-                states["merger"] = encode(model, inputs).cpu()
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not len(inputs.grid_thw):
-        return states
-    order, _ = window_order([tuple(grid) for grid in inputs.grid_thw.tolist()])
-    reading = order.cpu().argsort()
-    for site in states:
-        if site.startswith("vision."):
-            states[site] = states[site].unflatten(0, (-1, 4))[reading].flatten(0, 1)
-    return states
-
-
-def see(model: Qwen2_5_VLForConditionalGeneration, pixel_values: Tensor, grid_thw: Tensor) -> None:
-    """Run the vision tower alone."""
-    _core(model).visual(pixel_values.to(model.dtype), grid_thw=grid_thw)
-
-
 def encode(model: Qwen2_5_VLForConditionalGeneration, inputs: Inputs) -> Tensor:
     """What the vision tower returns for all images and videos of a batch, [m, d]."""
     values = inputs.pixel_values.to(model.dtype)
-    output = _core(model).visual(values, grid_thw=inputs.grid_thw)
+    output = core(model).visual(values, grid_thw=inputs.grid_thw)
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
 @contextlib.contextmanager
 def linear_patch_embed(model: Qwen2_5_VLForConditionalGeneration) -> Iterator[None]:
     """Compute their Conv3d patch embedding, whose kernel is its stride, as a matrix product."""
-    embed = _core(model).visual.patch_embed
+    embed = core(model).visual.patch_embed
     weight = embed.proj.weight.flatten(1)
     with mock.patch.object(embed, "forward", lambda x: nn.functional.linear(x, weight)):
         yield
@@ -277,7 +211,7 @@ def generate(
     answer = (inputs.positions.permute(2, 0, 1), deltas)
     no_end = model.config.get_text_config().vocab_size  # None would be the config's own end
     settings = {"max_new_tokens": max_new_tokens, "eos_token_id": no_end, "pad_token_id": 0}
-    with mock.patch.object(_core(model), "get_rope_index", return_value=answer):
+    with mock.patch.object(core(model), "get_rope_index", return_value=answer):
         tokens = model.generate(
             inputs.tokens,
             attention_mask=inputs.attention_mask,
