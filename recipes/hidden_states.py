@@ -63,7 +63,8 @@ def extract(cfg: DictConfig, stack: ExitStack) -> int:
         return hidden_states.show_plan(plan) if ranks.is_first else 0
     record_batches(settings, plan, layout, ranks, model, questioner, workers)
     ranks.wait()
-    return ranks.from_first(lambda: hidden_states.write_outputs(settings, plan))
+    used = str(model.choice.device)
+    return ranks.from_first(lambda: hidden_states.write_outputs(settings, plan, used))
 
 
 def record_batches(

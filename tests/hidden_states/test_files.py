@@ -8,7 +8,8 @@ import torch
 
 from torchtune_qwen25vl.hidden_states import open_states
 from torchtune_qwen25vl.hidden_states.__main__ import main
-from torchtune_qwen25vl.hidden_states._columns import Columns, Layout, make_file
+from torchtune_qwen25vl.hidden_states._columns import Columns, make_file
+from torchtune_qwen25vl.hidden_states._layout import Layout
 from torchtune_qwen25vl.hidden_states._selectors import read_selectors
 
 SELECTORS = read_selectors(
@@ -18,7 +19,7 @@ WIDTHS = {"layer.0/last": 6, "vision/mean": 5, "layer.1/all": 6}
 
 
 def layout(rows=7, dtype=torch.float32):
-    return Layout(rows, SELECTORS, WIDTHS, dtype)
+    return Layout([str(k) for k in range(rows)], SELECTORS, WIDTHS, dtype)
 
 
 def states(numbers, dtype=torch.float32):
@@ -41,7 +42,7 @@ def column(folder, name, plan):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_rows_lie_where_they_belong_whoever_writes_them(tmp_path, dtype):
     plan = layout(dtype=dtype)
-    make_file(tmp_path, plan, is_new=True)
+    make_file(tmp_path, plan, ())
     first, second = Columns(tmp_path, plan, 0), Columns(tmp_path, plan, 1)
     assert second.write([6, 0, 2], states([6, 0, 2], dtype)) == [
         {"layer.1/all": [1, 0, 0]},
@@ -63,7 +64,7 @@ def test_rows_lie_where_they_belong_whoever_writes_them(tmp_path, dtype):
 
 def test_what_the_journal_does_not_know_is_cut_off(tmp_path):
     plan = layout()
-    make_file(tmp_path, plan, is_new=True)
+    make_file(tmp_path, plan, ())
     columns = Columns(tmp_path, plan, 0)
     columns.write([2, 5], states([2, 5]))
     columns.close()
@@ -74,14 +75,28 @@ def test_what_the_journal_does_not_know_is_cut_off(tmp_path):
         Columns(tmp_path, plan, 0, {"layer.1/all": 9})
 
 
-def test_a_file_of_another_layout_is_set_aside_or_refused(tmp_path):
-    make_file(tmp_path, layout(), is_new=True)
-    make_file(tmp_path, layout(), is_new=False)
-    for other in (layout(rows=8), layout(dtype=torch.bfloat16)):
-        with pytest.raises(ValueError, match="is not what this run began"):
-            make_file(tmp_path, other, is_new=False)
-    make_file(tmp_path, layout(rows=8), is_new=True)
+def test_a_file_of_another_kind_is_set_aside_or_refused(tmp_path):
+    make_file(tmp_path, layout(), ())
+    make_file(tmp_path, layout(), ["3"])
+    with pytest.raises(ValueError, match="is not what this run began"):
+        make_file(tmp_path, layout(dtype=torch.bfloat16), ["3"])
+    make_file(tmp_path, layout(dtype=torch.bfloat16), ())
     assert (tmp_path / "earlier-1-states.safetensors").exists()
+
+
+def test_states_go_where_their_rows_are_now(tmp_path):
+    before = layout()
+    make_file(tmp_path, before, ())
+    columns = Columns(tmp_path, before, 0)
+    columns.write([1, 4, 6], states([1, 4, 6]))
+    columns.close()
+    after = Layout(["new", "6", "0", "1", "other", "4"], SELECTORS, WIDTHS, torch.float32)
+    make_file(tmp_path, after, ["1", "6"])
+    for name in ("layer.0/last", "vision/mean"):
+        found = column(tmp_path, name, after)
+        assert torch.equal(found[1], states([6])[name][0])
+        assert torch.equal(found[3], states([1])[name][0])
+        assert not found[[0, 2, 4, 5]].any()
 
 
 def read_as_halps_probes_do(path, layer, kind):

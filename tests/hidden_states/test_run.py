@@ -24,7 +24,7 @@ from torchtune.data import Message
 
 from torchtune_qwen25vl import generate, load_pretrained
 from torchtune_qwen25vl.generation import inference_batch
-from torchtune_qwen25vl.hidden_states import hidden_states, open_states
+from torchtune_qwen25vl.hidden_states import _extract, hidden_states, open_states
 
 
 def alone(model_folder, image, question, wanted, new_tokens=4):
@@ -91,6 +91,31 @@ def test_edits_of_the_table_count(run, table, out):
     after = questions.arrays(out)
     changed = (before["layer.1/query_last"] != after["layer.1/query_last"]).any(-1)
     assert changed.tolist() == [k == 4 for k in range(8)]
+
+
+def test_a_table_that_grew_keeps_what_is_done(run, table, out, monkeypatch):
+    """Wherever the new rows stand, and whatever row is gone."""
+    head, *lines = table.read_text().splitlines()
+    assert run() == 0
+    right = dict(
+        zip(open_states(out).ids, questions.arrays(out)["layer.1/query_last"], strict=True)
+    )
+    new = "q9,picture 003.png,Is it new?,yes"
+    table.write_text("\n".join([head, new, *lines[4:], *lines[:3]]))
+    asked = []
+    generate = _extract.generate
+    monkeypatch.setattr(
+        _extract,
+        "generate",
+        lambda m, batch, **k: asked.append(len(batch["tokens"])) or generate(m, batch, **k),
+    )
+    assert run() == 0
+    assert asked == [1]
+    states = open_states(out)
+    assert states.ids == ["q9", "q4", "q5", "q6", "q7", "q0", "q1", "q2"]
+    for name, row in zip(states.ids[1:], states["layer.1/query_last"][1:], strict=True):
+        assert np.array_equal(row, right[name])
+    assert np.isfinite(states["layer.1/query_last"][0]).all()
 
 
 def test_another_run_leaves_the_earlier_one(run, out):
@@ -230,8 +255,6 @@ def test_a_model_without_numbers_stops_the_run(model, table, out, tmp_path, capl
 
 
 def test_a_row_for_which_memory_is_short_fails_alone(run, out, monkeypatch):
-    from torchtune_qwen25vl.hidden_states import _extract
-
     right = _extract.prompt_batch
 
     def short(samples, *arguments, **options):
@@ -307,7 +330,7 @@ def test_states_that_are_gone_or_others_are_refused(run, out, caplog):
     content = (out / "states.safetensors").read_bytes()
     (out / "states.safetensors").write_bytes(content[:-8])
     assert run() == 2
-    assert "is not what this run began" in caplog.messages[-1]
+    assert "is cut short" in caplog.messages[-1]
     with pytest.raises(ValueError, match="cut short"):
         open_states(out)
     (out / "states.safetensors").unlink()

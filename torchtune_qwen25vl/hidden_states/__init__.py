@@ -18,8 +18,8 @@ write_outputs   table and HALP's parts
 STATES          how a row may end
 """
 
-from torchtune_qwen25vl.hidden_states._columns import Layout
 from torchtune_qwen25vl.hidden_states._extract import Extractor
+from torchtune_qwen25vl.hidden_states._layout import Layout
 from torchtune_qwen25vl.hidden_states._questions import Questioner
 from torchtune_qwen25vl.hidden_states._record import Recorder, hidden_states
 from torchtune_qwen25vl.hidden_states._records import STATES

@@ -10,77 +10,20 @@ there: they are added to a file for each selector and rank, and the journal says
 Shapes: n rows of the table, t tokens of a span.
 """
 
-import json
 import os
-import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from torchtune_qwen25vl._files import write_file
-from torchtune_qwen25vl.hidden_states._selectors import Selector
+from torchtune_qwen25vl.hidden_states._layout import Header, Layout
 
 FILE = "states.safetensors"
-FORMAT = "1"
-DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What the file of a run holds.
-
-    Attributes:
-        rows: number of rows
-        selectors: by name, as they were asked for
-        widths: length of a vector of each
-        dtype: of the run
-        facts: texts for the header: model, number of blocks, what a block's state is
-    """
-
-    rows: int
-    selectors: Mapping[str, Selector]
-    widths: Mapping[str, int]
-    dtype: torch.dtype
-    facts: Mapping[str, str] = field(default_factory=dict)
-
-    def header(self) -> bytes:
-        """Return the beginning of the file: the length of the header, and the header."""
-        entries: dict[str, Any] = {"__metadata__": {"format": FORMAT, **self.facts}}
-        for name, start in self.starts().items():
-            shape = [self.rows, self.widths[name]]
-            end = start + self.rows * self.row_bytes(name)
-            entries[name] = {
-                "dtype": DTYPES[self.dtype],
-                "shape": shape,
-                "data_offsets": [start, end],
-            }
-        text = json.dumps(entries).encode()
-        text += b" " * (-len(text) % 8)
-        return struct.pack("<Q", len(text)) + text
-
-    def starts(self) -> dict[str, int]:
-        """Return where each array begins, behind the header."""
-        starts, end = {}, 0
-        for name, selector in self.selectors.items():
-            if not selector.is_whole:
-                starts[name] = end
-                end += self.rows * self.row_bytes(name)
-        return starts
-
-    def row_bytes(self, name: str) -> int:
-        """Return the bytes of one vector."""
-        return self.widths[name] * self.dtype.itemsize
-
-    @property
-    def size(self) -> int:
-        """Bytes of the whole file."""
-        data = sum(self.rows * self.row_bytes(name) for name in self.starts())
-        return len(self.header()) + data
+WHOLE = "spans-"  # begins the names of files of whole spans
 
 
 class Columns:
@@ -166,42 +109,67 @@ class Columns:
             os.fsync(file.fileno())
 
 
-def make_file(folder: Path, layout: Layout, *, is_new: bool) -> None:
-    """Make the file of a run, whose arrays are holes as yet, unless it goes on with the one there.
+def make_file(folder: Path, layout: Layout, kept: Collection[str]) -> None:
+    """Make the file of a run, whose arrays are holes as yet, or see that the one there is right.
 
-    What another run has left is renamed; nothing is deleted.
+    Where the table has other rows than before, states go to where their rows are now. What another
+    run has left is renamed; nothing is deleted.
 
     Args:
         folder: of the run
         layout: what the file is to hold
-        is_new: whether no states of this run are there
+        kept: rows whose states are there already
 
     Raises:
-        ValueError: if there are to be some, and the file is gone or is another one.
+        ValueError: if there are to be some, and the file is gone, damaged, or another one.
     """
+    path = folder / FILE
+    if not kept:
+        _make_new(folder, layout)
+        return
+    if not path.is_file():
+        raise ValueError(f"{path} is gone: put it back, or start anew with restart=True")
+    there = Header.read(path)
+    if there.content == layout.header():
+        return
+    if there.kind != Header.of(layout.header()).kind:
+        raise ValueError(
+            f"{path} is not what this run began: put it back, or start anew with restart=True"
+        )
+    _move_rows(path, there, layout, kept)
+
+
+def _make_new(folder: Path, layout: Layout) -> None:
     path, header = folder / FILE, layout.header()
-    is_there = path.is_file()
-    if is_there:
+    if path.is_file():
         with path.open("rb") as file:
-            is_same = file.read(len(header)) == header and path.stat().st_size == layout.size
-    if not is_new and not (is_there and is_same):
-        what = "is not what this run began" if is_there else "is gone"
-        raise ValueError(f"{path} {what}: put it back, or start anew with restart=True")
-    if is_there and not is_same:
-        _set_aside(folder)
-    if not (is_there and is_same):
-        write_file(path, header)
-        os.truncate(path, layout.size)
+            if file.read(len(header)) == header and path.stat().st_size == layout.size:
+                return
+        number = 1 + len(list(folder.glob(f"earlier-*-{FILE}")))
+        for old in [path, folder / "rows.jsonl", *folder.glob(f"{WHOLE}*")]:
+            if old.exists():
+                old.rename(folder / f"earlier-{number}-{old.name}")
+    write_file(path, header)
+    os.truncate(path, layout.size)
 
 
-def _set_aside(folder: Path) -> None:
-    number = 1 + len(list(folder.glob(f"earlier-*-{FILE}")))
-    for path in [folder / FILE, folder / "rows.jsonl", *folder.glob(f"{WHOLE}*")]:
-        if path.exists():
-            path.rename(folder / f"earlier-{number}-{path.name}")
-
-
-WHOLE = "spans-"
+def _move_rows(path: Path, there: "Header", layout: Layout, kept: Collection[str]) -> None:
+    """Put a file of the new layout in the place of one that has the same arrays of other rows."""
+    before = {name: number for number, name in enumerate(there.ids)}
+    moved = [(before[name], number) for number, name in enumerate(layout.ids) if name in kept]
+    hidden = path.with_name(f".{path.name}.part")
+    with hidden.open("wb") as file, path.open("rb") as old:
+        file.write(layout.header())
+        file.truncate(layout.size)
+        for name, start in layout.starts().items():
+            size, first = layout.row_bytes(name), there.first + there.starts[name]
+            for source, target in moved:
+                old.seek(first + source * size)
+                file.seek(len(layout.header()) + start + target * size)
+                file.write(old.read(size))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(hidden, path)
 
 
 def whole_name(name: str, rank: int) -> str:

@@ -69,12 +69,13 @@ def parts_of(folder: Path) -> list[Path]:
     return sorted(folder.glob(PATTERN))
 
 
-def write_parts(folder: Path, states: "States") -> list[Path]:
+def write_parts(folder: Path, states: "States", device: str) -> list[Path]:
     """Write the rows that are done as parts, each whole or not at all, in place of those there.
 
     Args:
         folder: of the run
         states: of the run
+        device: that it ran on
 
     Raises:
         ValueError: if h5py is not installed.
@@ -85,7 +86,7 @@ def write_parts(folder: Path, states: "States") -> list[Path]:
     for number, start in enumerate(range(0, len(done), PART), start=1):
         path = folder / f"{named}_embeddings_part_{number:03d}.h5"
         hidden = path.with_name(f".{path.name}.part")
-        _write_part(hidden, states, done[start : start + PART])
+        _write_part(hidden, states, done[start : start + PART], device)
         os.replace(hidden, path)
         written.append(path)
     for path in set(parts_of(folder)) - set(written):
@@ -93,7 +94,7 @@ def write_parts(folder: Path, states: "States") -> list[Path]:
     return written
 
 
-def _write_part(path: Path, states: "States", numbers: Sequence[int]) -> None:
+def _write_part(path: Path, states: "States", numbers: Sequence[int], device: str) -> None:
     with needed("files of HALP's form"):
         import h5py
     facts = states.facts
@@ -102,7 +103,7 @@ def _write_part(path: Path, states: "States", numbers: Sequence[int]) -> None:
             {
                 "model_name": facts["model"],
                 "model_type": "qwen2_5_vl",
-                "device": facts["device"],
+                "device": device,
                 "dtype": facts["dtype"],
                 "created_at": datetime.now(UTC).isoformat(),
                 "num_samples": len(numbers),

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import torch
 
 from torchtune_qwen25vl.device import LoadedModel
-from torchtune_qwen25vl.hidden_states._columns import DTYPES, Layout, make_file
+from torchtune_qwen25vl.hidden_states._columns import make_file
 from torchtune_qwen25vl.hidden_states._halp import refuse_others, write_parts
+from torchtune_qwen25vl.hidden_states._layout import DTYPES, Layout
 from torchtune_qwen25vl.hidden_states._questions import Questioner
 from torchtune_qwen25vl.hidden_states._records import STATES, Record, digest
 from torchtune_qwen25vl.hidden_states._rows import Row
@@ -75,14 +76,14 @@ def layout_of(settings: Settings, model: LoadedModel) -> Layout:
     facts = {
         "model": settings.model,
         "dtype": DTYPES[model.choice.dtype],
-        "device": str(model.choice.device),
         **{name: str(count) for name, count in blocks.items()},
         "vision_boundary": settings.vision_boundary,
         "layer_K": LAYER,
         "selectors": json.dumps(list(selectors)),
         "widths": json.dumps(widths),
     }
-    return Layout(len(settings.rows), selectors, widths, model.choice.dtype, facts)
+    ids = [row.name for row in settings.rows]
+    return Layout(ids, selectors, widths, model.choice.dtype, facts)
 
 
 def plan_run(
@@ -123,8 +124,8 @@ def plan_run(
         if record is not None and _is_final(record, row, settings):
             plan.settled[name] = record
     if not settings.dry_run:
-        is_new = all(record.state == "failed" for record in plan.settled.values())
-        make_file(settings.folder, layout, is_new=is_new)
+        done = {name for name, record in plan.settled.items() if record.state == "done"}
+        make_file(settings.folder, layout, done)
     counts = questioner.count_tokens(list(plan.rows.values()), workers)
     for name, count in counts.items():
         if count.problem and name not in plan.settled:
@@ -180,18 +181,19 @@ def show_plan(plan: Plan) -> int:
     return int(states["failed"] > 0)
 
 
-def write_outputs(settings: Settings, plan: Plan) -> int:
+def write_outputs(settings: Settings, plan: Plan, device: str) -> int:
     """Write the table, and HALP's parts where they are asked for; return the exit code.
 
     Args:
         settings: of the recipe
         plan: of the run, whose rows all ranks have gone through
+        device: that it ran on
     """
     folder = settings.folder
     records = read_journals(folder, Record).records | plan.settled
     write_table(folder, list(plan.rows.values()), records)
     if settings.format == "halp":
-        for path in write_parts(folder, open_states(folder)):
+        for path in write_parts(folder, open_states(folder), device):
             logger.info("wrote %s", path)
     failed = [records[name] for name in plan.rows if records[name].state == "failed"]
     for record in failed[:NAMED]:

@@ -1,6 +1,5 @@
 """The keys of the hidden_states recipe."""
 
-import hashlib
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -120,6 +119,5 @@ class Settings(JobSettings):
 
     def decisive(self) -> dict[str, Any]:
         """Values of the settings that states and answers depend on."""
-        names = repr([row.name for row in self.rows]).encode()
         own = {"columns": asdict(self.columns), "prompt": self.template, "wanted": self.selectors}
-        return super().decisive() | own | {"rows": hashlib.sha256(names).hexdigest()[:16]}
+        return super().decisive() | own

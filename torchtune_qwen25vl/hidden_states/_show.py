@@ -56,7 +56,7 @@ def describe_sample(states: States, wanted: str) -> str:
 
 
 def _told(states: States) -> Iterator[tuple[str, str]]:
-    hidden = ("selectors", "widths", "format")
+    hidden = ("selectors", "widths", "format", "ids")
     yield from ((name, value) for name, value in states.facts.items() if name not in hidden)
 
 

@@ -4,8 +4,7 @@ Shapes: n rows, t tokens of a span.
 """
 
 import json
-import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, overload
@@ -14,6 +13,7 @@ import numpy as np
 
 from torchtune_qwen25vl.hidden_states import _columns, _halp
 from torchtune_qwen25vl.hidden_states._extra import needed
+from torchtune_qwen25vl.hidden_states._layout import Header
 from torchtune_qwen25vl.hidden_states._selectors import Selector, read_selectors
 from torchtune_qwen25vl.hidden_states._table import FILE as TABLE
 from torchtune_qwen25vl.hidden_states._table import read_table
@@ -104,8 +104,8 @@ class ColumnStates:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._header, self._first = _read_header(folder / _columns.FILE)
-        self.facts: dict[str, str] = self._header.pop("__metadata__", {})
+        self._header = Header.read(folder / _columns.FILE)
+        self.facts = dict(self._header.facts)
         blocks = int(self.facts["num_layers"]), int(self.facts["vision_num_layers"])
         self._blocks = {"num_layers": blocks[0], "vision_num_layers": blocks[1]}
         self.selectors: list[str] = json.loads(self.facts["selectors"])
@@ -165,8 +165,8 @@ class ColumnStates:
             raise ValueError(
                 f"{selector!r} was not recorded in {self._folder}, but {', '.join(self.selectors)}"
             )
-        if name in self._header:
-            return self._column(self._header[name])
+        if name in self._header.arrays:
+            return self._column(self._header.arrays[name])
         places = [entry["places"].get(name) for entry in self._entries]
         widths = json.loads(self.facts["widths"])
         return WholeSpans(self._folder, name, places, widths[name], _dtype(self.facts["dtype"]))
@@ -180,13 +180,13 @@ class ColumnStates:
             raise ValueError(f"{text!r} asks for {len(read)} arrays; name one block")
         return next(iter(read.values()))
 
-    def _column(self, entry: dict[str, Any]) -> np.ndarray:
+    def _column(self, entry: Mapping[str, Any]) -> np.ndarray:
         rows, width = entry["shape"]
         return np.memmap(
             self._folder / _columns.FILE,
             _dtype(entry["dtype"]),
             mode="r",
-            offset=self._first + entry["data_offsets"][0],
+            offset=self._header.first + entry["data_offsets"][0],
             shape=(rows, width),
         )
 
@@ -228,24 +228,6 @@ class WholeSpans(Sequence[np.ndarray]):
             offset=first * self._empty.shape[1] * self._empty.dtype.itemsize,
             shape=(count, self._empty.shape[1]),
         )
-
-
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Read the header of a safetensors file, and where its data begins.
-
-    Raises:
-        ValueError: if the file is damaged or cut short.
-    """
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, path.stat().st_size)))
-        ends = [entry["data_offsets"][1] for key, entry in header.items() if key[:2] != "__"]
-    except (ValueError, KeyError, TypeError, struct.error) as error:
-        raise ValueError(f"{path} is damaged ({error}): put back a whole one") from error
-    if path.stat().st_size != 8 + length + max(ends, default=0):
-        raise ValueError(f"{path} is cut short: put back a whole one")
-    return header, 8 + length
 
 
 def _dtype(name: str) -> np.dtype:

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from torchtune_qwen25vl.hidden_states._columns import Columns, Layout
+from torchtune_qwen25vl.hidden_states._columns import Columns
 from torchtune_qwen25vl.hidden_states._extract import Extract
+from torchtune_qwen25vl.hidden_states._layout import Layout
 from torchtune_qwen25vl.hidden_states._records import Record
 from torchtune_qwen25vl.hidden_states._run import Plan, failure, question_digest
 from torchtune_qwen25vl.hidden_states._settings import Settings
