@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torchtune.data import Message
 
+from parity import reference
 from torchtune_qwen25vl import generate, load_pretrained
 from torchtune_qwen25vl.generation import inference_batch
 from torchtune_qwen25vl.hidden_states import _extract, hidden_states, open_states
@@ -53,6 +54,31 @@ def test_states_and_answers_are_those_of_a_row_alone(run, model, table, out):
         for name in states.selectors:
             scale = max(1.0, float(right[name].abs().max()))
             assert np.abs(states[name][k] - right[name][0].numpy()).max() < 2e-5 * scale
+
+
+def test_answers_are_those_of_transformers(run, model, table, out):
+    assert run(system_prompt="", max_new_tokens=24, wanted=["norm/last"]) == 0
+    theirs = reference.load(str(model), torch.float32)
+    processor = reference.processor(model, min_pixels=3136, max_pixels=25088)
+    _, transform = load_pretrained(model)
+    for k, said in enumerate(open_states(out).answers[:4]):
+        image = Image.open(table.parent / "images" / f"picture {k:03}.png").convert("RGB")
+        tokens = reference.answer(theirs, processor, questions.ASKED[k % 3], image)
+        assert said == transform.decode(tokens).strip()
+        assert said
+
+
+def test_a_row_that_is_too_long_fails_alone(model, table, out, tmp_path):
+    short = shutil.copytree(model, tmp_path / "short")
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 150}))
+    table.write_text(
+        table.read_text().replace("q2,picture 002.png,", "q2,picture 002.png," + 400 * "x")
+    )
+    assert questions.run(short, table) == 1
+    rows = questions.entries(out)
+    assert [row["state"] for row in rows] == ["done"] * 2 + ["failed"] + ["done"] * 5
+    assert "max_seq_len" in rows[2]["reason"]
 
 
 def test_every_row_ends_in_a_state(run, table, out, caplog):
