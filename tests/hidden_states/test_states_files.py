@@ -199,6 +199,17 @@ def test_what_is_no_folder_of_states_is_refused(tmp_path, run, out):
         open_states(out).ids  # noqa: B018
 
 
+def test_files_of_whole_spans_that_are_cut_short_are_named(run, out):
+    assert run(wanted=["layer.1/image_all"]) == 0
+    path = out / "spans-layer.1-image_all-0.bin"
+    path.write_bytes(path.read_bytes()[:-4])
+    assert np.isfinite(open_states(out)["layer.1/image_all"][0]).all()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"spans-layer.1-image_all-0.bin is gone or cut short"):
+            list(open_states(out)["layer.1/image_all"])
+        path.unlink(missing_ok=True)
+
+
 def test_show(model, table, out, capsys):
     (table.parent / "images" / "picture 002.png").unlink()
     wanted = ["layer.0/last", "layer.1/image_all"]

@@ -25,7 +25,7 @@ from torchtune.data import Message
 from parity import reference
 from torchtune_qwen25vl import generate, load_pretrained
 from torchtune_qwen25vl.generation import inference_batch
-from torchtune_qwen25vl.hidden_states import _extract, hidden_states, open_states
+from torchtune_qwen25vl.hidden_states import _extract, _run, hidden_states, open_states
 
 
 def alone(model_folder, image, question, wanted, new_tokens=4):
@@ -142,6 +142,26 @@ def test_a_table_that_grew_keeps_what_is_done(run, table, out, monkeypatch):
     for name, row in zip(states.ids[1:], states["layer.1/query_last"][1:], strict=True):
         assert np.array_equal(row, right[name])
     assert np.isfinite(states["layer.1/query_last"][0]).all()
+
+
+def test_states_are_not_read_by_the_table_of_an_earlier_order(run, table, out, monkeypatch):
+    """A run that ends between the states and their table leaves both, of other rows."""
+    assert run() == 0
+    right = questions.arrays(out)["layer.1/query_last"]
+    head, *lines = table.read_text().splitlines()
+    table.write_text("\n".join([head, *lines[::-1]]))
+
+    def killed(*_):
+        raise OSError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_run, "write_table", killed)
+        assert run() == 2
+    with pytest.raises(ValueError, match="has other rows than"):
+        open_states(out).ids  # noqa: B018
+    assert run() == 0
+    assert open_states(out).ids == [f"q{k}" for k in reversed(range(8))]
+    assert np.array_equal(questions.arrays(out)["layer.1/query_last"], right[::-1])
 
 
 def test_another_run_leaves_the_earlier_one(run, out):

@@ -8,7 +8,8 @@
     QUESTION_ID/query_token_representation/layer_K    float32 [width]: layer.K/query_last
 
 layer_K is the output of block K, before the final norm. An id with a "/", which HDF5 takes for a
-path, has "%2F" in its place, and "%25" for a "%" of its own.
+path, has "%2F" in its place, and "%25" for a "%" of its own; so have characters that HDF5 cannot
+keep. In other texts these are written out, with a backslash.
 
 Source: github.com/alliedbrother/HALP_EACL, Extraction_Script; arXiv 2603.05465.
 """
@@ -19,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import numpy as np
 
@@ -72,6 +73,8 @@ def parts_of(folder: Path) -> list[Path]:
 def write_parts(folder: Path, states: "States", device: str) -> list[Path]:
     """Write the rows that are done as parts, each whole or not at all, in place of those there.
 
+    Parts that others have written, HALP's scripts among them, stay.
+
     Args:
         folder: of the run
         states: of the run
@@ -90,15 +93,23 @@ def write_parts(folder: Path, states: "States", device: str) -> list[Path]:
         os.replace(hidden, path)
         written.append(path)
     for path in set(parts_of(folder)) - set(written):
-        path.unlink()
+        if _is_ours(path):
+            path.unlink()
     return written
 
 
+def _is_ours(path: Path) -> bool:
+    try:
+        with _h5py().File(path, "r") as file:
+            return OURS in file.attrs
+    except OSError:  # no HDF5 at all
+        return False
+
+
 def _write_part(path: Path, states: "States", numbers: Sequence[int], device: str) -> None:
-    with needed("files of HALP's form"):
-        import h5py
-    facts = states.facts
-    with h5py.File(path, "w", libver="latest", track_order=True) as file:
+    h5py, facts = _h5py(), states.facts
+    # what HDF5 1.10 and all later ones read: those of "latest" are no use to an older h5py
+    with h5py.File(path, "w", libver=("v110", "v110"), track_order=True) as file:
         file.attrs.update(
             {
                 "model_name": facts["model"],
@@ -115,9 +126,8 @@ def _write_part(path: Path, states: "States", numbers: Sequence[int], device: st
         for number in numbers:
             group = file.create_group(as_key(states.ids[number]))
             for key, texts in TEXTS.items():
-                group.create_dataset(
-                    key, data=getattr(states, texts)[number], dtype=h5py.string_dtype()
-                )
+                text = as_text(getattr(states, texts)[number])
+                group.create_dataset(key, data=text, dtype=h5py.string_dtype())
             for place, column in columns.items():
                 vector = np.asarray(column[number], dtype=np.float32)
                 group.create_dataset(place, data=vector, compression="gzip")
@@ -137,32 +147,49 @@ def _places(states: "States") -> Iterator[tuple[str, str]]:
 
 def as_key(text: str) -> str:
     """Write an id as the name of a group."""
-    text = text.replace("%", "%25").replace("/", "%2F")
-    return "%2E" if text == "." else text
+    if text == ".":
+        return "%2E"
+    odd = "[%/\0\ud800-\udfff]"
+    return re.sub(odd, lambda one: quote(one[0], safe="", errors="surrogatepass"), text)
+
+
+def as_id(key: str) -> str:
+    """Return the id that `as_key` has written."""
+    return unquote(key, errors="surrogatepass")
+
+
+def as_text(text: str) -> str:
+    """Write out the characters that HDF5 cannot keep: nulls, and halves of surrogate pairs."""
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _h5py() -> Any:
+    with needed("files of HALP's form"):
+        import h5py
+    return h5py
 
 
 class HalpStates:
-    """States in HALP's form; see `States`. All rows are done ones."""
+    """States in HALP's form; see `States`. All rows are done ones; of what one lacks it has nan."""
 
     def __init__(self, folder: Path) -> None:
-        with needed("files of HALP's form"):
-            import h5py
+        h5py = _h5py()
         self._files = []
         for path in parts_of(folder):
             try:
                 self._files.append(h5py.File(path, "r"))
             except OSError as error:
                 raise ValueError(f"{path} is damaged ({error}): put back a whole one") from error
-        self._groups: list[h5py.Group] = [file[key] for file in self._files for key in file]
+        self._groups = [file[key] for file in self._files for key in file]
         keys = [group.name.removeprefix("/") for group in self._groups]
         is_ours = any(OURS in file.attrs for file in self._files)
-        self.ids = list(map(unquote, keys)) if is_ours else keys
+        self.ids = list(map(as_id, keys)) if is_ours else keys
         self.states = ["done"] * len(self.ids)
         self.reasons = [""] * len(self.ids)
         self.images, self.questions, self.truths, self.answers = map(self._texts, TEXTS)
         self.rows: list[dict[str, Any]] = [{} for _ in self.ids]
         self.facts = {k: str(v) for k, v in self._files[0].attrs.items()}
-        self._places = dict(self._found()) if self._groups else {}
+        self._places = dict(self._found())
         self.selectors = list(self._places)
 
     def __len__(self) -> int:
@@ -171,16 +198,18 @@ class HalpStates:
     def __getitem__(self, selector: str) -> np.ndarray:
         if (place := self._places.get(selector)) is None:
             raise ValueError(f"{selector!r} is not there, but {', '.join(self.selectors)}")
-        return np.stack([group[place][:] for group in self._groups])  # [n, width]
+        vectors = [group[place][:] if place in group else None for group in self._groups]
+        absent = np.full_like(next(one for one in vectors if one is not None), np.nan)
+        return np.stack([absent if one is None else one for one in vectors])  # [n, width]
 
     def _texts(self, key: str) -> list[str]:
         return [group[key].asstr()[()] if key in group else "" for group in self._groups]
 
     def _found(self) -> Iterator[tuple[str, str]]:
-        """Yield the selectors of the first sample, and where each lies in a group."""
-        first = self._groups[0]
-        if VISION in first:
+        """Yield the selectors that any sample has, and where each lies in a group."""
+        if any(VISION in group for group in self._groups):
             yield "vision/mean", VISION
-        for group, span in GROUPS.items():
-            for name in sorted(first.get(group, {}), key=lambda name: int(name.split("_")[1])):
-                yield f"layer.{name.split('_')[1]}/{span}", f"{group}/{name}"
+        for kind, span in GROUPS.items():
+            names = {name for group in self._groups for name in group.get(kind, ())}
+            for name in sorted(names, key=lambda name: int(name.split("_")[1])):
+                yield f"layer.{name.split('_')[1]}/{span}", f"{kind}/{name}"

@@ -116,8 +116,18 @@ class ColumnStates:
 
     @cached_property
     def _entries(self) -> list[dict[str, Any]]:
-        """The table, read when something of it is asked for."""
-        return read_table(self._folder)
+        """The table, read when something of it is asked for.
+
+        Raises:
+            ValueError: if it is damaged, or of other rows than the states.
+        """
+        entries = read_table(self._folder)
+        if [entry["id"] for entry in entries] != self._header.ids:
+            raise ValueError(
+                f"{self._folder / TABLE} has other rows than {_columns.FILE}: start the run again "
+                "to go on to the end"
+            )
+        return entries
 
     @cached_property
     def ids(self) -> list[str]:
@@ -221,13 +231,12 @@ class WholeSpans(Sequence[np.ndarray]):
         if place is None or place[2] == 0:
             return self._empty
         rank, first, count = place
-        return np.memmap(
-            self._folder / _columns.whole_name(self._name, rank),
-            self._empty.dtype,
-            mode="r",
-            offset=first * self._empty.shape[1] * self._empty.dtype.itemsize,
-            shape=(count, self._empty.shape[1]),
-        )
+        path = self._folder / _columns.whole_name(self._name, rank)
+        size = self._empty.shape[1] * self._empty.dtype.itemsize
+        if not path.is_file() or path.stat().st_size < (first + count) * size:
+            raise ValueError(f"{path} is gone or cut short: put back a whole one")
+        shape = count, self._empty.shape[1]
+        return np.memmap(path, self._empty.dtype, mode="r", offset=first * size, shape=shape)
 
 
 def _dtype(name: str) -> np.dtype:
