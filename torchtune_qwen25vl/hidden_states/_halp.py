@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torchtune_qwen25vl.hidden_states._states import States
 
 PART = 1000  # samples
+NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 PATTERN = "*_embeddings_part_*.h5"
 TEXTS = {
     "image_id": "images",
@@ -115,7 +116,7 @@ def _write_part(path: Path, states: "States", numbers: Sequence[int], device: st
                 "model_name": facts["model"],
                 "model_type": "qwen2_5_vl",
                 "device": device,
-                "dtype": facts["dtype"],
+                "dtype": NAMES[facts["dtype"]],
                 "created_at": datetime.now(UTC).isoformat(),
                 "num_samples": len(numbers),
                 "vision_boundary": facts["vision_boundary"],
