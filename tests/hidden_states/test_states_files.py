@@ -145,6 +145,7 @@ def test_halps_form(model, odd_table, out, monkeypatch):
     assert attributes["num_samples"] == 1
     assert attributes["vision_boundary"] == "halp"
     assert {"model_name", "model_type", "device", "dtype", "created_at"} <= set(attributes)
+    assert (attributes["device"], attributes["dtype"]) == ("cpu", "float32")
 
     (out / "states.safetensors").unlink()  # as in a folder that their scripts have written
     theirs = open_states(out)
