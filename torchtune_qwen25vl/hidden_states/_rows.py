@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torchtune_qwen25vl.jobs import as_path
+from torchtune_qwen25vl.jobs import as_path, is_json
 from torchtune_qwen25vl.media import SUFFIXES, Rows, locate, open_rows
 
 NAMES = {
@@ -168,7 +168,7 @@ def _row(kept: dict[str, Any] | str, named: Mapping[str, str], root: Path, numbe
         as_text(held.get("question")),
         as_text(held.get("answer")),
         as_text(kept.get("image_id")) or called,
-        {k: v for k, v in kept.items() if k not in named.values() and _is_json(v)},
+        {k: v for k, v in kept.items() if k not in named.values() and is_json(v)},
     )
     if not row.question.strip():
         return replace(row, problem="the row has no question")
@@ -216,14 +216,6 @@ def _file(text: str, root: Path) -> Path:
     if len(found) > 1:
         raise ValueError(f"{place} may be any of {', '.join(path.name for path in found)}")
     return found[0] if found else place
-
-
-def _is_json(value: Any) -> bool:
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def _unique(rows: Iterable[Row]) -> Iterator[Row]:

@@ -12,6 +12,7 @@ check_model    fetch a model and check it; no weights are read
 Run            what the results of a run depend on
 Item           one image to work on
 as_path        a path of any text
+is_json        whether JSON can hold a value
 find_items     list the images of all inputs
 count_tokens   placeholders of all images, by their headers
 tokens_of      placeholders of one
@@ -50,6 +51,7 @@ from torchtune_qwen25vl.jobs._model import check_model
 from torchtune_qwen25vl.jobs._paths import as_path
 from torchtune_qwen25vl.jobs._progress import FULL, Progress, summary
 from torchtune_qwen25vl.jobs._ranks import Ranks
+from torchtune_qwen25vl.jobs._row_images import is_json
 from torchtune_qwen25vl.jobs._settings import JobSettings, read_settings
 from torchtune_qwen25vl.jobs._words import read_words
 from torchtune_qwen25vl.jobs._workers import Outcome, Task, Workers, attempt
@@ -75,6 +77,7 @@ __all__ = [
     "claimed",
     "count_tokens",
     "find_items",
+    "is_json",
     "plan_batches",
     "read_journals",
     "read_pixels",

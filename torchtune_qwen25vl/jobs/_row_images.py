@@ -32,10 +32,11 @@ class RowImage:
             row = self.rows[self.index]
         except ValueError:
             return {}
-        return {key: value for key, value in row.items() if key != self.column and _is_json(value)}
+        return {key: value for key, value in row.items() if key != self.column and is_json(value)}
 
 
-def _is_json(value: Any) -> bool:
+def is_json(value: Any) -> bool:
+    """Whether JSON can hold a value."""
     try:
         json.dumps(value)
     except (TypeError, ValueError):
