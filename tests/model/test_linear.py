@@ -9,13 +9,14 @@ from torchtune.modules.peft import LoRALinear, disable_adapter, get_merged_lora_
 
 from torchtune_qwen25vl.model._tuning import DoRALinear, Tuning
 
+RANK, ALPHA = 4, 3  # not twice the rank, by which a wrong scale would hide
 LORA = {"decoder_trainable": "lora", "lora_attn_modules": ("q_proj",)}
 
 
 def dora(layer=DoRALinear, *, use_bias, quantize_base=False):
     """A layer after some training: nothing is where it was initialised."""
     torch.manual_seed(0)
-    built = layer(128, 128, rank=4, alpha=8, use_bias=use_bias, quantize_base=quantize_base)
+    built = layer(128, 128, rank=RANK, alpha=ALPHA, use_bias=use_bias, quantize_base=quantize_base)
     nn.init.normal_(built.lora_b.weight, std=0.1)
     built.initialize_dora_magnitude()
     with torch.no_grad():
@@ -25,7 +26,9 @@ def dora(layer=DoRALinear, *, use_bias, quantize_base=False):
 
 def merged(layer, x):
     weights = get_merged_lora_ckpt(
-        {f"layer.{name}": weight.clone() for name, weight in layer.state_dict().items()}, 4, 8
+        {f"layer.{name}": weight.clone() for name, weight in layer.state_dict().items()},
+        RANK,
+        ALPHA,
     )
     return nn.functional.linear(x, weights["layer.weight"], weights.get("layer.bias"))
 
@@ -43,7 +46,7 @@ def test_dora_merges_to_what_was_trained(use_bias):
 @pytest.mark.parametrize("quantize_base", [False, True])
 def test_dora_starts_as_the_base_and_can_be_switched_off(quantize_base):
     x = torch.randn(5, 128)
-    layer = DoRALinear(128, 128, rank=4, alpha=8, use_bias=True, quantize_base=quantize_base)
+    layer = DoRALinear(128, 128, rank=RANK, alpha=ALPHA, use_bias=True, quantize_base=quantize_base)
     layer.initialize_dora_magnitude()
     weight = layer.weight.to(torch.float32)
     base = nn.functional.linear(x, weight, layer.bias)
