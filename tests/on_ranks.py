@@ -1,32 +1,36 @@
 """Several processes as torchrun starts them, forked from here."""
 
-import logging
 import os
 import socket
+from itertools import count
+
+from forked import exit_code, fork
+
+# Ports below those that the system gives to whoever asks for any, and others in each process:
+# a rank that found somebody else's store at its address would wait for it for days.
+_PORTS = count(10_000 + os.getpid() % 1_000 * 20)
 
 
 def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
+    """Return a port that nobody listens at and that no other process of the tests will take."""
+    for port in _PORTS:
+        with socket.socket() as server:
+            if server.connect_ex(("127.0.0.1", port)):
+                return port
+    raise AssertionError("ports do not end")
 
 
 def on_ranks(count, body):
     """Run in forked processes with torchrun's variables; their exit codes."""
-    port, children = free_port(), []
-    for rank in range(count):
-        if (child := os.fork()) == 0:
-            code = 70
-            try:
-                logging.disable()
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-                addresses = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-                numbers = {"RANK": rank, "LOCAL_RANK": rank}
-                sizes = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-                for key, value in {**addresses, **numbers, **sizes}.items():
-                    os.environ[key] = str(value)
-                code = body()
-            finally:
-                os._exit(code)
-        children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    port = free_port()
+
+    def on(rank):
+        addresses = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        numbers = {"RANK": rank, "LOCAL_RANK": rank}
+        sizes = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+        for key, value in {**addresses, **numbers, **sizes}.items():
+            os.environ[key] = str(value)
+        return body()
+
+    children = [fork(lambda rank=rank: on(rank)) for rank in range(count)]
+    return [exit_code(child) for child in children]

@@ -1,6 +1,5 @@
 """A run that is killed and started again leaves what a run in one piece leaves, byte for byte."""
 
-import logging
 import os
 import random
 import shutil
@@ -10,6 +9,7 @@ import time
 
 import captions
 import pytest
+from forked import exit_code, fork
 
 from torchtune_qwen25vl import _files
 from torchtune_qwen25vl.jobs import _journal
@@ -46,26 +46,13 @@ def whole(model, original, work):
     return files, seconds
 
 
-def in_child(body):
-    """Run in a forked process; its id."""
-    if (child := os.fork()) == 0:
-        code = 70
-        try:
-            logging.disable()
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            code = body()
-        finally:
-            os._exit(code)
-    return child
-
-
 def killed(child, seconds=60.0):
-    """Whether a process had to be killed after so many seconds."""
+    """Whether a process ended by a signal: ours after so many seconds, or one before it."""
     timer = threading.Timer(seconds, os.kill, (child, signal.SIGKILL))
     timer.start()
-    _, status = os.waitpid(child, 0)
+    code = exit_code(child)
     timer.cancel()
-    return os.WIFSIGNALED(status)
+    return code < 0
 
 
 def finish(model, work, files, **changes):
@@ -84,7 +71,7 @@ def check_killing(model, original, work, whole, moments, **changes):
     times_killed = 0
     for seconds in moments:
         shutil.copytree(original, work)
-        child = in_child(lambda: captions.caption(model, work, **{**KEYS, **changes}))
+        child = fork(lambda: captions.caption(model, work, **{**KEYS, **changes}))
         times_killed += killed(child, seconds)
         finish(model, work, whole[0])
     return times_killed
@@ -137,7 +124,7 @@ def check_every_moment(model, original, work, whole, steps, monkeypatch):
             dying(step, monkeypatch)
             return captions.caption(model, work, **KEYS)
 
-        died = killed(in_child(body))
+        died = killed(fork(body))
         deaths += died
         finish(model, work, whole[0])
     return deaths
@@ -166,7 +153,7 @@ def test_killed_again_and_again(model, original, work, whole, monkeypatch):
             dying(step, monkeypatch)
             return captions.caption(model, work, **KEYS)
 
-        assert killed(in_child(body))
+        assert killed(fork(body))
     finish(model, work, whole[0])
 
 

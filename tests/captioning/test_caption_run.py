@@ -11,6 +11,7 @@ from pathlib import Path
 import captions
 import pytest
 import torch
+from forked import exit_code, fork
 from omegaconf import OmegaConf
 from torchtune.data import Message
 
@@ -352,16 +353,19 @@ def test_two_runs_at_once_are_refused(run, photos, caplog):
     folder = photos / "_captions"
     folder.mkdir()
     reading, writing = os.pipe()
-    if (child := os.fork()) == 0:
+
+    def other_run():
         with claimed(folder):
             os.write(writing, b".")
             os.read(os.pipe()[0], 1)  # until it is killed
+
+    child = fork(other_run)
     os.read(reading, 1)
     try:
         assert run() == 2
     finally:
         os.kill(child, 9)
-        os.waitpid(child, 0)
+        exit_code(child)
     assert "another run is at work" in caplog.text
     assert run() == 0
 

@@ -3,7 +3,6 @@
 import csv
 import errno
 import json
-import logging
 import os
 import random
 import shutil
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import questions
 import torch
+from forked import exit_code, fork
 from on_ranks import on_ranks
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -338,14 +338,10 @@ def test_killed_twenty_times(run, out):
     shutil.rmtree(out)
     moments = random.Random(0)
     for _ in range(20):
-        if (child := os.fork()) == 0:
-            logging.disable()
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            run()
-            os._exit(0)
+        child = fork(run)
         timer = threading.Timer(moments.uniform(0, seconds), os.kill, (child, signal.SIGKILL))
         timer.start()
-        os.waitpid(child, 0)
+        exit_code(child)
         timer.cancel()
         if moments.random() < 0.3:
             assert run() == 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import captions
 import pytest
+from forked import exit_code, fork
 
 from torchtune_qwen25vl import jobs
 
@@ -99,12 +100,8 @@ def command(tmp_path, *words, **options):
 
 def test_killed_and_started_again(photos, tmp_path):
     assert command(tmp_path, "photos", "output_dir=whole") == 0
-    if (child := os.fork()) == 0:
-        try:
-            command(tmp_path, "photos", dies_after=2)
-        finally:
-            os._exit(70)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    child = fork(lambda: command(tmp_path, "photos", dies_after=2))
+    assert exit_code(child) == -signal.SIGKILL
     folder = photos / "_brightness"
     assert len(jobs.read_journals(folder, Brightness).records) in (3, 4)  # two batches of two
     assert command(tmp_path, "photos") == 0

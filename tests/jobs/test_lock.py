@@ -6,6 +6,7 @@ import sys
 
 import captions
 import pytest
+from forked import exit_code, fork
 
 from torchtune_qwen25vl.jobs import _lock
 
@@ -34,13 +35,7 @@ def holds(path):
 
 
 def in_child(body):
-    if (child := os.fork()) == 0:
-        code = 70
-        try:
-            code = body()
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return exit_code(fork(body))
 
 
 def test_two_processes_do_not_hold_it_at_once(lock):

@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from forked import exit_code, fork
 
 from torchtune_qwen25vl.jobs import Ahead, Outcome, Task, Workers, attempt
 
@@ -110,15 +111,18 @@ def test_processes_are_reused_and_end_with_their_parent(workers):
     found = {outcome.value for outcome in workers.map(tasks(*[process] * 9), ahead=2)}
     assert len(found) <= 2
     reading, writing = os.pipe()
-    if (child := os.fork()) == 0:
+
+    def dies():
         os.close(reading)
         theirs = Workers(1)
         pid = next(theirs.map([Task(process, (0,))], ahead=1)).value
         os.write(writing, f"{pid}".encode())
         os.kill(os.getpid(), signal.SIGKILL)
+
+    child = fork(dies)
     os.close(writing)
     orphan = os.read(reading, 20)
-    os.waitpid(child, 0)
+    assert exit_code(child) == -signal.SIGKILL
     assert orphan
     assert os.read(reading, 1) == b""  # its end of the pipe is closed: the orphan is gone
 

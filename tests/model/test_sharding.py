@@ -2,7 +2,6 @@
 
 import inspect
 import os
-import socket
 import time
 import traceback
 from functools import partial
@@ -13,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+from on_ranks import free_port
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import parallelize_module
 from torchtune import training
@@ -25,9 +25,7 @@ SECONDS = 180  # until processes that wait for each other are ended
 def outcome(tmp_path_factory):
     """What went wrong in each check, run one after the other on two gloo processes."""
     folder = tmp_path_factory.mktemp("outcome")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     context = mp.start_processes(
         _run_checks, args=(port, folder), nprocs=2, join=False, start_method="spawn"
     )
