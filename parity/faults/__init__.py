@@ -1,6 +1,7 @@
 """Seeded faults: mistakes that some port has had, or nearly; a stage must see each."""
 
 from parity.faults import (
+    conditioning,
     decoder,
     encoder,
     generation,
@@ -22,6 +23,7 @@ FAULTS: dict[str, Fault] = {
     **decoder.FAULTS,
     **generation.FAULTS,
     **hidden_states.FAULTS,
+    **conditioning.FAULTS,
     **training.FAULTS,
     **weights.FAULTS,
     **quantization.FAULTS,

@@ -35,6 +35,13 @@ from parity.reference.outputs import (
     vision_layers,
     window_order,
 )
+from parity.reference.pipelines import (
+    TypedTextEncoder,
+    condition_image,
+    pipeline,
+    prompt_embeds,
+    whole_pipeline,
+)
 from parity.reference.processors import (
     Qwen2VLImageProcessor,
     image_processor,
@@ -57,8 +64,10 @@ __all__ = [
     "Qwen2_5_VLConfig",
     "Qwen2_5_VLForConditionalGeneration",
     "RefusalError",
+    "TypedTextEncoder",
     "answer",
     "ask",
+    "condition_image",
     "config",
     "config_dict",
     "decoder_layers",
@@ -77,9 +86,11 @@ __all__ = [
     "media_kwargs",
     "model",
     "patch_positions",
+    "pipeline",
     "positions",
     "process_logits",
     "processor",
+    "prompt_embeds",
     "random_model",
     "randomise",
     "see",
@@ -89,5 +100,6 @@ __all__ = [
     "step_loss",
     "video_patches",
     "vision_layers",
+    "whole_pipeline",
     "window_order",
 ]

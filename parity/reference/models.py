@@ -21,12 +21,21 @@ from transformers import (
 
 # before 4.56 the argument bears its old name
 DTYPE = "torch_dtype" if re.match(r"4\.([0-4]|5[0-5])", transformers.__version__) else "dtype"
-RANDOM_MODELS = ("tiny", "tied", "stress", "quiet", "deep", "wide", "wide_tied")
+RANDOM_MODELS = (
+    *("tiny", "tied", "stress", "quiet", "deep", "wide", "wide_tied"),
+    "tiny, Qwen's ids",
+)
 IDS = {
     "image_token_id": 1001,
     "video_token_id": 1002,
     "vision_start_token_id": 1003,
     "vision_end_token_id": 1004,
+}
+QWENS_IDS = {
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
 }
 
 
@@ -42,11 +51,11 @@ def _config(vision: dict[str, Any], text: dict[str, Any], tied: bool) -> Qwen2_5
             "bos_token_id": 1005,
             "eos_token_id": 1006,
             "pad_token_id": 1007,
+            **IDS,
             **text,
         },
         vision_config={"window_size": 112, "tokens_per_second": 2, **vision},
         tie_word_embeddings=tied,
-        **IDS,
     )
 
 
@@ -94,6 +103,11 @@ def config(name: str) -> Qwen2_5_VLConfig:
             False,
         ),
         "tiny, 3B's vocabulary": (tiny_vision, tiny_text | {"vocab_size": 151936}, True),
+        "tiny, Qwen's ids": (
+            tiny_vision,
+            tiny_text | {"vocab_size": 151936} | QWENS_IDS,
+            True,
+        ),
         "3B with few layers": (
             published_vision | few,
             published_text | {"num_hidden_layers": 2, "vocab_size": 151936},

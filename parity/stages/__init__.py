@@ -1,6 +1,7 @@
 """Every stage, in the order in which data flows: the first that diverges names the fault."""
 
 from parity.stages._stage import Measurement, Setting, Stage
+from parity.stages.conditioning import PROMPT_EMBEDDINGS
 from parity.stages.generation import GREEDY, PACKED
 from parity.stages.hidden_states import HIDDEN_STATES
 from parity.stages.model import (
@@ -37,6 +38,7 @@ STAGES: tuple[Stage, ...] = (
     PACKED,
     GREEDY,
     HIDDEN_STATES,
+    PROMPT_EMBEDDINGS,
     TRAINING,
     WEIGHTS,
     NF4,

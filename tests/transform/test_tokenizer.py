@@ -330,3 +330,18 @@ def test_what_cannot_be_tokenized(tokenizer, messages, kwargs, message):
 def test_it_travels_to_dataloader_workers(tokenizer):
     copy = pickle.loads(pickle.dumps(tokenizer))
     assert tokenize(copy, HELLO) == tokenize(tokenizer, HELLO)
+
+
+def test_markup_of_a_users_part_is_tokens(tokenizer):
+    """A template's own text; beside it what a user types stays text."""
+    name, number = "<|box_start|>", 151648
+    typed, template = ({"type": "text", "content": name, **more} for more in ({}, {"markup": True}))
+    counts = {}
+    for title, parts in {
+        "typed": [typed],
+        "template": [template],
+        "both": [typed, template],
+    }.items():
+        tokens, _ = tokenizer.tokenize_messages([Message("user", parts)])
+        counts[title] = tokens.count(number)
+    assert counts == {"typed": 0, "template": 1, "both": 1}

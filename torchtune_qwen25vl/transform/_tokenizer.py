@@ -218,6 +218,8 @@ class Qwen25VLTokenizer(ModelTokenizer):
         for part in message.content:
             if part["type"] == "text" and message.role == "assistant":
                 yield from self._answer(part["content"], trained)
+            elif part["type"] == "text" and part.get("markup"):
+                yield from self._markup(part["content"], trained)
             elif part["type"] == "text":
                 yield part["content"], trained
             else:

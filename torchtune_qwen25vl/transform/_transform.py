@@ -45,7 +45,8 @@ class Qwen25VLTransform(Transform):
 
     An image part with `"resized": True` holds pixels that are resized already, for example by a
     worker process: its sides are multiples of 28, no pixel limit applies, and it is turned into
-    patches as it is.
+    patches as it is. A text part with `"markup": True` holds text of a template: names of Qwen's
+    tokens in it are those tokens.
 
     A sample longer than `max_seq_len` is never cut inside a turn or an image. `over_long` says what
     becomes of it:
