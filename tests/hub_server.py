@@ -51,7 +51,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
                 siblings = [{"rfilename": name} for name in hub.files]
                 self.send_json({"id": REPOSITORY, "sha": COMMIT, "siblings": siblings})
             elif path.startswith(f"/{REPOSITORY}/resolve/{COMMIT}/"):
-                self.send_content(path.rpartition("/")[2])
+                self.send_content(path.removeprefix(f"/{REPOSITORY}/resolve/{COMMIT}/"))
             else:
                 code = "RepoNotFound"
                 self.send_response(404)

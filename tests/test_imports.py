@@ -21,6 +21,7 @@ EXTRA_OF = {  # by the room, or file of the root, that imports it where it is us
     "media": "video",  # and by name heic and jxl, which stand in BY_NAME
     "model": "cuda",
     "hidden_states": "states",
+    "conditioning": "gguf",
 }
 OURS = {"torchtune_qwen25vl", "parity", "tests"}
 BY_NAME = {"pillow-heif", "pillow-jxl-plugin"}  # Pillow's plugins, imported where installed

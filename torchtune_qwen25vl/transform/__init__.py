@@ -17,6 +17,7 @@ padded_collate_labelled  the same, with logits of labelled rows only
 PLACEHOLDER_PIXELS       pixels that a placeholder stands for
 PATCHES_PER_PLACEHOLDER  patches that become one placeholder
 round_up                 a length rounded up to a multiple
+read_processor           settings of a folder's processor
 write_pixel_limits       write the pixel limits of a run into a folder
 """
 
@@ -33,7 +34,7 @@ from torchtune_qwen25vl.transform._geometry import (
 )
 from torchtune_qwen25vl.transform._image import Qwen25VLImageTransform, smart_resize
 from torchtune_qwen25vl.transform._pixels import resized
-from torchtune_qwen25vl.transform._processor import write_pixel_limits
+from torchtune_qwen25vl.transform._processor import read_processor, write_pixel_limits
 from torchtune_qwen25vl.transform._tokenizer import Qwen25VLTokenizer, written_names
 from torchtune_qwen25vl.transform._transform import Qwen25VLTransform, SkipSample
 from torchtune_qwen25vl.transform._turns import PLACEHOLDERS
@@ -52,6 +53,7 @@ __all__ = [
     "packed_collate_labelled",
     "padded_collate",
     "padded_collate_labelled",
+    "read_processor",
     "resized",
     "round_up",
     "sample_frames",

@@ -2,6 +2,9 @@
 
 hf_to_tune            convert a Hugging Face state dict to torchtune's
 tune_to_hf            convert it back
+hf_weight_to_tune     convert one weight
+on_disk_names         names on disk of keys in either Hugging Face layout
+refuse_mismatch       refuse weights that are missing, unknown or of other shapes
 load_pretrained       load a model with its weights, and its transform
 Qwen25VLCheckpointer  reads and writes weights for torchtune's recipes
 fetch                 download a model from the hub, unless it is here
@@ -13,6 +16,7 @@ compute_frequencies   compute on a device what no file holds
 copy_settings         copy the files beside the weights
 fingerprint           a short name of a checkpoint's content, wherever it lies
 write_dtype           let config.json name the dtype of the weights
+PICKLES               suffixes of files that are never opened
 write_weights         write weights to the files named for them
 tune_to_peft          convert adapters to PEFT's form
 write_peft            write the two files of a PEFT adapter
@@ -21,10 +25,17 @@ write_peft            write the two files of a PEFT adapter
 from torchtune_qwen25vl.weights._checkpointer import Qwen25VLCheckpointer
 from torchtune_qwen25vl.weights._hub import bytes_to_fetch, fetch
 from torchtune_qwen25vl.weights._materialize import compute_frequencies, materialize
-from torchtune_qwen25vl.weights._names import hf_to_tune, tune_to_hf
+from torchtune_qwen25vl.weights._names import (
+    hf_to_tune,
+    hf_weight_to_tune,
+    on_disk_names,
+    refuse_mismatch,
+    tune_to_hf,
+)
 from torchtune_qwen25vl.weights._peft import tune_to_peft, write_peft
 from torchtune_qwen25vl.weights._pretrained import Checkpoint, load_pretrained
 from torchtune_qwen25vl.weights._safetensors import (
+    PICKLES,
     copy_settings,
     find_weights,
     fingerprint,
@@ -33,6 +44,7 @@ from torchtune_qwen25vl.weights._safetensors import (
 )
 
 __all__ = [
+    "PICKLES",
     "Checkpoint",
     "Qwen25VLCheckpointer",
     "bytes_to_fetch",
@@ -42,8 +54,11 @@ __all__ = [
     "find_weights",
     "fingerprint",
     "hf_to_tune",
+    "hf_weight_to_tune",
     "load_pretrained",
     "materialize",
+    "on_disk_names",
+    "refuse_mismatch",
     "tune_to_hf",
     "tune_to_peft",
     "write_dtype",

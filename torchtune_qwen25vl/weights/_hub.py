@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,11 +45,18 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     return Path(cache_dir or os.environ.get(QWEN_HOME) or constants.HF_HUB_CACHE).expanduser()
 
 
-def missing_bytes(source: str, cache: Path, endpoint: str | None = None) -> int | None:
+def missing_bytes(
+    source: str, cache: Path, endpoint: str | None = None, without: Sequence[str] = ()
+) -> int | None:
     """Return the bytes of a checkpoint that a cache lacks; None if the hub cannot be asked."""
     try:
         files = snapshot_download(
-            source, cache_dir=cache, allow_patterns=WANTED, endpoint=endpoint, dry_run=True
+            source,
+            cache_dir=cache,
+            allow_patterns=WANTED,
+            ignore_patterns=list(without),
+            endpoint=endpoint,
+            dry_run=True,
         )
     except Exception as error:  # of the HTTP library too, whichever it is
         logger.warning("the hub cannot be asked about %s: %s", source, _first_line(error))
@@ -75,6 +82,7 @@ def fetch(
     source: str | os.PathLike[str],
     *,
     cache_dir: str | os.PathLike[str] | None = None,
+    without: Sequence[str] = (),
     endpoint: str | None = None,
     waits: tuple[float, ...] = WAITS,
     compare: bool = True,
@@ -88,6 +96,7 @@ def fetch(
     Args:
         source: folder, .safetensors file or hub id
         cache_dir: folder of downloads, see `cache_folder`
+        without: patterns of files that are left out
         endpoint: address of the hub; huggingface_hub's own by default
         waits: seconds before each further attempt
         compare: whether to compare with the hub's checksums what has not been compared yet
@@ -99,7 +108,7 @@ def fetch(
     if not is_hub_id(source):
         return Path(source).expanduser()
     source, cache = str(source), cache_folder(cache_dir)
-    missing, free = missing_bytes(source, cache, endpoint), free_bytes(cache)
+    missing, free = missing_bytes(source, cache, endpoint, without), free_bytes(cache)
     if missing:
         logger.info("fetching %.2f GB of %s to %s", missing / 1e9, source, cache)
     if missing and missing + ROOM > free:
@@ -107,7 +116,7 @@ def fetch(
             f"{source} has {missing / 1e9:.2f} GB to fetch and there are {free / 1e9:.2f} GB free "
             f"at {cache}: make room, or set QWEN_HOME to a folder on a larger disk"
         )
-    folder = _tried(source, waits, lambda: _snapshot(source, cache, endpoint))
+    folder = _tried(source, waits, lambda: _snapshot(source, cache, endpoint, without))
     if not compare:
         return folder
     verified = folder.parents[1] / f"verified-{folder.name}"
@@ -121,10 +130,15 @@ def fetch(
     return folder
 
 
-def _snapshot(source: str, cache: Path, endpoint: str | None) -> Path:
+def _snapshot(source: str, cache: Path, endpoint: str | None, without: Sequence[str]) -> Path:
     return Path(
         snapshot_download(
-            source, cache_dir=cache, allow_patterns=WANTED, endpoint=endpoint, max_workers=4
+            source,
+            cache_dir=cache,
+            allow_patterns=WANTED,
+            ignore_patterns=list(without),
+            endpoint=endpoint,
+            max_workers=4,
         )
     )
 
