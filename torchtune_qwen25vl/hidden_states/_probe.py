@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from torchtune_qwen25vl._plots import write_figure
 from torchtune_qwen25vl.hidden_states._extra import needed
-from torchtune_qwen25vl.hidden_states._rows import as_text
 from torchtune_qwen25vl.hidden_states._selectors import NUMBERED
 from torchtune_qwen25vl.hidden_states._states import States
+from torchtune_qwen25vl.jobs import as_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,9 +8,17 @@ import numpy as np
 from torchtune.data import Message
 from tqdm import tqdm
 
-from torchtune_qwen25vl.hidden_states._rows import Held, Row
 from torchtune_qwen25vl.hidden_states._settings import Settings
-from torchtune_qwen25vl.jobs import Outcome, Task, Workers, attempt, read_pixels, tokens_of
+from torchtune_qwen25vl.jobs import (
+    Held,
+    Outcome,
+    Row,
+    Task,
+    Workers,
+    attempt,
+    read_pixels,
+    tokens_of,
+)
 from torchtune_qwen25vl.transform import Qwen25VLTransform
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from torchtune_qwen25vl.hidden_states._rows import Row
+from torchtune_qwen25vl.jobs import Row
 
 State = Literal["done", "failed"]
 STATES: tuple[State, ...] = get_args(State)

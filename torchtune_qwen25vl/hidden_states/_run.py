@@ -14,13 +14,13 @@ from torchtune_qwen25vl.hidden_states._halp import refuse_others, write_parts
 from torchtune_qwen25vl.hidden_states._layout import DTYPES, Layout
 from torchtune_qwen25vl.hidden_states._questions import Questioner
 from torchtune_qwen25vl.hidden_states._records import STATES, Record, digest
-from torchtune_qwen25vl.hidden_states._rows import Row
 from torchtune_qwen25vl.hidden_states._selectors import read_selectors
 from torchtune_qwen25vl.hidden_states._settings import Settings
 from torchtune_qwen25vl.hidden_states._states import open_states
 from torchtune_qwen25vl.hidden_states._table import FILE as TABLE
 from torchtune_qwen25vl.hidden_states._table import write_table
 from torchtune_qwen25vl.jobs import (
+    Row,
     Run,
     Workers,
     claimed,

@@ -8,11 +8,21 @@ from typing import Any, Literal
 from omegaconf import ListConfig
 
 from torchtune_qwen25vl.generation import Sampling, check_options
-from torchtune_qwen25vl.hidden_states._rows import Row, read_rows
 from torchtune_qwen25vl.hidden_states._spans import Boundary
-from torchtune_qwen25vl.jobs import JobSettings, as_path
+from torchtune_qwen25vl.jobs import (
+    JobSettings,
+    Row,
+    as_path,
+    read_rows,
+)
 
 TRIED = 3  # rows of a run with test=True
+NAMES = {  # of columns
+    "id": ("question_id",),
+    "image": ("image", "images", "image_name", "image_id"),
+    "text": ("question",),
+    "answer": ("answer", "gt_answer"),
+}
 LONGEST = 2048  # characters of a prompt that memory is kept free for
 
 
@@ -92,13 +102,15 @@ class Settings(JobSettings):
     @cached_property
     def rows(self) -> list[Row]:
         """The rows of all inputs, those of a test run being the first ones."""
-        rows = read_rows(self.sources, images_dir=self.images_dir, columns=asdict(self.columns))
+        own = asdict(self.columns)
+        columns = own | {"text": own["question"]}
+        rows = read_rows(self.sources, names=NAMES, images_dir=self.images_dir, columns=columns)
         return rows[:TRIED] if self.test else rows
 
     @property
     def text_tokens(self) -> int:
         """The most tokens of a row beside its images: no token is less than a character."""
-        longest = max(len(row.question) for row in self.rows)
+        longest = max(len(row.text) for row in self.rows)
         asked = len(self.template) + len(self.system_prompt or "") + min(longest, LONGEST)
         return asked + self.max_new_tokens
 
@@ -108,7 +120,7 @@ class Settings(JobSettings):
         Raises:
             ValueError: if the prompt names a column that the row does not have.
         """
-        values = {**row.columns, "question": row.question, "answer": row.truth}
+        values = {**row.columns, "question": row.text, "answer": row.truth}
         try:
             return self.template.format_map(values)
         except (KeyError, IndexError, ValueError, AttributeError) as error:

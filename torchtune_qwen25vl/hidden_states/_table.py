@@ -7,7 +7,7 @@ from typing import Any
 
 from torchtune_qwen25vl._files import write_file
 from torchtune_qwen25vl.hidden_states._records import Record
-from torchtune_qwen25vl.hidden_states._rows import Row
+from torchtune_qwen25vl.jobs import Row
 
 FILE = "rows.jsonl"
 
@@ -31,7 +31,7 @@ def _entry(row: Row, record: Record) -> dict[str, Any]:
         "state": record.state,
         "reason": record.reason,
         "image": row.image_id,
-        "question": row.question,
+        "question": row.text,
         "truth": row.truth,
         "answer": record.answer,
         "finish": record.finish,

@@ -12,6 +12,10 @@ check_model    fetch a model and check it; no weights are read
 Run            what the results of a run depend on
 Item           one image to work on
 as_path        a path of any text
+Row            one row of a table that has a text and images
+read_rows      read the rows of tables
+Held           an image inside one
+as_text        a value of a table as text
 is_json        whether JSON can hold a value
 find_items     list the images of all inputs
 count_tokens   placeholders of all images, by their headers
@@ -53,6 +57,7 @@ from torchtune_qwen25vl.jobs._progress import FULL, Progress, summary
 from torchtune_qwen25vl.jobs._ranks import Ranks
 from torchtune_qwen25vl.jobs._row_images import is_json
 from torchtune_qwen25vl.jobs._settings import JobSettings, read_settings
+from torchtune_qwen25vl.jobs._table_rows import Held, Row, as_text, read_rows
 from torchtune_qwen25vl.jobs._words import read_words
 from torchtune_qwen25vl.jobs._workers import Outcome, Task, Workers, attempt
 
@@ -60,6 +65,7 @@ __all__ = [
     "FULL",
     "THUMBNAILS",
     "Ahead",
+    "Held",
     "InHalves",
     "Item",
     "JobSettings",
@@ -68,10 +74,12 @@ __all__ = [
     "Past",
     "Progress",
     "Ranks",
+    "Row",
     "Run",
     "Task",
     "Workers",
     "as_path",
+    "as_text",
     "attempt",
     "check_model",
     "claimed",
@@ -81,6 +89,7 @@ __all__ = [
     "plan_batches",
     "read_journals",
     "read_pixels",
+    "read_rows",
     "read_settings",
     "read_task",
     "read_words",

@@ -1,11 +1,11 @@
-"""Rows of tables to questions about images, with everything that the files will keep of them.
+"""Rows of tables that have a text and images, with everything that the files will keep of them.
 
-A column is found by the names in use for it, unless the settings name another:
+A column is found by the names in use for it, which are the job's, unless the settings name another:
 
-    id        question_id; or else the number of the row, from 0
-    image     image, images, image_name, image_id: files, or images inside the table; lists too
-    question  question
-    answer    answer, gt_answer
+    id        or else the number of the row, from 0
+    image     files, or images inside the table; lists too
+    text      what the job asks: question, prompt
+    answer    what the table says to it
 """
 
 import json
@@ -16,15 +16,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torchtune_qwen25vl.jobs import as_path, is_json
+from torchtune_qwen25vl.jobs._paths import as_path
+from torchtune_qwen25vl.jobs._row_images import is_json
 from torchtune_qwen25vl.media import SUFFIXES, Rows, locate, open_rows
 
-NAMES = {
-    "id": ("question_id",),
-    "image": ("image", "images", "image_name", "image_id"),
-    "question": ("question",),
-    "answer": ("answer", "gt_answer"),
-}
+Names = Mapping[str, Sequence[str]]  # of columns that hold id, image, text and answer
 SAVED_DATASET = ("state.json", "dataset_dict.json")
 
 
@@ -45,12 +41,12 @@ class Held:
 
 @dataclass(frozen=True)
 class Row:
-    """One question.
+    """One row: a text, and images.
 
     Attributes:
         name: its id
         number: of the row among all inputs, from 0
-        question: what is asked
+        text: what is asked
         truth: the answer that the table has
         image_id: what the table calls its images
         columns: all other columns, as the table has them
@@ -60,7 +56,7 @@ class Row:
 
     name: str
     number: int
-    question: str = ""
+    text: str = ""
     truth: str = ""
     image_id: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)
@@ -81,14 +77,21 @@ def _stamp(path: Path) -> str:
 
 
 def read_rows(
-    tables: Sequence[str], *, images_dir: str | None, columns: Mapping[str, str | None]
+    tables: Sequence[str],
+    *,
+    names: Names,
+    images_dir: str | None,
+    columns: Mapping[str, str | None],
+    needs_text: bool = True,
 ) -> list[Row]:
     """Read the rows of all tables; one that is damaged is there, with its problem.
 
     Args:
         tables: .csv, .tsv, .json, .jsonl or .parquet files, or folders that `datasets` saved
+        names: of columns in use for id, image, text and answer, the first that is there
         images_dir: folder that relative paths of images start from; None for the table's own
-        columns: name of the column of each of `NAMES`; None for the first of those in use
+        columns: name of the column of each of `names`; None for those in use
+        needs_text: whether a row without a text is one that cannot be worked on
 
     Raises:
         ValueError: if a table cannot be read, or lacks a column.
@@ -96,21 +99,24 @@ def read_rows(
     rows: list[Row] = []
     for table in tables:
         path = as_path(table)
-        opened = _open(path)
+        opened = _open(path, names)
         kept = [_kept(opened, index) for index in range(len(opened))]
-        named = _find_columns(kept, table, columns)
+        named = _find_columns(kept, table, names, columns)
         root = as_path(images_dir) if images_dir else path if path.is_dir() else path.parent
-        rows += [_row(one, named, root.absolute(), len(rows) + k) for k, one in enumerate(kept)]
+        rows += [
+            _row(one, named, root.absolute(), len(rows) + k, needs_text)
+            for k, one in enumerate(kept)
+        ]
     if not rows:
         raise ValueError(f"there are no rows in {', '.join(tables)}")
     return list(_unique(rows))
 
 
-def _open(path: Path) -> Rows:
+def _open(path: Path, names: Names) -> Rows:
     is_table = path.is_file() or any((path / name).is_file() for name in SAVED_DATASET)
     if not is_table:
         what = "is a folder, and none that `datasets` saved" if path.is_dir() else "does not exist"
-        raise ValueError(f"an input is a table of questions, {path} {what}")
+        raise ValueError(f"an input is a table of {names['text'][0]}s, {path} {what}")
     return open_rows(str(path))
 
 
@@ -137,26 +143,36 @@ def _is_image(value: Any) -> bool:
 
 
 def _find_columns(
-    rows: Iterable[dict[str, Any] | str], table: str, columns: Mapping[str, str | None]
+    rows: Iterable[dict[str, Any] | str],
+    table: str,
+    names: Names,
+    columns: Mapping[str, str | None],
 ) -> dict[str, str]:
     """Return which column of a table holds what."""
     there = list(dict.fromkeys(name for row in rows if not isinstance(row, str) for name in row))
     found = {}
-    for what, names in NAMES.items():
+    for what, usual in names.items():
         asked = columns.get(what)
         if asked is not None and asked not in there:
             raise ValueError(f"{table} has no column {asked!r}, its columns are {there}")
-        if name := asked or next((name for name in names if name in there), ""):
+        if name := asked or next((name for name in usual if name in there), ""):
             found[what] = name
-    if "question" not in found:
+    if "text" not in found:
+        kind = names["text"][0]
         raise ValueError(
-            f"{table} has no column 'question', its columns are {there}: name the one that holds "
-            "the questions, columns.question=NAME"
+            f"{table} has no column {kind!r}, its columns are {there}: name the one that holds "
+            f"the {kind}s, columns.{kind}=NAME"
         )
     return found
 
 
-def _row(kept: dict[str, Any] | str, named: Mapping[str, str], root: Path, number: int) -> Row:
+def _row(
+    kept: dict[str, Any] | str,
+    named: Mapping[str, str],
+    root: Path,
+    number: int,
+    needs_text: bool,
+) -> Row:
     if isinstance(kept, str):
         return Row(str(number), number, problem=kept)
     held = {what: kept.get(name) for what, name in named.items()}
@@ -165,13 +181,13 @@ def _row(kept: dict[str, Any] | str, named: Mapping[str, str], root: Path, numbe
     row = Row(
         as_text(held.get("id")) or str(number),
         number,
-        as_text(held.get("question")),
+        as_text(held.get("text")),
         as_text(held.get("answer")),
         as_text(kept.get("image_id")) or called,
         {k: v for k, v in kept.items() if k not in named.values() and is_json(v)},
     )
-    if not row.question.strip():
-        return replace(row, problem="the row has no question")
+    if needs_text and not row.text.strip():
+        return replace(row, problem=f"the row has no {named['text']}")
     try:
         sources = [one if isinstance(one, Held) else _file(one, root) for one in images]
     except ValueError as error:
