@@ -24,7 +24,7 @@ from torchtune._cli.run import ROOT
 from torchtune._cli.tune import TuneCLIParser
 from torchtune._recipe_registry import Config, Recipe
 
-from torchtune_qwen25vl import captioning, jobs, training
+from torchtune_qwen25vl import captioning, conditioning, jobs, training
 from torchtune_qwen25vl import hidden_states as states
 from torchtune_qwen25vl._rounding import warnings_of
 
@@ -32,6 +32,7 @@ RECIPES = Path(__file__).parent / "recipes"
 JOBS: dict[str, type[jobs.JobSettings]] = {
     "caption": captioning.Settings,
     "hidden_states": states.Settings,
+    "embed_prompts": conditioning.Settings,
 }
 
 _Text = TypeVar("_Text", str, str | None)
@@ -78,6 +79,11 @@ def caption(words: Sequence[str] | None = None) -> int:
 def hidden_states(words: Sequence[str] | None = None) -> int:
     """Run `hidden-states`, the short command of that recipe, likewise."""
     return import_module("torchtune_qwen25vl.recipes.hidden_states").main(words)
+
+
+def embed_prompts(words: Sequence[str] | None = None) -> int:
+    """Run `embed-prompts`, the short command of that recipe, likewise."""
+    return import_module("torchtune_qwen25vl.recipes.embed_prompts").main(words)
 
 
 def add_to_registry() -> None:

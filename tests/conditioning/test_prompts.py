@@ -10,7 +10,7 @@ from parity.conversations import corpus_texts
 from parity.stages._stage import Setting
 from parity.stages.conditioning import Pair
 from torchtune_qwen25vl import Qwen25VLTransform
-from torchtune_qwen25vl.conditioning import _encoder, prompt_sample
+from torchtune_qwen25vl.conditioning import padded, prompt_sample
 
 LIMITS = {"min_pixels": 3136, "max_pixels": 12845056}
 TAIL = [151645, 198, 151644, 77091, 198]  # <|im_end|>, line break, the assistant's header
@@ -111,21 +111,22 @@ def test_diffusers_cuts_long_prompts(real):
     assert len(kept(prompt_sample(real, text, max_sequence_length=1200))) == 1200
 
 
-def test_each_prompt_as_if_alone(encoder, monkeypatch):
+@pytest.mark.parametrize("row_tokens", [4096, 120])
+def test_each_prompt_as_if_alone(encoder, row_tokens):
     """In one row with others, and where a row is full."""
     prompts = ["A.", "A much longer prompt about two apples.", "And one more."]
     images = [[photos.noise(60, 40)], [], [photos.noise(40, 60, seed=1), photos.noise(30, 30)]]
     options = {"task": "edit_plus", "resize": False}
-    for tokens in (4096, 120):
-        monkeypatch.setattr(_encoder, "ROW_TOKENS", tokens)
-        embeds, mask = encoder(prompts, images, **options)
-        assert mask.dtype == torch.int64
-        for row, (prompt, of_prompt) in enumerate(zip(prompts, images, strict=True)):
-            alone, alone_mask = encoder(prompt, of_prompt, **options)
-            n = alone.shape[1]
-            assert mask[row].sum() == n == alone_mask.sum()
-            torch.testing.assert_close(embeds[row, :n], alone[0], rtol=0, atol=2e-5)
-            assert not embeds[row, n:].any()
+    pairs = list(zip(prompts, images, strict=True))
+    samples = [prompt_sample(encoder.transform, *pair, **options) for pair in pairs]
+    embeds, mask = padded(encoder.embed(samples, row_tokens=row_tokens))
+    assert mask.dtype == torch.int64
+    for row, (prompt, of_prompt) in enumerate(pairs):
+        alone, alone_mask = encoder(prompt, of_prompt, **options)
+        n = alone.shape[1]
+        assert mask[row].sum() == n == alone_mask.sum()
+        torch.testing.assert_close(embeds[row, :n], alone[0], rtol=0, atol=2e-5)
+        assert not embeds[row, n:].any()
 
 
 def test_forms_of_images(encoder):

@@ -257,7 +257,6 @@ def test_a_pipeline_of_the_hub_is_fetched_without_its_transformer(tmp_path):
             endpoint=hub.endpoint,
             waits=(),
             compare=False,
-            without=["transformer/*", "vae/*"],
         )
     assert sorted(str(p.relative_to(folder)) for p in folder.rglob("*.*")) == [
         "config.json",

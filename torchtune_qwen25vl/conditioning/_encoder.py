@@ -101,9 +101,16 @@ class PromptEncoder:
         ]
         return padded(self.embed(samples))
 
-    def embed(self, samples: Sequence[PromptSample]) -> list[Tensor]:
-        """Embed samples of `prompt_sample`; of each [n, d], its tokens from start to end."""
-        return [piece for row in _rows(samples) for piece in self._embed_row(row)]
+    def embed(
+        self, samples: Sequence[PromptSample], *, row_tokens: int = ROW_TOKENS
+    ) -> list[Tensor]:
+        """Embed samples of `prompt_sample`; of each [n, d], its tokens from start to end.
+
+        Args:
+            samples: are put one behind the other in rows
+            row_tokens: most tokens of a row; a longer sample goes alone
+        """
+        return [piece for row in _rows(samples, row_tokens) for piece in self._embed_row(row)]
 
     def _embed_row(self, row: Sequence[PromptSample]) -> Iterator[Tensor]:
         samples = [prompt.sample for prompt in row]
@@ -135,13 +142,13 @@ def padded(embeds: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return pad_sequence(list(embeds), batch_first=True), mask
 
 
-def _rows(samples: Iterable[PromptSample]) -> Iterator[list[PromptSample]]:
+def _rows(samples: Iterable[PromptSample], row_tokens: int) -> Iterator[list[PromptSample]]:
     """Cut samples into rows of so many tokens."""
     row: list[PromptSample] = []
     size = 0
     for prompt in samples:
         length = len(prompt.sample["tokens"])
-        if row and size + length > ROW_TOKENS:
+        if row and size + length > row_tokens:
             yield row
             row, size = [], 0
         row.append(prompt)

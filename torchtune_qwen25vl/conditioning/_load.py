@@ -39,7 +39,6 @@ BUILDERS = {  # width of the decoder -> name and builder
 }
 TIED = "3B"
 EMBEDDING = "tok_embeddings.weight"
-OF_PIPELINES = ["transformer/*", "transformer_2/*", "vae/*", "unet/*"]  # what is not fetched
 
 
 class NoOutput(nn.Module):
@@ -97,14 +96,14 @@ def load_text_encoder(
         ValueError: if the files are damaged, another model's, an adapter or without a vision tower,
             lack weights or have others, or if there is no tokenizer.
     """
-    path = fetch(source, without=OF_PIPELINES)
+    path = fetch(source)
     if path.suffix in PICKLES:
         raise ValueError(
             f"weights are .safetensors or .gguf, {path} is pickled, and reading it can run code: "
             "convert it first"
         )
     if path.is_dir():
-        _refuse_for_folders(config=config, mmproj=mmproj, keep_fp8=keep_fp8)
+        refuse_for_folders(config=config, mmproj=mmproj, keep_fp8=keep_fp8)
         return _load_folder(path, tokenizer, dtype, device)
     if not path.is_file():
         raise ValueError(f"{source} is neither a file nor a folder nor a hub id (owner/name)")
@@ -245,7 +244,12 @@ def _load_folder(
     return PromptEncoder(checkpoint.model.eval(), transform)
 
 
-def _refuse_for_folders(**options: Any) -> None:
+def refuse_for_folders(**options: Any) -> None:
+    """Refuse options that are for single files.
+
+    Raises:
+        ValueError: if one is given.
+    """
     if given := [name for name, value in options.items() if value]:
         raise ValueError(
             f"{', '.join(given)} is for single files, a folder has its own: leave it out"

@@ -58,6 +58,12 @@ class EncoderWeights:
         return any(name.startswith(VISION) for name in self.shapes)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that holds what the file holds: bf16, or fp32 where a part is finer."""
+        is_finer = {"fp16", "fp32"} & set(self.form.split("/"))
+        return torch.float32 if is_finer else torch.bfloat16
+
+    @property
     def has_head(self) -> bool:
         """Whether there is an output layer."""
         return HEAD in self.shapes

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from torchtune_qwen25vl.jobs._settings import JobSettings, kinds_of
 
-_KEY_VALUE = re.compile(r"[a-z_]+(\.[a-z_]+)*=", re.IGNORECASE)
+_KEY_VALUE = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z0-9_]+)*=", re.IGNORECASE)
 
 
 def read_words(words: Sequence[str], config: Path, settings: type[JobSettings]) -> DictConfig:

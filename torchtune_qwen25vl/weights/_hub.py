@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 QWEN_HOME = "QWEN_HOME"
 WANTED = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
+OF_PIPELINES = ("transformer/*", "transformer_2/*", "vae/*", "unet/*")  # what they have besides
 ROOM = 256 << 20  # bytes that must stay free on the disk
 WAITS = (2.0, 8.0, 30.0, 60.0)  # seconds before each further attempt
 OF_FILES = {".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt"}  # no repository's, a file's
@@ -46,7 +47,10 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
 
 
 def missing_bytes(
-    source: str, cache: Path, endpoint: str | None = None, without: Sequence[str] = ()
+    source: str,
+    cache: Path,
+    endpoint: str | None = None,
+    without: Sequence[str] = OF_PIPELINES,
 ) -> int | None:
     """Return the bytes of a checkpoint that a cache lacks; None if the hub cannot be asked."""
     try:
@@ -82,7 +86,7 @@ def fetch(
     source: str | os.PathLike[str],
     *,
     cache_dir: str | os.PathLike[str] | None = None,
-    without: Sequence[str] = (),
+    without: Sequence[str] = OF_PIPELINES,
     endpoint: str | None = None,
     waits: tuple[float, ...] = WAITS,
     compare: bool = True,
@@ -96,7 +100,8 @@ def fetch(
     Args:
         source: folder, .safetensors file or hub id
         cache_dir: folder of downloads, see `cache_folder`
-        without: patterns of files that are left out
+        without: patterns of files that are left out; by default those of a diffusers pipeline that
+            are not its text encoder's
         endpoint: address of the hub; huggingface_hub's own by default
         waits: seconds before each further attempt
         compare: whether to compare with the hub's checksums what has not been compared yet

@@ -1,0 +1,168 @@
+"""A run of the embed_prompts recipe: what is to be done, what was done, and how it ended."""
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal, get_args
+
+from torchtune_qwen25vl.conditioning._batches import Embedded, facts_of
+from torchtune_qwen25vl.conditioning._settings import Settings
+from torchtune_qwen25vl.conditioning._store import file_name, write_embeds
+from torchtune_qwen25vl.jobs import Journal, Row, Run, claimed, read_journals, summary, take_up
+
+logger = logging.getLogger(__name__)
+State = Literal["done", "failed"]
+STATES: tuple[State, ...] = get_args(State)
+NAMED = 20  # failed prompts, at most, at the end of a run
+VERSION = version("torchtune-qwen25vl")
+
+
+@dataclass(frozen=True)
+class Record:
+    """How one prompt ended.
+
+    Attributes:
+        name: of the row
+        state: done; failed, for `reason`
+        reason: of failed
+        asked: digest of the prompt and its images; of another one the file counts for nothing
+        tokens: kept of the prompt
+    """
+
+    name: str
+    state: State
+    reason: str = ""
+    asked: str = ""
+    tokens: int = 0
+
+
+@dataclass
+class Plan:
+    """What all ranks have to know.
+
+    Attributes:
+        run: as it was begun, perhaps by an earlier start
+        rows: by name, in input order
+        settled: final records, of an earlier start
+        batches: names of rows that are embedded together, of those still to be done
+    """
+
+    run: Run
+    rows: dict[str, Row]
+    settled: dict[str, Record] = field(default_factory=dict)
+    batches: list[list[str]] = field(default_factory=list)
+
+
+def plan_run(settings: Settings, run: Run, stack: ExitStack) -> Plan:
+    """Find out what is to be done; no image is read.
+
+    What is done is done again where its file is gone, or its prompt or images are others; what
+    failed where its images have changed, or with retry_failed.
+
+    Args:
+        settings: of the recipe
+        run: what embeddings depend on now
+        stack: keeps the output folder claimed, unless it is a dry run
+
+    Raises:
+        ValueError: if another run is at work in the output folder, or what is in it cannot be read.
+    """
+    if not settings.dry_run:
+        stack.enter_context(claimed(settings.folder))
+    past = take_up(
+        settings.folder,
+        Record,
+        run,
+        complete=lambda record: record,
+        restart=settings.restart,
+        dry_run=settings.dry_run,
+    )
+    assert past.run is not None
+    plan = Plan(past.run, {row.name: row for row in settings.rows})
+    for name, row in plan.rows.items():
+        record = past.records.get(name)
+        if record is not None and _is_final(record, row, settings):
+            plan.settled[name] = record
+    left = [name for name in plan.rows if name not in plan.settled]
+    step = settings.batch_size
+    plan.batches = [left[k : k + step] for k in range(0, len(left), step)]
+    return plan
+
+
+def path_of(settings: Settings, name: str) -> Path:
+    """Return the file of a prompt."""
+    return settings.folder / file_name(name, settings.layout, settings.task)
+
+
+def _is_final(record: Record, row: Row, settings: Settings) -> bool:
+    if record.asked != _digest(row):
+        return False
+    if record.state == "done":
+        return path_of(settings, row.name).is_file()
+    return not settings.retry_failed
+
+
+def _digest(row: Row) -> str:
+    asked = repr((row.text, row.image_id, len(row.sources), row.stamp(), row.problem))
+    return hashlib.sha256(asked.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def write_down(
+    settings: Settings,
+    plan: Plan,
+    journal: Journal[Record],
+    embedded: Sequence[Embedded],
+    problems: Mapping[str, str],
+) -> list[Record]:
+    """Write the files of a batch, and then its records; return these."""
+    records = []
+    for one in embedded:
+        name = one.prompt.row.name
+        if one.embeds is None:
+            problems = {**problems, name: one.problem}
+            continue
+        facts = facts_of(one.prompt, settings, VERSION)
+        write_embeds(path_of(settings, name), one.embeds, layout=settings.layout, facts=facts)
+        asked = _digest(one.prompt.row)
+        records.append(Record(name, "done", asked=asked, tokens=len(one.embeds)))
+    for name, reason in problems.items():
+        records.append(Record(name, "failed", reason=reason, asked=_digest(plan.rows[name])))
+    journal.add(records)
+    return records
+
+
+def show_plan(plan: Plan) -> int:
+    """Say what would be done with every prompt; return the exit code."""
+    for name, row in plan.rows.items():
+        record = plan.settled.get(name)
+        done = f"{record.state}, {record.reason}".rstrip(", ") if record else "to be embedded"
+        print(f"{name}: {row.problem or done}")
+    states: Counter[str] = Counter(record.state for record in plan.settled.values())
+    pending = len(plan.rows) - len(plan.settled)
+    print(f"{pending} to be embedded in {len(plan.batches)} batches; {summary(states, STATES)}")
+    return int(states["failed"] > 0 or any(row.problem for row in plan.rows.values()))
+
+
+def finish(settings: Settings, plan: Plan) -> int:
+    """Say how the run ended; return the exit code."""
+    records = read_journals(settings.folder, Record).records | plan.settled
+    failed = [records[name] for name in plan.rows if records[name].state == "failed"]
+    for record in failed[:NAMED]:
+        logger.error("failed: %s: %s", record.name, record.reason)
+    if len(failed) > NAMED:
+        logger.error(
+            "and %d more, which the journal in %s names", len(failed) - NAMED, settings.folder
+        )
+    states: Counter[str] = Counter(records[name].state for name in plan.rows)
+    logger.info(
+        "%d prompts: %s; the embeddings are in %s",
+        len(plan.rows),
+        summary(states, STATES),
+        settings.folder,
+    )
+    return int(bool(failed))
