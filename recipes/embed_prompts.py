@@ -24,7 +24,6 @@ Exit codes: 0 all well, 1 some prompts failed (they are named at the end), 2 it 
 go on (the reason is the last line; what is done stays done), 130 Ctrl-C stopped it.
 """
 
-import logging
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -33,9 +32,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from torchtune_qwen25vl import conditioning, device, jobs
+from torchtune_qwen25vl import conditioning, jobs
 
-logger = logging.getLogger("embed_prompts")
 CONFIG = Path(__file__).with_name("configs") / "embed_prompts.yaml"
 
 
@@ -44,46 +42,16 @@ def embed(cfg: DictConfig, stack: ExitStack) -> int:
     settings = jobs.read_settings(cfg, conditioning.Settings)
     ranks = stack.enter_context(closing(jobs.Ranks()))
     run, encoder = conditioning.check_encoder(settings, processes=ranks.local_size)
-    plan = ranks.from_first(lambda: conditioning.plan_run(settings, run, stack))
+    place = partial(conditioning.path_of, settings)
+    plan = ranks.from_first(
+        lambda: conditioning.plan_run(settings, run, settings.rows, place, stack)
+    )
     if settings.dry_run:
         return conditioning.show_plan(plan) if ranks.is_first else 0
     assert encoder is not None
-    embed_batches(settings, plan, ranks, encoder, stack)
+    conditioning.embed_batches(settings, plan, ranks, encoder)
     ranks.wait()
     return ranks.from_first(lambda: conditioning.finish(settings, plan))
-
-
-def embed_batches(
-    settings: conditioning.Settings,
-    plan: conditioning.Plan,
-    ranks: jobs.Ranks,
-    encoder: conditioning.CheckedEncoder,
-    stack: ExitStack,
-) -> None:
-    """Embed the batches of this rank, their images being read ahead of the model."""
-    journal = jobs.Journal[conditioning.Record](settings.folder, ranks.rank, plan.run)
-    stack.enter_context(closing(journal))
-    batches = [[plan.rows[name] for name in batch] for batch in ranks.share(plan.batches)]
-    if not batches:
-        return
-    workers = stack.enter_context(closing(settings.start_workers(ranks.local_size)))
-    prompter = conditioning.Prompter(encoder.transform, settings)
-    ahead = jobs.Ahead(prompter.batches(batches, workers, ahead=2 * settings.batch_size))
-    with closing(ahead):
-        row_tokens = min(settings.batch_tokens, plan.run.batch_tokens)
-        embedder = conditioning.Embedder(encoder.load(), row_tokens)
-        total = sum(map(len, batches))
-        with jobs.Progress(
-            total, conditioning.STATES, unit="prompt", show=ranks.is_first
-        ) as progress:
-            for batch in ahead:
-                with device.attention_kernels(encoder.choice):
-                    embedded = embedder(batch.prompts)
-                progress.add(
-                    conditioning.write_down(settings, plan, journal, embedded, batch.problems)
-                )
-                jobs.refuse_nan(["" if one.is_finite else one.problem for one in embedded])
-            logger.info("%s", progress.speed(ahead.waited))
 
 
 def run(cfg: DictConfig) -> int:

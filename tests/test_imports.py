@@ -22,6 +22,7 @@ EXTRA_OF = {  # by the room, or file of the root, that imports it where it is us
     "model": "cuda",
     "hidden_states": "states",
     "conditioning": "gguf",
+    "image": "image",  # the recipe
 }
 OURS = {"torchtune_qwen25vl", "parity", "tests"}
 BY_NAME = {"pillow-heif", "pillow-jxl-plugin"}  # Pillow's plugins, imported where installed

@@ -33,6 +33,7 @@ JOBS: dict[str, type[jobs.JobSettings]] = {
     "caption": captioning.Settings,
     "hidden_states": states.Settings,
     "embed_prompts": conditioning.Settings,
+    "image": conditioning.ImageSettings,
 }
 
 _Text = TypeVar("_Text", str, str | None)

@@ -218,7 +218,7 @@ def test_two_ranks_leave_what_one_leaves(run, table, place):
 
 def test_a_dry_run_leaves_nothing(run, table, place, capsys):
     assert run(table, "--dry-run") == 0
-    assert "5 to be embedded in 3 batches" in capsys.readouterr().out
+    assert "5 to be done in 3 batches" in capsys.readouterr().out
     assert not (place / "prompts_prompt_embeds").exists()
 
 

@@ -3,6 +3,7 @@
 Shapes: b prompts, l tokens of the longest, d width of the decoder, n tokens.
 """
 
+import gc
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -13,6 +14,7 @@ from torchtune import utils
 
 from torchtune_qwen25vl.conditioning._prompts import Compat, PromptSample, prompt_sample
 from torchtune_qwen25vl.conditioning._templates import Task
+from torchtune_qwen25vl.device import release_cache
 from torchtune_qwen25vl.generation import evaluating
 from torchtune_qwen25vl.model import Qwen25VL
 from torchtune_qwen25vl.transform import Qwen25VLTransform, packed_collate
@@ -100,6 +102,13 @@ class PromptEncoder:
             for text, of_text in zip(texts, _by_prompt(prompts, images, len(texts)), strict=True)
         ]
         return padded(self.embed(samples))
+
+    def release(self) -> None:
+        """Give back the memory of the weights, even if someone still holds the model."""
+        device = self.device
+        self.model.to_empty(device="meta")
+        gc.collect()
+        release_cache(device)
 
     def embed(
         self, samples: Sequence[PromptSample], *, row_tokens: int = ROW_TOKENS

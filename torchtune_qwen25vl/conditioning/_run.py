@@ -1,9 +1,9 @@
-"""A run of the embed_prompts recipe: what is to be done, what was done, and how it ended."""
+"""A run over prompts: what is to be done, what was done, and how it ended."""
 
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -13,7 +13,16 @@ from typing import Literal, get_args
 from torchtune_qwen25vl.conditioning._batches import Embedded, facts_of
 from torchtune_qwen25vl.conditioning._settings import Settings
 from torchtune_qwen25vl.conditioning._store import file_name, write_embeds
-from torchtune_qwen25vl.jobs import Journal, Row, Run, claimed, read_journals, summary, take_up
+from torchtune_qwen25vl.jobs import (
+    JobSettings,
+    Journal,
+    Row,
+    Run,
+    claimed,
+    read_journals,
+    summary,
+    take_up,
+)
 
 logger = logging.getLogger(__name__)
 State = Literal["done", "failed"]
@@ -32,6 +41,7 @@ class Record:
         reason: of failed
         asked: digest of the prompt and its images; of another one the file counts for nothing
         tokens: kept of the prompt
+        note: what else is to be known of the result
     """
 
     name: str
@@ -39,6 +49,7 @@ class Record:
     reason: str = ""
     asked: str = ""
     tokens: int = 0
+    note: str = ""
 
 
 @dataclass
@@ -58,7 +69,13 @@ class Plan:
     batches: list[list[str]] = field(default_factory=list)
 
 
-def plan_run(settings: Settings, run: Run, stack: ExitStack) -> Plan:
+def plan_run(
+    settings: JobSettings,
+    run: Run,
+    rows: Sequence[Row],
+    place: Callable[[str], Path],
+    stack: ExitStack,
+) -> Plan:
     """Find out what is to be done; no image is read.
 
     What is done is done again where its file is gone, or its prompt or images are others; what
@@ -66,7 +83,9 @@ def plan_run(settings: Settings, run: Run, stack: ExitStack) -> Plan:
 
     Args:
         settings: of the recipe
-        run: what embeddings depend on now
+        run: what results depend on now
+        rows: the prompts
+        place: returns the file of a row's result, by its name
         stack: keeps the output folder claimed, unless it is a dry run
 
     Raises:
@@ -83,10 +102,12 @@ def plan_run(settings: Settings, run: Run, stack: ExitStack) -> Plan:
         dry_run=settings.dry_run,
     )
     assert past.run is not None
-    plan = Plan(past.run, {row.name: row for row in settings.rows})
+    plan = Plan(past.run, {row.name: row for row in rows})
     for name, row in plan.rows.items():
         record = past.records.get(name)
-        if record is not None and _is_final(record, row, settings):
+        if record is None or record.asked != digest(row):
+            continue
+        if place(name).is_file() if record.state == "done" else not settings.retry_failed:
             plan.settled[name] = record
     left = [name for name in plan.rows if name not in plan.settled]
     step = settings.batch_size
@@ -99,15 +120,8 @@ def path_of(settings: Settings, name: str) -> Path:
     return settings.folder / file_name(name, settings.layout, settings.task)
 
 
-def _is_final(record: Record, row: Row, settings: Settings) -> bool:
-    if record.asked != _digest(row):
-        return False
-    if record.state == "done":
-        return path_of(settings, row.name).is_file()
-    return not settings.retry_failed
-
-
-def _digest(row: Row) -> str:
+def digest(row: Row) -> str:
+    """Name a prompt and its images, as they are now."""
     asked = repr((row.text, row.image_id, len(row.sources), row.stamp(), row.problem))
     return hashlib.sha256(asked.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
@@ -128,10 +142,10 @@ def write_down(
             continue
         facts = facts_of(one.prompt, settings, VERSION)
         write_embeds(path_of(settings, name), one.embeds, layout=settings.layout, facts=facts)
-        asked = _digest(one.prompt.row)
+        asked = digest(one.prompt.row)
         records.append(Record(name, "done", asked=asked, tokens=len(one.embeds)))
     for name, reason in problems.items():
-        records.append(Record(name, "failed", reason=reason, asked=_digest(plan.rows[name])))
+        records.append(Record(name, "failed", reason=reason, asked=digest(plan.rows[name])))
     journal.add(records)
     return records
 
@@ -140,17 +154,22 @@ def show_plan(plan: Plan) -> int:
     """Say what would be done with every prompt; return the exit code."""
     for name, row in plan.rows.items():
         record = plan.settled.get(name)
-        done = f"{record.state}, {record.reason}".rstrip(", ") if record else "to be embedded"
+        done = f"{record.state}, {record.reason}".rstrip(", ") if record else "to be done"
         print(f"{name}: {row.problem or done}")
     states: Counter[str] = Counter(record.state for record in plan.settled.values())
     pending = len(plan.rows) - len(plan.settled)
-    print(f"{pending} to be embedded in {len(plan.batches)} batches; {summary(states, STATES)}")
+    print(f"{pending} to be done in {len(plan.batches)} batches; {summary(states, STATES)}")
     return int(states["failed"] > 0 or any(row.problem for row in plan.rows.values()))
 
 
-def finish(settings: Settings, plan: Plan) -> int:
+def records_of(settings: JobSettings, plan: Plan) -> dict[str, Record]:
+    """Return how every prompt ended, by name."""
+    return read_journals(settings.folder, Record).records | plan.settled
+
+
+def finish(settings: JobSettings, plan: Plan, what: str = "embeddings") -> int:
     """Say how the run ended; return the exit code."""
-    records = read_journals(settings.folder, Record).records | plan.settled
+    records = records_of(settings, plan)
     failed = [records[name] for name in plan.rows if records[name].state == "failed"]
     for record in failed[:NAMED]:
         logger.error("failed: %s: %s", record.name, record.reason)
@@ -160,9 +179,10 @@ def finish(settings: Settings, plan: Plan) -> int:
         )
     states: Counter[str] = Counter(records[name].state for name in plan.rows)
     logger.info(
-        "%d prompts: %s; the embeddings are in %s",
+        "%d prompts: %s; the %s are in %s",
         len(plan.rows),
         summary(states, STATES),
+        what,
         settings.folder,
     )
     return int(bool(failed))

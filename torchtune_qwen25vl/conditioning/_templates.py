@@ -27,6 +27,17 @@ _EDIT = (
 )
 
 
+def sized(width: int, height: int, area: int) -> tuple[int, int]:
+    """Return the size of this shape whose area is about `area`, in whole multiples of `SIDE`."""
+    ratio = width / height
+    across = math.sqrt(area * ratio)
+    return _whole(across), _whole(across / ratio)
+
+
+def _whole(side: float) -> int:
+    return max(round(side / SIDE), 1) * SIDE
+
+
 @dataclass(frozen=True)
 class Template:
     """How one task asks.
@@ -63,9 +74,7 @@ class Template:
 
     def resized(self, image: Image.Image) -> Image.Image:
         """Resize an image as the task's pipeline does, before the processor resizes it again."""
-        ratio = image.width / image.height
-        width = math.sqrt(self.area * ratio)
-        size = _whole(width), _whole(width / ratio)
+        size = sized(image.width, image.height, self.area)
         return image.resize(size, Image.Resampling.LANCZOS)
 
 
@@ -74,10 +83,6 @@ TEMPLATES: Mapping[Task, Template] = {
     "edit": Template(_EDIT, images=(1, 1), area=1024 * 1024),
     "edit_plus": Template(_EDIT, "Picture {}: ", images=(0, None), area=384 * 384),
 }
-
-
-def _whole(side: float) -> int:
-    return max(round(side / SIDE), 1) * SIDE
 
 
 def template_of(task: Task) -> Template:
