@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all.
+"""Files and folders that appear whole or not at all, and settings in JSON.
 
 Both are made under a hidden name beside their place and renamed into it once they are on disk. A
 run that is killed leaves either what was there before or what was to come.
@@ -7,12 +7,29 @@ run that is killed leaves either what was there before or what was to come.
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 SPARE = 1 << 20  # free bytes below which a disk is full for whoever writes more than that
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds one object.
+
+    Raises:
+        ValueError: naming the file, if it is not JSON or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); fetch it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds one {type(content).__name__}, not settings; fetch it again")
+    return content
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -282,9 +282,38 @@ UNSUPPORTED = [
     ("vision_config", "rope_parameters", {"rope_type": "yarn"}, "rope_type must be 'axial'"),
     (None, "layer_types", ["full_attention", "sliding_attention"], "layer_types .*sliding"),
 ]
+BAD_KINDS = [
+    (None, "num_hidden_layers", 2.5, "num_hidden_layers must be a whole number above 0, .* 2.5"),
+    (None, "num_hidden_layers", 0, "num_hidden_layers must be a whole number above 0"),
+    (None, "num_attention_heads", 0, "num_attention_heads must be a whole number above 0"),
+    (None, "num_attention_heads", 12, "must be a multiple of num_attention_heads = 12"),
+    (None, "num_key_value_heads", 0, "num_key_value_heads must be a whole number above 0, or null"),
+    (None, "vocab_size", "151936", "vocab_size must be a whole number above 0, .* '151936'"),
+    (None, "max_position_embeddings", None, "max_position_embeddings must be a whole number"),
+    (None, "rope_theta", "1e6", "rope_theta must be a number above 0, config.json has '1e6'"),
+    (None, "rope_theta", -1.0, "rope_theta must be a number above 0"),
+    (None, "rms_norm_eps", None, "rms_norm_eps must be a number above 0, config.json has None"),
+    (None, "rms_norm_eps", float("nan"), "rms_norm_eps must be a number above 0, .* nan"),
+    (None, "attention_dropout", None, "attention_dropout must be a number from 0 to 1"),
+    (None, "attention_dropout", 1.5, "attention_dropout must be a number from 0 to 1"),
+    (None, "initializer_range", "wide", "initializer_range must be a number from 0 on"),
+    (None, "tie_word_embeddings", "yes", "tie_word_embeddings must be true, false or null"),
+    (None, "image_token_id", "<|image_pad|>", "image_token_id must be the id of a token"),
+    (None, "video_token_id", -1, "video_token_id must be the id of a token"),
+    (None, "rope_scaling", "mrope", "rope_scaling of config.json holds options, got 'mrope'"),
+    (None, "rope_scaling", {"type": "mrope", "mrope_section": 16}, "mrope_section must be a list"),
+    (None, "text_config", [1], "text_config of config.json holds options"),
+    (None, "vision_config", None, "vision_config of config.json holds options, got None"),
+    ("vision_config", "depth", True, "depth must be a whole number above 0, config.json has True"),
+    ("vision_config", "num_heads", 3, "hidden_size must be a multiple of num_heads = 3"),
+    ("vision_config", "patch_size", None, "patch_size must be a whole number above 0"),
+    ("vision_config", "window_size", 14, "window_size must be .* = 28 or more, .* has 14"),
+    ("vision_config", "fullatt_block_indexes", 7, "fullatt_block_indexes must be a list of whole"),
+    ("vision_config", "fullatt_block_indexes", None, "fullatt_block_indexes must be a list"),
+]
 
 
-@pytest.mark.parametrize(("section", "key", "value", "message"), UNSUPPORTED)
+@pytest.mark.parametrize(("section", "key", "value", "message"), UNSUPPORTED + BAD_KINDS)
 def test_unsupported_configs_are_refused_by_name(section, key, value, message):
     config = json.loads(json.dumps(HUB_3B))
     holder = config if section is None else config[section]
@@ -293,6 +322,19 @@ def test_unsupported_configs_are_refused_by_name(section, key, value, message):
         del holder[key]
     with pytest.raises(ValueError, match=message):
         qwen2_5_vl_from_config(config)
+
+
+def test_every_field_that_is_read_has_a_kind_or_one_value():
+    kinds = {name for _, names in _config.KINDS.values() for name in names}
+    one_value = {key for _, key, *_ in UNSUPPORTED}
+    assert _config.TEXT_DEFAULTS.keys() | _config.VISION_DEFAULTS.keys() <= kinds | one_value
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "3", "\ufeff{}"])
+def test_a_config_that_is_damaged_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"config.json (is not JSON|holds one).*fetch it again"):
+        qwen2_5_vl_from_config(tmp_path)
 
 
 @pytest.mark.parametrize("size", ["tied", "mrope"])

@@ -213,6 +213,21 @@ def test_other_settings_are_refused_by_name(folder, about, settings, rule):
     assert str(error.value).startswith(str(folder / about))
 
 
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({"patch_size": 16}, "patch_size = 16, but pixels are made with 14 only"),
+        ({"spatial_merge_size": 4}, "merge_size = 4"),
+        ({"temporal_patch_size": 1}, "temporal_patch_size = 1"),
+    ],
+)
+def test_a_model_that_takes_other_patches_is_refused(folder, settings, rule):
+    config = {"vision_config": {"hidden_size": 32} | settings}
+    write(folder, {"preprocessor_config.json": HUB, "config.json": config})
+    with pytest.raises(ValueError, match=rf"config.json says .*{rule}"):
+        Qwen25VLTransform.from_folder(folder)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '"'])
 def test_a_damaged_file_is_named(folder, text):
     (folder / "preprocessor_config.json").write_text(text)

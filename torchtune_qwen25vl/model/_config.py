@@ -4,10 +4,12 @@ transformers 4.49.0 saved only what differs from the defaults of its config clas
 is missing means that default. No default differs between 4.49.0 and 5.23.0.
 """
 
-import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from torchtune_qwen25vl._files import read_object
 
 TEXT_DEFAULTS = {
     "vocab_size": 152064,
@@ -40,7 +42,46 @@ VISION_DEFAULTS = {
     "fullatt_block_indexes": [7, 15, 23, 31],
     "initializer_range": 0.02,
 }
+KINDS: dict[str, tuple[Callable[[Any], bool], set[str]]] = {
+    "a whole number above 0": (
+        lambda value: type(value) is int and value > 0,
+        {
+            *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+            *("num_attention_heads", "max_position_embeddings", "depth", "num_heads"),
+            *("patch_size", "spatial_merge_size", "window_size"),
+        },
+    ),
+    "a whole number above 0, or null": (
+        lambda value: value is None or (type(value) is int and value > 0),
+        {"num_key_value_heads"},
+    ),
+    "the id of a token": (
+        lambda value: type(value) is int and value >= 0,
+        {"image_token_id", "video_token_id"},
+    ),
+    "a number above 0": (
+        lambda value: _is_number(value) and value > 0,
+        {"rms_norm_eps", "rope_theta"},
+    ),
+    "a number from 0 on": (
+        lambda value: _is_number(value) and value >= 0,
+        {"initializer_range"},
+    ),
+    "a number from 0 to 1": (
+        lambda value: _is_number(value) and 0 <= value <= 1,
+        {"attention_dropout"},
+    ),
+    "true, false or null": (lambda value: value in (True, False, None), {"tie_word_embeddings"}),
+    "a list of whole numbers": (
+        lambda value: isinstance(value, list | tuple) and all(type(one) is int for one in value),
+        {"fullatt_block_indexes", "mrope_section"},
+    ),
+}
 Config = str | Path | Mapping[str, Any]
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def sizes(config: Config) -> dict[str, Any]:
@@ -50,8 +91,8 @@ def sizes(config: Config) -> dict[str, Any]:
         config: the file, the folder it is in, or what it holds
 
     Raises:
-        ValueError: if an option is missing that has no default, or is one this port does not
-            compute.
+        ValueError: if an option is missing that has no default, is of the wrong kind, or is one
+            this port does not compute.
     """
     try:
         return _sizes(_read(config))
@@ -77,18 +118,23 @@ def _read(config: Config) -> Mapping[str, Any]:
     if isinstance(config, Mapping):
         return config
     path = Path(config)
-    return json.loads((path / "config.json" if path.is_dir() else path).read_text())
+    return read_object(path / "config.json" if path.is_dir() else path)
 
 
 def _sections(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Complete the options of text and vision; text options are at the top or in `text_config`."""
-    text = TEXT_DEFAULTS | dict(config.get("text_config") or config)
-    return text, VISION_DEFAULTS | dict(config["vision_config"])
+    text = TEXT_DEFAULTS | _object("text_config", config.get("text_config") or config)
+    vision = VISION_DEFAULTS | _object("vision_config", config["vision_config"])
+    for section in (config, text, vision):
+        _check_kinds(section)
+    return text, vision
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     text, vision = _sections(config)
-    rope = {**text, **(text.get("rope_parameters") or text.get("rope_scaling") or {})}
+    of_rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    rope = text | _object("rope_scaling", of_rope)
+    _check_kinds(rope)
     rope.setdefault("rope_type", rope.get("type"))
     vision_rope = vision.get("rope_parameters") or {}
     _must_be(config, model_type=["qwen2_5_vl"], quantization_config=[None])
@@ -96,6 +142,14 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     _must_be(rope, rope_type=["default", "mrope"])
     _must_be(vision, hidden_act=["silu"], in_channels=[3], in_chans=[3], temporal_patch_size=[2])
     _must_be(vision, out_hidden_size=[text["hidden_size"]], tokens_per_second=[2])
+    _must_share_out(text, "num_attention_heads")
+    _must_share_out(vision, "num_heads")
+    placeholder = vision["patch_size"] * vision["spatial_merge_size"]
+    if vision["window_size"] < placeholder:
+        raise ValueError(
+            f"window_size must be patch_size * spatial_merge_size = {placeholder} or more, "
+            f"config.json has {vision['window_size']}; correct the file"
+        )
     _must_be(vision_rope, rope_type=["axial", "default"], rope_theta=[10000.0])
     for layer_type in text.get("layer_types") or []:
         _must_be({"layer_types": layer_type}, layer_types=["full_attention"])
@@ -124,6 +178,30 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
         "window_size": vision["window_size"],
         "full_attn_indices": vision["fullatt_block_indexes"],
     }
+
+
+def _object(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} of config.json holds options, got {value!r}; correct the file")
+    return dict(value)
+
+
+def _check_kinds(options: Mapping[str, Any]) -> None:
+    """Refuse the first option whose value cannot be one of its kind."""
+    for kind, (fits, names) in KINDS.items():
+        for name in sorted(names & options.keys()):
+            if not fits(options[name]):
+                raise ValueError(
+                    f"{name} must be {kind}, config.json has {options[name]!r}; correct the file"
+                )
+
+
+def _must_share_out(options: Mapping[str, Any], heads: str) -> None:
+    if options["hidden_size"] % options[heads]:
+        raise ValueError(
+            f"hidden_size must be a multiple of {heads} = {options[heads]}, config.json has "
+            f"{options['hidden_size']}; correct the file"
+        )
 
 
 def _must_be(options: Mapping[str, Any], **supported: list[Any]) -> None:

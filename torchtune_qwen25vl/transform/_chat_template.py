@@ -17,7 +17,7 @@ from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from torchtune_qwen25vl.transform._processor import read_object
+from torchtune_qwen25vl._files import read_object
 
 Turn = Mapping[str, Any]
 

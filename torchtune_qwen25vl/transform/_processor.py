@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torchtune_qwen25vl._files import read_object
 from torchtune_qwen25vl.transform._geometry import (
     PATCH_SIZE,
     PLACEHOLDER_PIXELS,
@@ -29,6 +30,11 @@ IMAGES = ("image_processor", "preprocessor_config.json")
 VIDEOS = ("video_processor", "video_preprocessor_config.json")
 EDGES = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 BICUBIC = 3  # of PIL.Image.Resampling
+GEOMETRY = {
+    "patch_size": PATCH_SIZE,
+    "temporal_patch_size": TEMPORAL_PATCH_SIZE,
+    "merge_size": SPATIAL_MERGE_SIZE,
+}
 COMPUTED = {  # the one value of what pixels depend on beside the settings that are read
     "do_convert_rgb": True,
     "do_resize": True,
@@ -36,9 +42,7 @@ COMPUTED = {  # the one value of what pixels depend on beside the settings that 
     "do_rescale": True,
     "rescale_factor": 1 / 255,
     "do_normalize": True,
-    "patch_size": PATCH_SIZE,
-    "temporal_patch_size": TEMPORAL_PATCH_SIZE,
-    "merge_size": SPATIAL_MERGE_SIZE,
+    **GEOMETRY,
 }
 MAX_VIDEO_TOKENS = 128_000  # where cap_pixels_per_frame is set without another number
 
@@ -58,11 +62,21 @@ def read_processor(folder: Path) -> dict[str, Any]:
             f"{folder} has no preprocessor_config.json, so the pixel limits are unknown: "
             f"fetch it from the original checkpoint"
         )
+    _check_geometry(folder)
     images = _pixels(*found)
     if (found := _find(folder, *VIDEOS)) is None:
         normalisation = {name: images[name] for name in images if name not in EDGES}
         return {**images, "video": normalisation}
     return {**images, "video": _pixels(*found) | _frames(found[1])}
+
+
+def _check_geometry(folder: Path) -> None:
+    """Refuse a model whose vision encoder takes other patches than are made here."""
+    path = folder / "config.json"
+    vision = read_object(path).get("vision_config") if path.exists() else None
+    if isinstance(vision, dict):
+        merge = vision.get("spatial_merge_size", SPATIAL_MERGE_SIZE)
+        _check_computed(path, {**vision, "merge_size": merge}, GEOMETRY)
 
 
 def write_pixel_limits(folder: Path, **limits: int | None) -> None:
@@ -89,29 +103,9 @@ def _find(folder: Path, key: str, name: str) -> tuple[Path, dict[str, Any]] | No
     return (own, read_object(own)) if own.exists() else None
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds one object.
-
-    Raises:
-        ValueError: naming the file, if it is not JSON or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); fetch it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds one {type(content).__name__}, not settings; fetch it again")
-    return content
-
-
 def _pixels(path: Path, settings: Settings) -> dict[str, Any]:
     """Return the pixel limits and the normalisation that settings have, the rest being as here."""
-    for name, computed in COMPUTED.items():
-        if (given := settings.get(name, computed)) != computed:
-            raise ValueError(
-                f"{path} says {name} = {given!r}, but pixels are made with {computed!r} only; "
-                "use a checkpoint with that setting"
-            )
+    _check_computed(path, settings, COMPUTED)
     size = settings.get("size") or {}
     if not isinstance(size, dict) or (size and not {*EDGES, *EDGES.values()} & size.keys()):
         raise ValueError(
@@ -133,6 +127,15 @@ def _pixels(path: Path, settings: Settings) -> dict[str, Any]:
             fits = fits and (name == "image_mean" or min(values) > 0)
             arguments[name] = _checked(path, name, values, "a number for each of 3 channels", fits)
     return arguments
+
+
+def _check_computed(path: Path, settings: Settings, computed: Settings) -> None:
+    for name, value in computed.items():
+        if (given := settings.get(name, value)) != value:
+            raise ValueError(
+                f"{path} says {name} = {given!r}, but pixels are made with {value!r} only; "
+                "use a checkpoint with that setting"
+            )
 
 
 def _checked(path: Path, name: str, value: Any, rule: str, fits: bool) -> Any:

@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from torchtune.models.qwen2._tokenizer import PRETOKENIZE_REGEX
 from torchtune.models.qwen2_5._tokenizer import QWEN2_5_SPECIAL_TOKENS
 
-from torchtune_qwen25vl.transform._processor import read_object
+from torchtune_qwen25vl._files import read_object
 
 SPECIAL_LISTS = ("additional_special_tokens", "extra_special_tokens")
 """Keys of tokenizer_config.json that list special tokens, the second also as a mapping."""
