@@ -202,6 +202,11 @@ def test_arguments_go_before_settings(folder):
         ({"size": {"height": 336, "width": 336}}, "resized to a number of pixels"),
         ({"size": 336}, "resized to a number of pixels"),
         ({"max_pixels": "many"}, "max_pixels = 'many', but it is a whole number"),
+        ({"min_pixels": 0}, "min_pixels = 0, but it is a whole number above 0"),
+        ({"size": {"longest_edge": -5}, "max_pixels": None}, "max_pixels = -5, but it is a whole"),
+        ({"image_processor_type": "CLIPImageProcessor"}, "image_processor_type = 'CLIPImageProc"),
+        ({"video_processor_type": "LlavaVideoProcessor"}, "it is one that begins with Qwen2VL or"),
+        ({"image_std": [0.5, float("nan"), 1.0]}, "image_std = .0.5, nan, 1.0., but it is a num"),
         ({"image_mean": [0.5]}, "image_mean = .0.5., but it is a number for each of 3"),
         ({"image_std": [0.5, 0.5, 0]}, "image_std"),
     ],
@@ -211,6 +216,39 @@ def test_other_settings_are_refused_by_name(folder, about, settings, rule):
     with pytest.raises(ValueError, match=rule) as error:
         Qwen25VLTransform.from_folder(folder)
     assert str(error.value).startswith(str(folder / about))
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({"do_sample_frames": True, "fps": -2}, "fps is a number above 0, got -2"),
+        ({"do_sample_frames": True, "fps": "2"}, "fps is a number above 0, got '2'"),
+        (
+            {"do_sample_frames": True, "num_frames": 0},
+            "num_frames is a whole number above 0, got 0",
+        ),
+        ({"do_sample_frames": True, "fps": 2, "num_frames": 4}, "exclude each other"),
+        ({"min_frames": "few"}, "min_frames is a whole number above 0, got 'few'"),
+        ({"max_frames": 2.5}, "max_frames is a whole number above 0, got 2.5"),
+        ({"min_frames": 8, "max_frames": 6}, "got 8 and 6; are they swapped"),
+        ({"do_sample_frames": "yes"}, "do_sample_frames = 'yes', but it is true or false"),
+        ({"cap_pixels_per_frame": "no"}, "cap_pixels_per_frame = 'no', but it is true or false"),
+        ({"cap_pixels_per_frame": True, "max_video_tokens": "x"}, "max_video_tokens = 'x', but"),
+    ],
+)
+def test_frames_that_cannot_be_are_refused_by_name(folder, settings, rule):
+    video = {"video_preprocessor_config.json": settings, "preprocessor_config.json": HUB}
+    write(folder, video)
+    with pytest.raises(ValueError, match=rule) as error:
+        Qwen25VLTransform.from_folder(folder)
+    assert str(error.value).startswith(str(folder / "video_preprocessor_config.json"))
+
+
+@pytest.mark.parametrize("key", ["image_processor", "video_processor"])
+def test_a_section_that_holds_no_settings_is_refused(folder, key):
+    write(folder, {"preprocessor_config.json": HUB, "processor_config.json": {key: [HUB]}})
+    with pytest.raises(ValueError, match=rf"processor_config.json says {key} = .* it is settings"):
+        Qwen25VLTransform.from_folder(folder)
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,8 @@ def test_no_index_lies_beyond_the_last_frame():
         ({"sampling": "decord"}, r"one of \['hf', 'qwen_vl_utils'\], got 'decord'"),
         ({"num_frames": 4, "fps": 2}, "num_frames=4 and fps=2 exclude each other"),
         ({"fps": 2}, "fps=2 needs the rate of the video; give it as 'fps'"),
+        ({"fps": -2.0}, "fps is a number above 0, got -2.0"),
+        ({"max_frames": 0}, "max_frames is a whole number above 0, got 0"),
         ({"num_frames": 12}, "at most all 8 frames can be kept, got 12"),
         ({"num_frames": 1}, "at least 2 and at most all 8 frames can be kept, got 0"),
         ({"min_pixels": 900, "max_pixels": 800}, "min_pixels=900 and max_pixels=800"),

@@ -16,12 +16,15 @@ DEFAULTS: dict[str, Any] = {
 NEUTRAL: dict[str, Any] = {  # the one value of what else changes tokens
     "num_beams": 1,
     "num_beam_groups": 1,
+    "num_return_sequences": 1,
+    "diversity_penalty": 0.0,
     "penalty_alpha": 0,
     "no_repeat_ngram_size": 0,
     "encoder_no_repeat_ngram_size": 0,
     "encoder_repetition_penalty": 1.0,
     "min_p": 0,
     "typical_p": 1.0,
+    "top_h": None,
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
     "min_length": 0,
@@ -35,7 +38,13 @@ NEUTRAL: dict[str, Any] = {  # the one value of what else changes tokens
     "sequence_bias": None,
     "guidance_scale": 1,
     "exponential_decay_length_penalty": None,
+    "stop_strings": None,
+    "max_time": None,
+    "dola_layers": None,
+    "watermarking_config": None,
+    "token_healing": False,
 }
+ENDS = {151645, 151643}  # <|im_end|> and <|endoftext|>, as published
 
 
 def read_generation_config(folder: str | Path) -> Sampling:
@@ -64,12 +73,22 @@ def read_generation_config(folder: str | Path) -> Sampling:
                 f"{path} says {name} = {given[name]!r}, but tokens are chosen by temperature, "
                 "top_k, top_p and repetition_penalty only; take it out of the file"
             )
+    ends = given.get("eos_token_id", [])
+    if not ENDS.issuperset(ends if isinstance(ends, list) else [ends]):
+        raise ValueError(
+            f"{path} says eos_token_id = {ends!r}, but an answer ends with <|im_end|> or "
+            "<|endoftext|>; take it out of the file"
+        )
+    if (sampled := given.get("do_sample", False)) not in (True, False):
+        raise ValueError(
+            f"{path} says do_sample = {sampled!r}, but it is true or false; correct it"
+        )
     values = {name: given.get(name, default) for name, default in DEFAULTS.items()}
     values["top_k"] = values["top_k"] or None  # 0 is none
     try:
         check_options(1, sampling := Sampling(**values))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
-    if not given.get("do_sample", False):
+    if not sampled:
         return Sampling(repetition_penalty=sampling.repetition_penalty)
     return sampling

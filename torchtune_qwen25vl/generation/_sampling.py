@@ -73,12 +73,16 @@ def check_options(max_new_tokens: int, sampling: Sampling) -> None:
     for name, value, fits, rule in (
         ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
         ("temperature", temperature, temperature >= 0, "0 (greedy) or larger"),
-        ("top_k", top_k, top_k is None or top_k >= 1, "at least 1, or None"),
+        ("top_k", top_k, top_k is None or _is_count(top_k), "a whole number from 1 on, or None"),
         ("top_p", top_p, top_p is None or 0 < top_p <= 1, "in (0, 1], or None"),
         ("repetition_penalty", penalty, penalty > 0, "larger than 0; 1 is none"),
     ):
         if not fits:
             raise ValueError(f"{name} must be {rule}, got {value}")
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 1
 
 
 def check_finite(logits: Tensor) -> None:

@@ -12,6 +12,7 @@ set to 16384 placeholders for every two frames.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from torchtune_qwen25vl.transform._geometry import (
     SPATIAL_MERGE_SIZE,
     TEMPORAL_PATCH_SIZE,
 )
+from torchtune_qwen25vl.transform._video import check_sampling
 
 Settings = Mapping[str, Any]
 
@@ -44,6 +46,7 @@ COMPUTED = {  # the one value of what pixels depend on beside the settings that 
     "do_normalize": True,
     **GEOMETRY,
 }
+FAMILY = ("Qwen2VL", "Qwen2_5_VL")  # of the processors whose pixels these are
 MAX_VIDEO_TOKENS = 128_000  # where cap_pixels_per_frame is set without another number
 
 
@@ -67,7 +70,7 @@ def read_processor(folder: Path) -> dict[str, Any]:
     if (found := _find(folder, *VIDEOS)) is None:
         normalisation = {name: images[name] for name in images if name not in EDGES}
         return {**images, "video": normalisation}
-    return {**images, "video": _pixels(*found) | _frames(found[1])}
+    return {**images, "video": _pixels(*found) | _frames(*found)}
 
 
 def _check_geometry(folder: Path) -> None:
@@ -98,13 +101,17 @@ def write_pixel_limits(folder: Path, **limits: int | None) -> None:
 def _find(folder: Path, key: str, name: str) -> tuple[Path, dict[str, Any]] | None:
     """Return the file in force and its settings, of images or of videos."""
     processor, own = folder / "processor_config.json", folder / name
-    if processor.exists() and isinstance((whole := read_object(processor)).get(key), dict):
-        return processor, whole[key]
+    if processor.exists() and (settings := read_object(processor).get(key)) is not None:
+        return processor, _checked(processor, key, settings, "settings", isinstance(settings, dict))
     return (own, read_object(own)) if own.exists() else None
 
 
 def _pixels(path: Path, settings: Settings) -> dict[str, Any]:
     """Return the pixel limits and the normalisation that settings have, the rest being as here."""
+    for kind in ("image_processor_type", "video_processor_type"):
+        name = settings.get(kind) or FAMILY[0]
+        known = str(name).startswith(FAMILY)
+        _checked(path, kind, name, f"one that begins with {' or '.join(FAMILY)}", known)
     _check_computed(path, settings, COMPUTED)
     size = settings.get("size") or {}
     if not isinstance(size, dict) or (size and not {*EDGES, *EDGES.values()} & size.keys()):
@@ -117,13 +124,13 @@ def _pixels(path: Path, settings: Settings) -> dict[str, Any]:
         said = (settings.get(limit), size.get(edge), size.get(limit))
         if (pixels := next((value for value in said if value is not None), None)) is not None:
             arguments[limit] = _checked(
-                path, limit, pixels, "a whole number", isinstance(pixels, int)
+                path, limit, pixels, "a whole number above 0", type(pixels) is int and pixels > 0
             )
     for name in ("image_mean", "image_std"):
         if name in settings:
             values = settings[name]
             fits = isinstance(values, list) and len(values) == 3
-            fits = fits and all(isinstance(value, int | float) for value in values)
+            fits = fits and all(type(v) in (int, float) and math.isfinite(v) for v in values)
             fits = fits and (name == "image_mean" or min(values) > 0)
             arguments[name] = _checked(path, name, values, "a number for each of 3 channels", fits)
     return arguments
@@ -144,13 +151,22 @@ def _checked(path: Path, name: str, value: Any, rule: str, fits: bool) -> Any:
     return value
 
 
-def _frames(settings: Settings) -> dict[str, Any]:
+def _frames(path: Path, settings: Settings) -> dict[str, Any]:
     """Return how many frames of a video are kept, and how many pixels they may have together."""
+    for switch in ("do_sample_frames", "cap_pixels_per_frame"):
+        value = settings.get(switch)
+        _checked(path, switch, value, "true or false", value in (True, False, None))
     names = ["min_frames", "max_frames"]
     if settings.get("do_sample_frames"):
         names += ["num_frames", "fps"]
     arguments = {name: settings[name] for name in names if settings.get(name) is not None}
+    try:
+        check_sampling(**arguments)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if settings.get("cap_pixels_per_frame"):
         tokens = settings.get("max_video_tokens") or MAX_VIDEO_TOKENS
+        fits = isinstance(tokens, int) and tokens > 0
+        _checked(path, "max_video_tokens", tokens, "a whole number above 0", fits)
         arguments["total_pixels"] = int(tokens * PLACEHOLDER_PIXELS * 0.9)
     return arguments

@@ -65,8 +65,7 @@ def sample_frames(
     """
     if sampling not in DEFAULT_FPS:
         raise ValueError(f"sampling is one of {list(DEFAULT_FPS)}, got {sampling!r}")
-    if num_frames is not None and fps is not None:
-        raise ValueError(f"num_frames={num_frames} and fps={fps} exclude each other; give one")
+    check_sampling(num_frames=num_frames, fps=fps, min_frames=min_frames, max_frames=max_frames)
     t = temporal_patch_size
     if num_frames is not None:
         count = round(num_frames / t) * t
@@ -86,6 +85,31 @@ def sample_frames(
     if sampling == "hf":
         return torch.arange(0, total_frames, total_frames / count)[:count].long()
     return torch.linspace(0, total_frames - 1, count).round().long()
+
+
+def check_sampling(
+    *, num_frames: Any = None, fps: Any = None, min_frames: Any = 4, max_frames: Any = 768
+) -> None:
+    """Refuse numbers of `sample_frames` that are right for no video.
+
+    Raises:
+        ValueError: naming the first of them.
+    """
+    counts = {"num_frames": num_frames, "min_frames": min_frames, "max_frames": max_frames}
+    if num_frames is None:
+        counts.pop("num_frames")
+    for name, value in counts.items():
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name} is a whole number above 0, got {value!r}; correct it")
+    if fps is not None and not (isinstance(fps, int | float) and 0 < fps < math.inf):
+        raise ValueError(f"fps is a number above 0, got {fps!r}; correct it")
+    if min_frames > max_frames:
+        raise ValueError(
+            f"frames kept are between min_frames and max_frames, got {min_frames} and "
+            f"{max_frames}; are they swapped?"
+        )
+    if num_frames is not None and fps is not None:
+        raise ValueError(f"num_frames={num_frames} and fps={fps} exclude each other; give one")
 
 
 class Qwen25VLVideoTransform:
@@ -113,7 +137,8 @@ class Qwen25VLVideoTransform:
         dtype: dtype of the patches; the arithmetic is float32 in any case
 
     Raises:
-        ValueError: if not `0 < min_pixels <= max_pixels`.
+        ValueError: if not `0 < min_pixels <= max_pixels`, or numbers of frames are right for no
+            video (`check_sampling`).
     """
 
     def __init__(
@@ -153,6 +178,7 @@ class Qwen25VLVideoTransform:
             "sampling": sampling,
         }
         smart_resize(1, 1, min_pixels=min_pixels, max_pixels=max_pixels)  # refuses bad limits now
+        check_sampling(num_frames=num_frames, fps=fps, min_frames=min_frames, max_frames=max_frames)
 
     def __call__(self, sample: Mapping[str, Any]) -> dict[str, Any]:
         """Add the patches of the frames under "video".
