@@ -61,6 +61,26 @@ def test_every_row_ends_as_an_item(tmp_path, suffix):
     assert refused == sum(text in NO_PATHS for text in texts)
 
 
+@pytest.mark.parametrize("first", [None, 5, True, 1.5, ["a.png"]])
+def test_a_row_without_a_path_leaves_the_paths_of_others(tmp_path, first):
+    """What the first row holds says nothing about where the other images lie."""
+    (tmp_path / "t.json").write_text(json.dumps([{"image": first}, {"image": "in/b.png"}]))
+    bad, good = find(tmp_path / "t.json")
+    assert bad.problem
+    assert (good.path, good.problem) == (tmp_path / "in" / "b.png", "")
+
+
+def test_relative_paths_that_datasets_writes_start_from_the_table(tmp_path, monkeypatch):
+    (tmp_path / "t").mkdir()
+    rows = [{"bytes": None, "path": "in/a.png"}, {"path": "in/b.png"}, "in/c.png"]
+    lines = "".join(json.dumps({"image": row}) + "\n" for row in rows)
+    (tmp_path / "t" / "t.jsonl").write_text(lines)
+    monkeypatch.chdir(tmp_path)
+    items = find("t/t.jsonl")
+    monkeypatch.chdir("/")
+    assert [item.read() for item in items] == [str(tmp_path / f"t/in/{n}.png") for n in "abc"]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
 def test_lists_of_other_programs(tmp_path, encoding):
     pictures = captions.write_pictures(tmp_path, 2)

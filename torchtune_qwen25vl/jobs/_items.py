@@ -224,12 +224,17 @@ def _of_rows(path: Path, columns: _Columns) -> Iterator[Item]:
     make = _of_row if _names_files(rows, columns.image, path) else _held
     for index in range(len(rows)):
         item = make(path, rows, index, columns.image)
-        row = RowImage(rows, index, columns.image)
+        row = _row_image(path, rows, index, columns.image)
         yield replace(item, texts={kind: text(index) for kind, text in texts.items()}, row=row)
 
 
+def _row_image(table: Path, rows: Rows, index: int, column: str) -> RowImage:
+    folder = table if table.is_dir() else table.parent
+    return RowImage(rows, index, column, Path(os.path.abspath(folder)))
+
+
 def _names_files(rows: Rows, column: str, table: Path) -> bool:
-    """Whether the images are paths, by the first row that has one; no other is read.
+    """Whether the images lie in files, by the first row that has one; no other is read.
 
     Raises:
         ValueError: if no row has an image, and one that is not damaged has other columns.
@@ -237,12 +242,13 @@ def _names_files(rows: Rows, column: str, table: Path) -> bool:
     others: list[str] = []
     for index in range(len(rows)):
         try:
-            if column in (row := rows[index]):
-                return isinstance(row[column], str)
+            row = rows[index]
         except ValueError:
             continue
+        if row.get(column) is not None:
+            return not isinstance(row[column], dict | bytes)
         others = others or sorted(row)
-    if others:
+    if others and column not in others:
         raise ValueError(
             f"{table} has no column {column!r}, its columns are {others}: set columns.image, and "
             "separate the columns of a .csv by commas"
@@ -262,12 +268,12 @@ def _texts(rows: Rows, column: str) -> Callable[[int], str]:
 
 def _held(path: Path, rows: Rows, index: int, column: str) -> Item:
     name = f"{os.path.abspath(path)}#{index}"
-    return Item(name, held=RowImage(rows, index, column))
+    return Item(name, held=_row_image(path, rows, index, column))
 
 
 def _of_row(path: Path, rows: Rows, index: int, column: str) -> Item:
     try:
-        source = RowImage(rows, index, column).read()
+        source = _row_image(path, rows, index, column).stored()
     except ValueError as error:
         return _damaged(path, index, str(error))
     if isinstance(source, dict) or (
