@@ -41,6 +41,7 @@ def caption(cfg: DictConfig, stack: ExitStack) -> int:
     settings = jobs.read_settings(cfg, captioning.Settings)
     if settings.apply is not None:
         return apply_edits(settings, stack)
+    jobs.refuse_absent(settings.sources)
     ranks = stack.enter_context(closing(jobs.Ranks()))
     run, model = jobs.check_model(
         settings, text_tokens=settings.text_tokens, processes=ranks.local_size

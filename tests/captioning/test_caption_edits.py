@@ -117,6 +117,8 @@ def test_the_short_command_applies_edits(run, photos, monkeypatch, tmp_path):
 def test_edits_that_cannot_be_applied_are_named(run, photos, tmp_path, caplog):
     edits = tmp_path / "edits.jsonl"
     gone = {"image": "/gone.png", "caption": "New.", "edited": True}
+    assert run(apply=str(tmp_path / "no-suffix")) == 2
+    assert "no-suffix: there is no such file of edits" in caplog.messages[-1]
     edits.write_text(json.dumps(gone) + "\n")
     assert run(apply=str(edits)) == 2
     assert "there was none in" in caplog.text

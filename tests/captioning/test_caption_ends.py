@@ -195,6 +195,38 @@ def test_a_mistyped_folder_is_named_at_once(photos, tmp_path):
     assert "again in" not in done.stderr  # nothing is waited for
 
 
+def test_an_input_that_is_not_there_is_named_before_the_model_is_fetched(photos, tmp_path, caplog):
+    missing = tmp_path / "phtos"
+    assert captions.caption("owner/nowhere", [photos, missing]) == 2
+    (said,) = caplog.messages
+    assert f"{missing} does not" in said
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_adapter_is_named(photos, tmp_path, caplog, content):
+    (tmp_path / "adapter_config.json").write_text(content)
+    assert captions.caption(tmp_path, photos) == 2
+    assert str(tmp_path / "adapter_config.json") in caplog.messages[-1]
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("named", ["", "adapter_model.safetensors"])
+def test_an_adapter_beside_a_config_is_one_too(photos, model, tmp_path, caplog, named):
+    adapter = tmp_path / "checkpoint-400"
+    adapter.mkdir()
+    shutil.copy(model / "config.json", adapter)
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "a/base"}')
+    shutil.copy(model / "model.safetensors", adapter / "adapter_model.safetensors")
+    assert captions.caption(adapter / named, photos) == 2
+    assert "merge_and_unload" in caplog.messages[-1]
+
+
+def test_a_whole_model_beside_an_adapter_is_a_model(photos, model, tmp_path):
+    whole = shutil.copytree(model, tmp_path / "whole")
+    (whole / "adapter_config.json").write_text("{}")
+    assert captions.caption(whole, photos, dry_run=True) == 0
+
+
 def test_an_adapter_says_how_to_merge_it(photos, tmp_path, caplog):
     adapter = tmp_path / "adapter"
     adapter.mkdir()

@@ -103,3 +103,20 @@ def test_a_journal_holds_the_decisive_settings_as_they_are():
     """Else every start would be another run."""
     decisive = settings().decisive()
     assert json.loads(json.dumps(decisive)) == decisive
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"caption": ["a"]}, r"columns.caption is str . None, got \['a'\]"),
+        ({"tags": 5}, "columns.tags is str . None, got 5"),
+        ({"image": None}, "columns.image is str, got None"),
+        ({"picture": "a"}, "columns is a mapping of image, caption, tags, got .*picture"),
+        ("image", "columns is a mapping of image, caption, tags, got 'image'"),
+        (None, "columns is a mapping of image, caption, tags, got None"),
+    ],
+)
+def test_columns_that_cannot_be_are_refused(columns, message):
+    keys = {**captions.config(Path("model"), "photos"), "columns": columns}
+    with pytest.raises(ValueError, match=message):
+        read_settings(OmegaConf.create(keys), Settings)

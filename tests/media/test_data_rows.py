@@ -68,6 +68,13 @@ def test_suffixes_in_capitals_are_read(tmp_path):
     assert everything(open_rows(str(tmp_path / "ROWS.JSON"))) == [{"a": 1}]
 
 
+@pytest.mark.parametrize("source", ["./gone", "/gone/rows", "../gone", "a/b/gone", "~/gone", "a/"])
+def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(source, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", None)
+    with pytest.raises(ValueError, match=f"{source}: no such file or folder"):
+        open_rows(source)
+
+
 def test_sources_that_cannot_be(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         open_rows(str(tmp_path / "gone.jsonl"))

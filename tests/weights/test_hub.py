@@ -141,6 +141,24 @@ def test_an_id_that_is_in_no_cache_is_refused_at_once_offline(hub, monkeypatch):
         find_weights(REPOSITORY)
 
 
+def test_an_id_that_is_in_no_cache_is_refused_at_once_without_a_network(hub, monkeypatch):
+    monkeypatch.setattr(_hub.time, "sleep", lambda _: pytest.fail("waited"))
+    with pytest.raises(ValueError, match="someone/tiny cannot be fetched: ") as refused:
+        weights.fetch(REPOSITORY, endpoint="http://127.0.0.1:9")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_download_that_was_begun_is_waited_for(hub, fetch, monkeypatch):
+    hub.fails = lambda name, times: 404 if name == "model.safetensors" else None
+    with pytest.raises(ValueError):
+        fetch()
+    waited = []
+    monkeypatch.setattr(_hub.time, "sleep", waited.append)
+    with pytest.raises(ValueError, match="cannot be fetched"):
+        weights.fetch(REPOSITORY, endpoint="http://127.0.0.1:9", waits=(1.0, 2.0))
+    assert waited == [1.0, 2.0]
+
+
 def test_weights_by_a_hub_id_come_from_the_same_cache(hub, fetch, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="cannot be fetched"):

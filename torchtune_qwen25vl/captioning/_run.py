@@ -104,10 +104,11 @@ def tell_unused(settings: Settings, model: LoadedModel) -> None:
 def list_items(settings: Settings) -> list[Item]:
     """List the images of all inputs, with the texts that a table has for them."""
     columns = settings.columns
+    texts = {"caption": columns.caption, "tags": columns.tags}
     return find_items(
         settings.sources,
         image_column=columns.image,
-        text_columns={"caption": columns.caption, "tags": columns.tags},
+        text_columns={kind: name for kind, name in texts.items() if name is not None},
         recursive=settings.recursive,
         exclude=settings.excluded,
         text_suffix=settings.text_suffix,

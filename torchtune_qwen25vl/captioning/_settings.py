@@ -23,8 +23,8 @@ class Columns:
     """Columns of a table."""
 
     image: str = "image"
-    caption: str = "caption"
-    tags: str = "tags"
+    caption: str | None = "caption"
+    tags: str | None = "tags"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,6 +126,8 @@ def read_edits(path: Path) -> dict[str, str]:
     Raises:
         ValueError: if the file cannot be read, or a row is no edit.
     """
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file of edits")
     rows, edits = open_rows(str(path)), dict[str, str]()
     for index in range(len(rows)):
         try:

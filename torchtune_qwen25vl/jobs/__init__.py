@@ -17,6 +17,7 @@ read_rows      read the rows of tables
 Held           an image inside one
 as_text        a value of a table as text
 is_json        whether JSON can hold a value
+refuse_absent  refuse inputs that are not there
 find_items     list the images of all inputs
 count_tokens   placeholders of all images, by their headers
 tokens_of      placeholders of one
@@ -49,7 +50,7 @@ from torchtune_qwen25vl.jobs._chance import seeded
 from torchtune_qwen25vl.jobs._command import run_command, run_job
 from torchtune_qwen25vl.jobs._halves import InHalves, refuse_nan
 from torchtune_qwen25vl.jobs._images import count_tokens, read_pixels, read_task, tokens_of
-from torchtune_qwen25vl.jobs._items import THUMBNAILS, Item, find_items
+from torchtune_qwen25vl.jobs._items import THUMBNAILS, Item, find_items, refuse_absent
 from torchtune_qwen25vl.jobs._journal import Journal, Past, Run, claimed, read_journals, take_up
 from torchtune_qwen25vl.jobs._model import check_model
 from torchtune_qwen25vl.jobs._paths import as_path
@@ -93,6 +94,7 @@ __all__ = [
     "read_settings",
     "read_task",
     "read_words",
+    "refuse_absent",
     "refuse_nan",
     "run_command",
     "run_job",

@@ -122,7 +122,22 @@ def _listed(one: str, columns: _Columns, recursive: bool, sieve: Sieve) -> Itera
         return _of_rows(path, columns) if path.suffix.lower() in TABLES else [_file(path)]
     if glob.has_magic(one):
         return _of_pattern(path, sieve)
-    raise ValueError(f"an input is a folder, a file or a pattern that exists; {one} does not")
+    raise _absent(one)
+
+
+def refuse_absent(inputs: Sequence[str]) -> None:
+    """Refuse inputs that are not there, before anything that takes time.
+
+    Raises:
+        ValueError: naming the first one that is neither there nor a pattern.
+    """
+    for one in inputs:
+        if not glob.has_magic(one) and not as_path(one).exists():
+            raise _absent(one)
+
+
+def _absent(one: str) -> ValueError:
+    return ValueError(f"an input is a folder, a file or a pattern that exists; {one} does not")
 
 
 def _file(path: Path, root: Path | None = None) -> Item:

@@ -1,11 +1,11 @@
 """The model of a job: fetched and checked before anything is planned, loaded when work begins."""
 
 import hashlib
-import json
 import logging
 from pathlib import Path
 
 from torchtune_qwen25vl import device
+from torchtune_qwen25vl._files import read_object
 from torchtune_qwen25vl.jobs._journal import Run
 from torchtune_qwen25vl.jobs._settings import JobSettings
 from torchtune_qwen25vl.weights import bytes_to_fetch, fetch, find_weights
@@ -68,14 +68,18 @@ def _fetch(settings: JobSettings) -> Path:
 
 
 def _refuse_adapter(name: str) -> None:
-    """Refuse a folder that holds an adapter and no model.
+    """Refuse a folder that holds an adapter and no model, and the file of an adapter.
 
     Raises:
         ValueError: if it is one, saying how the two become a model.
     """
-    adapter = Path(name).expanduser() / "adapter_config.json"
-    if adapter.is_file() and not adapter.with_name("config.json").exists():
-        base = json.loads(adapter.read_text("utf-8")).get("base_model_name_or_path", "BASE")
+    path = Path(name).expanduser()
+    folder = path if path.is_dir() else path.parent
+    adapter, whole = folder / "adapter_config.json", set(folder.glob("*.safetensors"))
+    if path.is_file():
+        whole &= {path}
+    if adapter.is_file() and not {file for file in whole if file.stem != "adapter_model"}:
+        base = read_object(adapter).get("base_model_name_or_path", "BASE")
         raise ValueError(
             f"a model is a whole checkpoint, {name} holds an adapter: merge it into its base, as "
             f"peft does by PeftModel.from_pretrained(base, {name!r}).merge_and_unload()"

@@ -139,11 +139,13 @@ def read_settings(cfg: DictConfig, settings: type[S]) -> S:
 
 
 def _nested(key: str, value: Any, kind: Any) -> Any:
-    try:
-        return kind(**value)
-    except TypeError as error:
-        names = ", ".join(field.name for field in fields(kind))
-        raise ValueError(f"{key} has another key than {names}: {error}") from error
+    kinds = get_type_hints(kind)
+    if not isinstance(value, DictConfig) or not kinds.keys() >= set(value):
+        raise ValueError(f"{key} is a mapping of {', '.join(kinds)}, got {value!r}")
+    for name in value:
+        if not _is_a(value[name], kinds[str(name)]):
+            raise ValueError(f"{key}.{name} is {_words(kinds[str(name)])}, got {value[name]!r}")
+    return kind(**value)
 
 
 def _is_a(value: Any, kind: Any) -> bool:

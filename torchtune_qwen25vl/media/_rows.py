@@ -131,6 +131,8 @@ def open_rows(source: str, *, split: str | None = None, **load_dataset_kwargs: A
             raise ValueError(f"{source}: no such file to read rows from")
         _refuse(source, options, "a file")
         return _FILES[suffix](path)
+    if not path.exists() and _is_no_hub_id(source):
+        raise ValueError(f"{source}: no such file or folder to read rows from")
     if path.is_file():
         raise ValueError(
             f"rows are read from files that end in {', '.join(_FILES)}, got {source}; convert it, "
@@ -146,6 +148,10 @@ def open_rows(source: str, *, split: str | None = None, **load_dataset_kwargs: A
         _refuse(source, options, "a saved set without splits")
         return ArrowRows(datasets.load_from_disk(source))
     return ArrowRows(datasets.load_dataset(source, **{"split": "train", **options}))
+
+
+def _is_no_hub_id(source: str) -> bool:
+    return source[:1] in (".", "~", "/") or source.count("/") > 1 or source.endswith("/")
 
 
 def _refuse(source: str, options: dict[str, Any], kind: str) -> None:

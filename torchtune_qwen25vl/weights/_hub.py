@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 
 logger = logging.getLogger(__name__)
@@ -54,18 +55,39 @@ def missing_bytes(
 ) -> int | None:
     """Return the bytes of a checkpoint that a cache lacks; None if the hub cannot be asked."""
     try:
-        files = snapshot_download(
-            source,
-            cache_dir=cache,
-            allow_patterns=WANTED,
-            ignore_patterns=list(without),
-            endpoint=endpoint,
-            dry_run=True,
-        )
+        return _missing_bytes(source, cache, endpoint, without)
     except Exception as error:  # of the HTTP library too, whichever it is
         logger.warning("the hub cannot be asked about %s: %s", source, _first_line(error))
         return None
+
+
+def _missing_bytes(
+    source: str, cache: Path, endpoint: str | None, without: Sequence[str] = OF_PIPELINES
+) -> int:
+    files = snapshot_download(
+        source,
+        cache_dir=cache,
+        allow_patterns=WANTED,
+        ignore_patterns=list(without),
+        endpoint=endpoint,
+        dry_run=True,
+    )
     return sum(file.file_size or 0 for file in files if file.will_download)
+
+
+def _refuse_unreachable(source: str, cache: Path, endpoint: str | None) -> None:
+    """Refuse a checkpoint of which nothing is here, where no connection is made to the hub.
+
+    This is a machine without a network, or a mistyped folder; a download that was begun is worth
+    waiting for.
+    """
+    if (cache / repo_folder_name(repo_id=source, repo_type="model")).exists():
+        return
+    try:
+        _missing_bytes(source, cache, endpoint)
+    except Exception as error:  # of the HTTP library too, whichever it is
+        if _is_of(error, "ConnectError"):
+            raise ValueError(f"{source} cannot be fetched: {_first_line(error)}") from error
 
 
 def bytes_to_fetch(
@@ -114,6 +136,8 @@ def fetch(
         return Path(source).expanduser()
     source, cache = str(source), cache_folder(cache_dir)
     missing, free = missing_bytes(source, cache, endpoint, without), free_bytes(cache)
+    if missing is None:
+        _refuse_unreachable(source, cache, endpoint)
     if missing:
         logger.info("fetching %.2f GB of %s to %s", missing / 1e9, source, cache)
     if missing and missing + ROOM > free:
@@ -154,7 +178,7 @@ def _tried(source: str, waits: tuple[float, ...], fetch: Callable[[], T]) -> T:
             return fetch()
         except Exception as error:  # of the HTTP library too, whichever it is
             if wait is None or not is_transient(error):
-                raise ValueError(f"{source} cannot be fetched: {error}") from error
+                raise ValueError(f"{source} cannot be fetched: {_first_line(error)}") from error
             logger.warning(
                 "%s: %s; again in %g s, complete files are kept", source, _first_line(error), wait
             )
@@ -169,10 +193,13 @@ def is_transient(error: BaseException) -> bool:
             return False
         if isinstance(cause, HfHubHTTPError):
             return cause.response.status_code in (408, 429) or cause.response.status_code >= 500
-        names = {kind.__name__ for kind in type(cause).__mro__}
-        if names & {"TransportError", "ConnectionError", "TimeoutError"}:
-            return True
-    return False
+    return _is_of(error, "TransportError", "ConnectionError", "TimeoutError")
+
+
+def _is_of(error: BaseException, *names: str) -> bool:
+    """Say whether an error, or what caused it, is of a class of one of these names."""
+    kinds = (kind.__name__ for cause in _causes(error) for kind in type(cause).__mro__)
+    return not set(names).isdisjoint(kinds)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
