@@ -144,6 +144,8 @@ def test_a_folder_with_sidecars(tmp_path, shown, monkeypatch):
         elsewhere.chdir(tmp_path.parent)
         relative = caption_folder_dataset(transform(), source=tmp_path.name, prompt="What?")
         assert messages_of(relative) == messages_of(dataset)
+    (tmp_path / "a.png.txt").write_text("Of this one.")  # a.jpg may have another
+    assert messages_of(dataset) == captioned(shown[0], "Of this one.", "What?")
     (tmp_path / "c.txt").unlink()
     refused(dataset, 1, r"c\.webp has no c\.txt beside it")
     (tmp_path / "empty").mkdir()

@@ -8,8 +8,8 @@ import os
 import pytest
 from PIL import Image
 
-from torchtune_qwen25vl.jobs import _paths, find_items
-from torchtune_qwen25vl.media import image_size, load_image
+from torchtune_qwen25vl.jobs import find_items
+from torchtune_qwen25vl.media import _folders, image_size, load_image
 
 TAKEN = ["a.jpg", "b.PNG", "in/c.webp", "in/e-depth.png", "in/drafts/d.png"]
 LEFT_OUT = {
@@ -26,7 +26,7 @@ LEFT_OUT = {
 def folder(tmp_path, caplog, monkeypatch):
     """Images, and everything else that lies among them; no extra is installed."""
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(_paths, "LACKING", {".heic": "heic", ".jxl": "jxl"})
+    monkeypatch.setattr(_folders, "LACKING", {".heic": "heic", ".jxl": "jxl"})
     inside = ["@eaDir/a.jpg", ".ipynb_checkpoints/b.png", "in/.thumbnails/c.jpg"]
     files = [*TAKEN, "a.txt", *inside, *(name for names in LEFT_OUT.values() for name in names)]
     for name in files:

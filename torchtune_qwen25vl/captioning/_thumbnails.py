@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from torchtune_qwen25vl.captioning._records import stamp_of
-from torchtune_qwen25vl.jobs import THUMBNAILS, Item, Workers, read_pixels, read_task
-from torchtune_qwen25vl.media import load_image
+from torchtune_qwen25vl.jobs import Item, Workers, read_pixels, read_task
+from torchtune_qwen25vl.media import THUMBNAILS, load_image
 
 SIZE = (256, 256)  # pixels, at most
 

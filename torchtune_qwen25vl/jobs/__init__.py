@@ -41,7 +41,6 @@ Ahead          values made in a thread, some ahead
 Progress       a progress bar
 summary        numbers of records by state
 FULL           error numbers of a full disk
-THUMBNAILS     folder of small images in that of a job
 """
 
 from torchtune_qwen25vl.jobs._ahead import Ahead
@@ -50,7 +49,7 @@ from torchtune_qwen25vl.jobs._chance import seeded
 from torchtune_qwen25vl.jobs._command import run_command, run_job
 from torchtune_qwen25vl.jobs._halves import InHalves, refuse_nan
 from torchtune_qwen25vl.jobs._images import count_tokens, read_pixels, read_task, tokens_of
-from torchtune_qwen25vl.jobs._items import THUMBNAILS, Item, find_items, refuse_absent
+from torchtune_qwen25vl.jobs._items import Item, find_items, refuse_absent
 from torchtune_qwen25vl.jobs._journal import Journal, Past, Run, claimed, read_journals, take_up
 from torchtune_qwen25vl.jobs._model import check_model
 from torchtune_qwen25vl.jobs._paths import as_path
@@ -64,7 +63,6 @@ from torchtune_qwen25vl.jobs._workers import Outcome, Task, Workers, attempt
 
 __all__ = [
     "FULL",
-    "THUMBNAILS",
     "Ahead",
     "Held",
     "InHalves",

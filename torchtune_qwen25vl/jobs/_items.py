@@ -13,16 +13,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torchtune_qwen25vl.jobs._paths import Sieve, as_path, folder_of
+from torchtune_qwen25vl.jobs._paths import as_path, folder_of
 from torchtune_qwen25vl.jobs._row_images import RowImage
-from torchtune_qwen25vl.media import SUFFIXES, Rows, open_rows
+from torchtune_qwen25vl.media import SUFFIXES, Rows, Sieve, images_in, open_rows
 
 logger = logging.getLogger(__name__)
 
 LISTS = (".txt", ".lst")
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
-OWN_FILE = "journal-0.jsonl"
-THUMBNAILS = "thumbnails"  # folder in that of a job
 SAVED_DATASET = ("state.json", "dataset_dict.json")
 
 
@@ -168,28 +166,14 @@ def _is_text_file(path: Path) -> bool:
 
 
 def _of_folder(folder: Path, recursive: bool, sieve: Sieve) -> Iterator[Item]:
-    """List a folder; links to folders are followed, each real folder is looked into once."""
-    seen: set[str] = set()
     problems: list[Item] = []
 
     def report(error: OSError) -> None:
         name = os.path.abspath(error.filename)
         problems.append(Item(name, problem=f"the folder cannot be read: {error.strerror}"))
 
-    for here, folders, files in os.walk(folder, followlinks=True, onerror=report):
-        real = os.path.realpath(here)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        inner = Path(here).relative_to(folder)
-        folders[:] = sorted(folders) if recursive else []
-        folders[:] = [name for name in folders if sieve.takes_folder(inner / name)]
-        if OWN_FILE in files:  # beside results of a job; they are not left out, they are its own
-            folders[:] = [name for name in folders if name != THUMBNAILS]
-            files = [name for name in files if Path(name).suffix.lower() in SUFFIXES]
-        images = (name for name in sorted(files) if sieve.takes_file(inner / name, folder))
-        yield from (_file(Path(here, name), folder) for name in images)
+    for path in images_in(folder, sieve, recursive=recursive, report=report):
+        yield _file(path, folder)
     yield from problems
 
 

@@ -7,6 +7,9 @@ is_image      whether a file is an image, whatever its name
 PIXEL_LIMIT   pixels of the largest image that is decoded
 SUFFIXES      of files that are images
 LACKING       of those that need an extra which is not installed
+images_in     the images of a folder
+Sieve         which of its files they are, and what is left out for which reason
+THUMBNAILS    folder of small images in that of a job, where none is looked for
 load_video    decode the frames of a video that are kept
 Rows          what a reader needs of a set of rows
 JsonRows      rows kept as JSON text
@@ -15,6 +18,7 @@ open_rows     open a table or data set by where it lies
 EXTRA_FIELDS  key of what a table's header does not name
 """
 
+from torchtune_qwen25vl.media._folders import THUMBNAILS, Sieve, images_in
 from torchtune_qwen25vl.media._images import (
     LACKING,
     PIXEL_LIMIT,
@@ -32,9 +36,12 @@ __all__ = [
     "LACKING",
     "PIXEL_LIMIT",
     "SUFFIXES",
+    "THUMBNAILS",
     "JsonRows",
     "Rows",
+    "Sieve",
     "image_size",
+    "images_in",
     "is_image",
     "json_texts",
     "load_image",

@@ -9,11 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torchtune.utils import get_logger, log_rank_zero
 
 from torchtune_qwen25vl.data._conversation import Conversation, Turn
 from torchtune_qwen25vl.data._dataset import SampleDataset, sample_dataset
 from torchtune_qwen25vl.data.formats._shared import listed, opened, refuse_option, required
-from torchtune_qwen25vl.media import EXTRA_FIELDS, SUFFIXES, JsonRows, Rows, json_texts
+from torchtune_qwen25vl.media import (
+    EXTRA_FIELDS,
+    SUFFIXES,
+    JsonRows,
+    Rows,
+    Sieve,
+    images_in,
+    json_texts,
+)
 from torchtune_qwen25vl.transform import Qwen25VLTransform
 
 PROMPT = "Describe this image."
@@ -78,31 +87,43 @@ class CaptionRows:
 
 
 class FolderRows(JsonRows):
-    """The images in a folder and its subfolders, by path, with the text of the .txt beside each.
+    """The images in a folder and its subfolders, by path, with the text of the file beside each.
 
-    A text loses the newlines at its end, nothing else.
+    They are those that `caption` works on, and what is left out is logged as it does. The text of
+    a.jpg is in a.jpg.txt, or else in a.txt. It loses the newlines at its end, nothing else.
 
     Args:
         source: folder, whose subfolders are included
+        text_suffix: of the texts
 
     Raises:
-        ValueError: if it holds no images.
+        ValueError: if it holds no images, or a folder cannot be read.
     """
 
-    def __init__(self, source: str) -> None:
-        files = sorted(Path(source).absolute().rglob("[!.]*"))  # not relative to media_root
-        images = [file for file in files if file.suffix.lower() in SUFFIXES]
+    def __init__(self, source: str, text_suffix: str = ".txt") -> None:
+        self._suffix, sieve = text_suffix, Sieve(text_suffix=text_suffix)
+        folder = Path(source).absolute()  # not relative to media_root
+        images = sorted(images_in(folder, sieve, recursive=True, report=_refuse_folder))
         if not images:
             raise ValueError(f"{source}: no images ({' '.join(SUFFIXES)}) in this folder")
+        if sieve.left_out:
+            log_rank_zero(get_logger("INFO"), f"{source}: left out {sieve}")
         super().__init__(json_texts({"image": str(image)} for image in images))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return the row, its caption read now: an image without a text is that row's error."""
         row = super().__getitem__(index)
-        sidecar = Path(row["image"]).with_suffix(".txt")
-        if not sidecar.is_file():
-            raise ValueError(f"{row['image']} has no {sidecar.name} beside it")
+        image = Path(row["image"])
+        full, sidecar = Path(f"{image}{self._suffix}"), image.with_suffix(self._suffix)
+        if full.is_file():
+            sidecar = full
+        elif not sidecar.is_file():
+            raise ValueError(f"{image} has no {sidecar.name} beside it")
         return {**row, "caption": sidecar.read_text("utf-8-sig").rstrip("\r\n")}
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise ValueError(f"{error.filename}: the folder cannot be read: {error.strerror}")
 
 
 def caption_dataset(
@@ -140,14 +161,16 @@ def caption_folder_dataset(
     *,
     source: str,
     prompt: str = PROMPT,
+    text_suffix: str = ".txt",
     **options: Any,
 ) -> SampleDataset:
-    """Build a dataset of a folder of images, with a .txt of the same name beside each.
+    """Build a dataset of a folder of images, with a text file of the same name beside each.
 
     Args:
         model_transform: tokenizer of the recipe
         source: folder, whose subfolders are included
         prompt: question of the user, after the image
+        text_suffix: suffix of the text files, as in `caption`
         **options: `Options`
 
     Raises:
@@ -155,5 +178,5 @@ def caption_folder_dataset(
     """
     refuse_option(options, "prepend_media", SHOWN_FIRST)
     refuse_option(options, "media_root", "the images are those in the folder")
-    rows, parse = FolderRows(source), CaptionParser(prompt)
+    rows, parse = FolderRows(source, text_suffix), CaptionParser(prompt)
     return sample_dataset(model_transform, rows, parse, source=source, **options)
