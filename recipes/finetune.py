@@ -7,8 +7,7 @@ It does what the stock recipes cannot. Vision encoder, merger and decoder are fr
 full or through adapters, each with its own learning rate. Rows are packed with samples that do not
 see each other, the loss projects labelled rows only, and any rank may have any mix of text, images
 and videos. From a checkpoint, written every so many steps and on SIGTERM, a run goes on bit for
-bit, and `export=step_N` writes the result as it was at one. A run that cannot go on says why in one
-line, and ends with exit code 2.
+bit; `export=step_N` writes its result. A run that cannot go on says why in one line (exit code 2).
 
 A step trains on `batch_size * gradient_accumulation_steps` samples of every rank, and its loss is
 the mean over all their labels. The samples go through the model `batch_size` at a time, padded; or,
@@ -70,6 +69,7 @@ class FinetuneRecipe:
     def setup(self) -> None:
         """Make data, model, optimiser and schedule, as the last checkpoint left them, if any."""
         settings = self.settings
+        self.output_dir.mkdir(parents=True, exist_ok=True)
         self.tokenizer = config.instantiate(settings.tokenizer)
         self.dataset = config.instantiate(settings.dataset, self.tokenizer)
         self.val_dataset = config.instantiate(settings.val_dataset, self.tokenizer)

@@ -115,6 +115,10 @@ WRONG = {  # of each kind, what it is not
     "SHARE": [-0.1, 1, 1.5, "half"],
     "TEXT": ["", 3, None],
     "NAMES": ["q_proj", [1]],
+    "MEANS": [0.5, [0.5, 0.5], ["a", 0.5, 0.5], None],
+    "DEVIATIONS": [0.5, [0.5, 0.5], [0.5, 0, 0.5], None],
+    "BETAS": [0.9, [0.9], [0.9, 1.0], [-0.1, 0.9], None],
+    "SUFFIX": ["txt", ".", "", 5, ".a/b", None],
     "SECTION": ["a word", 3, None],
     "SECTION_OR_TEXT": [3, None],
 }

@@ -196,6 +196,14 @@ def test_what_the_user_can_mend_is_one_line_and_exit_code_2(folder, tmp_path):
         assert "Traceback" not in done.stderr
 
 
+def test_an_output_folder_that_cannot_be_is_refused_before_the_logger(folder, tmp_path):
+    (tmp_path / "file").touch()
+    flagship = recipe().FinetuneRecipe(simple(folder, tmp_path / "file"))
+    flagship.settings.tokenizer["_component_"] = "nowhere.t"  # which comes later
+    with pytest.raises(FileExistsError, match="file"):
+        flagship.setup()
+
+
 def raises(error):
     def recipe():
         raise error

@@ -273,6 +273,11 @@ def test_a_damaged_file_is_named(folder, text):
         Qwen25VLTransform.from_folder(folder)
 
 
+def test_unknown_arguments_of_videos_are_named(folder):
+    with pytest.raises(ValueError, match=r"video has no frames; it takes min_pixels, .*fps.*dtype"):
+        Qwen25VLTransform(folder / "tokenizer.json", video={"frames": 4})
+
+
 def test_the_geometry_of_a_video_is_not_an_argument(folder):
     with pytest.raises(ValueError, match="but video has merge_size, patch_size; leave it out"):
         Qwen25VLTransform(folder / "tokenizer.json", video={"patch_size": 16, "merge_size": 1})

@@ -1,7 +1,8 @@
 """What each setting of the YAML may be: one table of kinds and ranges."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 
@@ -35,6 +36,15 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
+def _are_numbers(values: Any, count: int, fits: Callable[[float], bool]) -> bool:
+    is_list = isinstance(values, Sequence) and not isinstance(values, str)
+    return is_list and len(values) == count and all(_is_number(v) and fits(v) for v in values)
+
+
+def _is_suffix(value: Any) -> bool:
+    return isinstance(value, str) and len(value) > 1 and Path(f"a{value}").suffix == value
+
+
 SWITCH = Kind("True or False", lambda value: type(value) is bool)
 COUNT = Kind("a whole number from 1", lambda value: _is_whole(value, 1))
 WHOLE = Kind("a whole number from 0", lambda value: _is_whole(value, 0))
@@ -46,6 +56,15 @@ NAMES = Kind(
     "a list of names",
     lambda value: not isinstance(value, str) and all(isinstance(name, str) for name in value),
 )
+MEANS = Kind("a list of 3 numbers", lambda value: _are_numbers(value, 3, lambda v: True))
+DEVIATIONS = Kind(
+    "a list of 3 numbers of more than 0", lambda value: _are_numbers(value, 3, lambda v: v > 0)
+)
+BETAS = Kind(
+    "a list of 2 numbers from 0 to below 1",
+    lambda value: _are_numbers(value, 2, lambda v: 0 <= v < 1),
+)
+SUFFIX = Kind("a dot and letters", _is_suffix)
 SECTION = Kind("a section of keys", lambda value: isinstance(value, Mapping))
 SECTION_OR_TEXT = Kind(
     "a folder, a hub id or a component", lambda value: TEXT.holds(value) or SECTION.holds(value)
@@ -73,6 +92,29 @@ DATALOADER = {
     "timeout": AMOUNT,
     "multiprocessing_context": or_null(one_of("fork", "forkserver", "spawn")),
 }
+VIDEO = {
+    "min_pixels": COUNT,
+    "max_pixels": COUNT,
+    "total_pixels": or_null(COUNT),
+    "num_frames": or_null(COUNT),
+    "fps": or_null(POSITIVE),
+    "min_frames": COUNT,
+    "max_frames": COUNT,
+    "image_mean": MEANS,
+    "image_std": DEVIATIONS,
+}
+DATASET = {
+    "source": TEXT,
+    "prompt": TEXT,
+    "image_column": TEXT,
+    "caption_column": TEXT,
+    "text_suffix": SUFFIX,
+    "media_root": or_null(TEXT),
+    "prepend_media": SWITCH,
+    "fps": or_null(POSITIVE),
+    "pixel_limit": COUNT,
+    "skip_bad_rows": or_null(TEXT),
+}
 KINDS: dict[str, Kind] = {
     "model_dir": SECTION_OR_TEXT,
     "output_dir": TEXT,
@@ -82,7 +124,10 @@ KINDS: dict[str, Kind] = {
     "parts": SECTION,
     "adapters": or_null(SECTION),
     "optimizer": SECTION,
+    "optimizer.betas": BETAS,
+    "optimizer.eps": POSITIVE,
     "lr_scheduler": SECTION,
+    "lr_scheduler.num_cycles": POSITIVE,
     "lr_scheduler.num_warmup_steps": WHOLE,
     "warmup_ratio": or_null(SHARE),
     "clip_grad_norm": or_null(POSITIVE),
@@ -92,8 +137,13 @@ KINDS: dict[str, Kind] = {
     "tokenizer.max_seq_len": or_null(COUNT),
     "tokenizer.min_pixels": COUNT,
     "tokenizer.max_pixels": COUNT,
+    "tokenizer.image_mean": MEANS,
+    "tokenizer.image_std": DEVIATIONS,
+    "tokenizer.video": or_null(SECTION),
+    **{f"tokenizer.video.{key}": kind for key, kind in VIDEO.items()},
     "dataset": SECTION,
     "val_dataset": or_null(SECTION),
+    **{f"{name}.{key}": DATASET[key] for name in ("dataset", "val_dataset") for key in DATASET},
     "dataloader": SECTION,
     "shuffle": SWITCH,
     "epochs": or_null(POSITIVE),

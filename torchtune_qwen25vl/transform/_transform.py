@@ -24,9 +24,8 @@ from torchtune_qwen25vl.transform._pixels import as_pixels, size
 from torchtune_qwen25vl.transform._processor import read_processor
 from torchtune_qwen25vl.transform._tokenizer import Qwen25VLTokenizer
 from torchtune_qwen25vl.transform._turns import media_parts
-from torchtune_qwen25vl.transform._video import Qwen25VLVideoTransform
+from torchtune_qwen25vl.transform._video import GEOMETRY, VIDEO, Qwen25VLVideoTransform
 
-GEOMETRY = {"patch_size", "merge_size", "temporal_patch_size"}
 RATES = {"fps", "num_frames"}
 OVER_LONG = ("error", "shrink_images", "truncate", "skip")
 
@@ -95,6 +94,8 @@ class Qwen25VLTransform(Transform):
     ) -> None:
         if over_long not in OVER_LONG:
             raise ValueError(f"over_long is one of {', '.join(OVER_LONG)}, got {over_long!r}")
+        if unknown := sorted(map(str, (video or {}).keys() - VIDEO - GEOMETRY)):
+            raise ValueError(f"video has no {', '.join(unknown)}; it takes {', '.join(VIDEO)}")
         if fixed := sorted(GEOMETRY & (video or {}).keys()):
             raise ValueError(
                 f"the geometry of patches is the model's, but video has {', '.join(fixed)}; leave "

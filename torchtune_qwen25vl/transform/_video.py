@@ -7,6 +7,7 @@ p = g_t * g_h * g_w patches, where g_t counts groups of t frames.
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any, Literal
 
 import numpy as np
@@ -227,6 +228,11 @@ class Qwen25VLVideoTransform:
             return self.max_pixels
         share = self.total_pixels * self.patchify.temporal_patch_size // num_frames
         return max(min(self.max_pixels, share), int(1.05 * self.min_pixels))
+
+
+GEOMETRY = {"patch_size", "merge_size", "temporal_patch_size"}
+VIDEO = [name for name in signature(Qwen25VLVideoTransform).parameters if name not in GEOMETRY]
+"""Arguments that a model leaves open."""
 
 
 @functools.cache
