@@ -14,15 +14,18 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torchtune import _recipe_registry
 from torchtune._cli.run import ROOT
 from torchtune._cli.tune import TuneCLIParser
 from torchtune._recipe_registry import Config, Recipe
+from yaml import YAMLError
 
 from torchtune_qwen25vl import captioning, conditioning, jobs, training
 from torchtune_qwen25vl import hidden_states as states
@@ -58,11 +61,58 @@ def main() -> None:
         print(recipe_help(args.recipe))
         return
     try:
+        _check_run(args)
         tune.run(args)
     except ChildFailedError as error:  # each process has said what it had to say
         codes = [failure.exitcode for failure in error.failures.values()]
         # a shell reports an end by signal N as 128 + N
         raise SystemExit(max(code if code > 0 else 128 - code for code in codes)) from error
+
+
+def _check_run(args: argparse.Namespace) -> None:
+    """Refuse what torchtune would end with a traceback: a recipe or a config that is not there.
+
+    Raises:
+        SystemExit: with 2 after one line.
+    """
+    if not hasattr(args, "recipe_args"):
+        return
+    known = {recipe.name for recipe in _recipe_registry.get_all_recipes()}
+    if args.recipe not in known and not Path(args.recipe).exists() and not _is_module(args.recipe):
+        _refuse(f"there is no recipe {args.recipe}; see tune-qwen25vl ls")
+    if args.recipe_args[-1:] == ["--config"]:
+        _refuse("--config needs a name or a file: write --config NAME")
+    if "--config" in args.recipe_args:
+        path = Path(args.recipe_args[args.recipe_args.index("--config") + 1])
+        if path.is_file():
+            _load(path)
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _load(path: Path) -> DictConfig:
+    """Read a config.
+
+    Raises:
+        SystemExit: with 2 after one line, if it cannot be read or holds no keys.
+    """
+    try:
+        cfg = OmegaConf.load(path)
+    except (OSError, YAMLError, UnicodeDecodeError) as error:
+        _refuse(f"{path} cannot be read as YAML: {' '.join(str(error).split())}")
+    if not isinstance(cfg, DictConfig):
+        _refuse(f"{path} holds no keys; a config is key: value, one a line")
+    return cfg
+
+
+def _refuse(line: str) -> NoReturn:
+    print(line, file=sys.stderr)
+    raise SystemExit(2)
 
 
 def caption(words: Sequence[str] | None = None) -> int:
@@ -137,27 +187,27 @@ def validate(components: Callable[[argparse.Namespace], None], args: argparse.Na
     Raises:
         SystemExit: with 2 if something is wrong, which is printed.
     """
+    cfg = _load(args.config)
     launch = _LAUNCH.search(args.config.read_text())
     recipe = launch[1] if launch else None
     try:
         if recipe in ("finetune", *JOBS):
-            cfg = OmegaConf.load(args.config)
             _check_keys(recipe, cfg)
             for warning in warnings_of(cfg):
                 print(warning)
         else:
             belongs = f"belongs to {recipe}" if recipe else "names no recipe in its header"
             print(f"{args.config} {belongs}, so components are checked and keys are not")
-    except ValueError as error:
-        print(f"{args.config}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    except (ValueError, OmegaConfBaseException) as error:
+        _refuse(f"{args.config}: {' '.join(str(error).split())}")
     components(args)
 
 
 def _check_keys(recipe: str, cfg: DictConfig) -> None:
     """Read the settings of a recipe of ours as it does."""
     if recipe == "finetune":
-        training.read_settings(cfg)
+        settings = training.read_settings(cfg)
+        training.tuning(training.read_parts(settings.parts), settings.adapters or {})
     else:
         if cfg.get("inputs") is None:
             cfg.inputs = "."  # a config may leave them to the command line

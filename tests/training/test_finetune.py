@@ -93,6 +93,10 @@ def cfg(folder, tmp_path):
         ({"adapters.rank": 4}, r"adapters has no keys \['rank'\]; it takes \['lora_attn"),
         ({"dataloader.batch_size": 4}, r"dataloader has no keys \['batch_size'\]"),
         ({"dataset.sorce": "a"}, "dataset must suit training_samples.Samples: .*'sorce'; mend"),
+        (
+            {"dataset": {"_component_": "torchtune_qwen25vl.data.llava_dataset", "sourc": "a"}},
+            "dataset must suit torchtune_qwen25vl.data.llava_dataset: it needs source; mend",
+        ),
         ({"tokenizer._component_": "nowhere.T"}, "tokenizer must name what can be imported"),
         ({"adapters.apply_lora_to_output": True}, "apply_lora_to_output is not for this loss"),
     ],

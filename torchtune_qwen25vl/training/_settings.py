@@ -181,3 +181,8 @@ def _check_component(key: str, section: Mapping[str, Any]) -> None:
         )
     except TypeError as error:
         raise ValueError(f"{key} must suit {name}: {error}; mend its keys") from error
+    parameters = inspect.signature(component).parameters.values()
+    needed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    counted = {WARMUP, "num_training_steps"}  # by the recipe
+    if missing := [name for name in needed if name not in {*section, *counted}]:
+        raise ValueError(f"{key} must suit {name}: it needs {', '.join(missing)}; mend its keys")
