@@ -225,6 +225,7 @@ def test_a_row_of_wrong_types_is_reported_and_the_check_goes_on(check, tmp_path)
         (["~dataset.source"], "'source'"),
         (["~tokenise"], "Could not find key tokenise"),
         (["dataset._component_=torch.utils.data.ChainDataset"], "ChainDataset"),
+        (["dataset._component_=torchtune_qwen25vl.data.lava_dataset"], "lava_dataset"),
     ],
 )
 def test_a_check_that_cannot_run(check, arguments, match):

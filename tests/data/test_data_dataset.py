@@ -345,6 +345,9 @@ def test_options_that_mean_nothing_are_refused(build, options, said, tmp_path):
     [
         (llava_dataset, talk("<image>?", "A.", images=["a.png"]), "image or video .* is images;"),
         (llava_dataset, talk("Hi", "A.", audio="a.wav"), "is audio;"),
+        (llava_dataset, talk("Hi", "A.", Image="a.png"), "is Image;"),
+        (llava_dataset, talk("Hi", "A.", image_file="a.png"), "is image_file;"),
+        (swift_dataset, {"messages": talked("Hi", "A."), "VIDEO_PATHS": ["a"]}, "is VIDEO_PATHS;"),
         (sharegpt_dataset, talk("Hi", "A.", image="a.png"), "images or videos .* is image;"),
         (swift_dataset, {"messages": talked("Hi", "A."), "image": "a.png"}, "is image;"),
         (openai_dataset, {"messages": talked("<image>?", "A."), "images": ["a"]}, "is images;"),

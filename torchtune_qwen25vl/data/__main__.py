@@ -12,7 +12,9 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torchtune import config
+from torchtune.config._errors import InstantiationError
 from torchtune.config._utils import _merge_yaml_and_cli_args
+from yaml import YAMLError
 
 from torchtune_qwen25vl._files import write_file
 from torchtune_qwen25vl._rounding import warnings_of
@@ -53,8 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         cfg = _merge_yaml_and_cli_args(Namespace(**OmegaConf.load(arguments.config)), overrides)
         tokenizer, datasets = _build(arguments.config, cfg)
-    except (ValueError, TypeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, TypeError, OSError, YAMLError, InstantiationError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     for warning in warnings_of(cfg):
         print(warning)

@@ -16,11 +16,9 @@ from torchtune_qwen25vl.data._options import OPTIONS
 from torchtune_qwen25vl.media import SUFFIXES, Rows, open_rows
 from torchtune_qwen25vl.transform import Qwen25VLTransform
 
-MEDIA = (
-    *("image", "images", "img", "image_url", "image_path", "video", "videos", "video_url"),
-    *("video_path", "audio", "audios"),
-)
-"""Keys under which some format has media."""
+_SUFFIXES = ("", "s", "_url", "_urls", "_path", "_paths", "_file", "_files")
+MEDIA = {f"{kind}{end}" for kind in ("image", "img", "video", "audio") for end in _SUFFIXES}
+"""Keys, in any case, under which some format has media."""
 
 STILLS = frozenset(SUFFIXES) - {".gif"}
 """Suffixes of files that are frames, where they stand for a video; a .gif may be a whole one."""
@@ -46,7 +44,7 @@ def refuse_media(row: Mapping[str, Any], *read: str) -> None:
         row: row, or a message in it
         read: keys that are read
     """
-    if unread := [key for key in MEDIA if key not in read and row.get(key)]:
+    if unread := [k for k in row if str(k).lower() in MEDIA and k not in read and row[k]]:
         raise ValueError(
             f"media stand under {' or '.join(read) or 'keys of the row'} in this format, but there "
             f"is {', '.join(unread)}; rename it, or choose the builder of the rows' format"
