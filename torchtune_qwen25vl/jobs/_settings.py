@@ -140,8 +140,10 @@ def read_settings(cfg: DictConfig, settings: type[S]) -> S:
 
 def _nested(key: str, value: Any, kind: Any) -> Any:
     kinds = get_type_hints(kind)
-    if not isinstance(value, DictConfig) or not kinds.keys() >= set(value):
+    if not isinstance(value, DictConfig):
         raise ValueError(f"{key} is a mapping of {', '.join(kinds)}, got {value!r}")
+    if unknown := sorted(map(str, value.keys() - kinds)):
+        raise ValueError(f"{key} has another key than {', '.join(kinds)}: {', '.join(unknown)}")
     for name in value:
         if not _is_a(value[name], kinds[str(name)]):
             raise ValueError(f"{key}.{name} is {_words(kinds[str(name)])}, got {value[name]!r}")
