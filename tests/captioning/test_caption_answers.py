@@ -155,6 +155,15 @@ def test_loops(tokens, looping):
     assert loops(tokens) == looping
 
 
+@pytest.mark.parametrize("system", ["", "Be kind."])
+def test_a_system_prompt_may_be_empty(loaded, items, system):
+    wording = Wording("What?", system=system)
+    questioner = Questioner(loaded[1], wording, {}, min_pixels=LEAST, max_pixels=25088)
+    sample = questioner.again(next(iter(items.values())), 25088).sample
+    text = loaded[1].decode(sample["tokens"].tolist(), skip_special_tokens=False)
+    assert text.startswith(f"<|im_start|>system\n{system}<|im_end|>\n")
+
+
 def test_pixels_read_apart_are_those_of_the_transform(loaded, items, tmp_path):
     """Resized by a worker and then transformed: the same tensors as in one step."""
     folder = captions.write_pictures(tmp_path / "more", 6, seed=7)

@@ -129,6 +129,8 @@ def test_captions_of_a_state_are_asked_for_again(run, photos, monkeypatch):
     before = captions.texts(photos)
     assert run(prefix="old ", retry=["cut"]) == 0
     assert run(prefix="old ", retry_failed=True) == 0
+    states = captions.states(photos / "_captions")
+    assert sorted(states.values()) == ["done", "looped", "looped", "looped"]  # none again
     assert captions.texts(photos) == before
     assert run(prefix="old ", retry="looped") == 0
     states = captions.states(photos / "_captions")
