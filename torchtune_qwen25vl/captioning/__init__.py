@@ -1,6 +1,8 @@
 """Captions for folders of images: the parts of `recipes/caption.py`.
 
 Settings       the keys of the recipe
+PRESETS        questions by name, and how they are answered
+read_preset    one of them, changed here and there
 plan_run       what is to be done, from what is on disk
 PlannedRun     what all ranks have to know of it
 show_plan      say it, for a dry run
@@ -18,6 +20,7 @@ apply_edits    captions that were edited on that page into all of these
 
 from torchtune_qwen25vl.captioning._answers import Answerer
 from torchtune_qwen25vl.captioning._edits import apply_edits
+from torchtune_qwen25vl.captioning._prompts import PRESETS, read_preset
 from torchtune_qwen25vl.captioning._questions import Questioner
 from torchtune_qwen25vl.captioning._records import STATES, Record, write_down
 from torchtune_qwen25vl.captioning._run import (
@@ -32,6 +35,7 @@ from torchtune_qwen25vl.captioning._settings import Settings
 from torchtune_qwen25vl.captioning._thumbnails import Thumbnails
 
 __all__ = [
+    "PRESETS",
     "STATES",
     "Answerer",
     "PlannedRun",
@@ -41,6 +45,7 @@ __all__ = [
     "Thumbnails",
     "apply_edits",
     "plan_run",
+    "read_preset",
     "records_of",
     "show_plan",
     "tell_unused",
