@@ -95,7 +95,7 @@ def test_a_file_that_has_changed_is_read_anew(host):
 )
 def test_what_a_file_cannot_hold_is_refused(host, given, message):
     with pytest.raises(ValueError, match=message):
-        SAVE().save(given, "x")
+        SAVE().save(given, "some/where")
     assert list(host.outputs.rglob("*")) == []
 
 

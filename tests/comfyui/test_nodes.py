@@ -197,6 +197,14 @@ def test_images_come_in_batches_of_a_size(host, encoder, plain):
     assert values == {"pooled_output": None}
 
 
+def test_colours_are_rounded(host, encoder, plain):
+    """Those of an image that was made lie between those of a file."""
+    photo = photos.noise(56, 84)
+    between = image(photo) + torch.tensor([0.4, -0.4]).repeat(28)[:, None] / 255  # along a row
+    ((embeds, _),) = TextEncode().encode(encoder, TEXT, "edit_plus", False, images=between)[0]
+    assert torch.equal(embeds, plain(TEXT, [photo], task="edit_plus", resize=False)[0])
+
+
 def test_a_vae_may_have_nothing_to_encode(host, encoder, plain):
     ((embeds, values),) = TextEncode().encode(encoder, TEXT, "edit_plus", True, vae=Vae())[0]
     assert torch.equal(embeds, plain(TEXT, task="edit_plus")[0])

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from torchtune_qwen25vl._files import write_file
@@ -60,8 +60,8 @@ class SaveConditioning:
         self, conditioning: Conditioning, filename_prefix: str, note: str = ""
     ) -> dict[str, Any]:
         """Write the file, whole or not at all."""
-        path = output_file(filename_prefix, SUFFIX)
         entry = _only(conditioning)
+        path = output_file(filename_prefix, SUFFIX)
         tensors = {EMBEDS: entry.embeds, EMBEDS_MASK: entry.mask.to(torch.int64)}
         tensors |= {f"{LATENTS}.{i}": latent for i, latent in enumerate(entry.latents)}
         metadata = {"torchtune_qwen25vl": version("torchtune-qwen25vl"), "note": note}
@@ -118,22 +118,33 @@ def _only(conditioning: Conditioning) -> Entry:
 
 def _read(path: Path) -> tuple[Tensor, Tensor, list[Tensor]]:
     try:
-        tensors = load_file(path)
+        tensors = _tensors_of(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read ({error}): save it again") from error
-    embeds = tensors.pop(EMBEDS, None)
-    if embeds is None or embeds.ndim != 3 or len(embeds) != 1:
-        found = "none" if embeds is None else list(embeds.shape)
-        raise ValueError(
-            f"a conditioning has {EMBEDS} [1, tokens, width], {path} has {found}: choose a file "
-            "of Save Conditioning or of embed_prompts"
-        )
+    embeds = tensors.pop(EMBEDS)
     mask = tensors.pop(EMBEDS_MASK, torch.ones(embeds.shape[:2], dtype=torch.int64))
     latents = [tensors.pop(f"{LATENTS}.{i}") for i in range(_latents_of(tensors))]
     if tensors or mask.shape != embeds.shape[:2]:
         wrong = ", ".join(sorted(tensors)) or f"a mask {list(mask.shape)} of {list(embeds.shape)}"
         raise ValueError(f"{path} holds what no conditioning does ({wrong}): choose another file")
     return embeds, mask, latents
+
+
+def _tensors_of(path: Path) -> dict[str, Tensor]:
+    """Read all tensors, if there are embeddings among them: other files may be large.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    with safe_open(path, framework="pt") as opened:
+        names = list(opened.keys())
+        shape = opened.get_slice(EMBEDS).get_shape() if EMBEDS in names else []
+        if len(shape) != 3 or shape[0] != 1:
+            raise ValueError(
+                f"a conditioning has {EMBEDS} [1, tokens, width], {path} has {shape or 'none'}: "
+                "choose a file of Save Conditioning or of embed_prompts"
+            )
+        return {name: opened.get_tensor(name) for name in names}
 
 
 def _latents_of(tensors: dict[str, Tensor]) -> int:
