@@ -79,7 +79,7 @@ def test_parity_imports_what_its_extra_declares(path):
 
 def test_tests_import_what_is_declared():
     local = {path.stem.replace("_", "-") for path in files("tests")}
-    declared = names(CORE) | names(DEV) | names(ALL_EXTRAS)
+    declared = names(CORE) | names(DEV) | names(ALL_EXTRAS) | set().union(*HOSTS.values())
     used = set().union(*(imported(path) for path in files("tests")))
     assert used - local <= declared
 

@@ -24,7 +24,9 @@ ANSWERS = [ANSWER.format(colour) for colour in COLOURS]
 TEXTS = (QUESTION, *ANSWERS, "You are a helpful assistant.", "user", "assistant")
 
 
-def write_folder(folder: Path, *, tied: bool, nf4: bool = False) -> Path:
+def write_folder(
+    folder: Path, *, tied: bool, nf4: bool = False, width: int = 32, **settings: Any
+) -> Path:
     """Write a randomly initialised checkpoint, fp32.
 
     Args:
@@ -32,9 +34,11 @@ def write_folder(folder: Path, *, tied: bool, nf4: bool = False) -> Path:
         tied: whether the output is the embedding, as in 3B
         nf4: whether every linear layer of the decoder is to be whole blocks of NF4 (16,384 weights)
             on two processes too
+        width: of the decoder, without `nf4`
+        settings: of config.json, in place of what stands there
     """
     folder.mkdir(parents=True)
-    config = _config(tied, 256 if nf4 else 32)
+    config = _config(tied, 256 if nf4 else width) | settings
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     limits = {"min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14}
     (folder / "preprocessor_config.json").write_text(json.dumps(limits))
