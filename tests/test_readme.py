@@ -12,8 +12,12 @@ import tiny_folder
 from omegaconf import OmegaConf
 from PIL import Image
 
+from parity import reference
 from parity.random_folder import write_random
+from parity.stages._stage import Setting
+from parity.stages.conditioning import MODEL, Pair
 from torchtune_qwen25vl import _cli
+from torchtune_qwen25vl.comfyui import __main__ as comfyui_command
 from torchtune_qwen25vl.data import __main__ as data_command
 from torchtune_qwen25vl.hidden_states import __main__ as states_command
 from torchtune_qwen25vl.hidden_states import open_states
@@ -66,6 +70,7 @@ def run(command, monkeypatch):
     if words[:2] == ["python", "-m"]:
         words = words[2:]
         entry = {
+            "torchtune_qwen25vl.comfyui": comfyui_command.main,
             "torchtune_qwen25vl.data": data_command.main,
             "torchtune_qwen25vl.hidden_states": states_command.main,
             "torchtune_qwen25vl.shapes": pictures_command.main,
@@ -74,6 +79,8 @@ def run(command, monkeypatch):
     if words[0] in ("caption", "hidden-states"):
         short = _cli.caption if words[0] == "caption" else _cli.hidden_states
         return short([*words[1:], *(f"{key}={value}" for key, value in SMALL.items())])
+    if words[0] == "embed-prompts":
+        return _cli.embed_prompts(words[1:])
     monkeypatch.setattr(sys, "argv", words)
     monkeypatch.setattr(sys, "path", list(sys.path))
     try:
@@ -144,6 +151,25 @@ def test_the_guide_from_a_table_to_probes(folder, tmp_path, monkeypatch):
         csv.writer(file).writerows([head, *right])
     for command in (record, *others):
         assert not run(command, monkeypatch), command
+
+
+def test_the_guide_to_qwen_image(tmp_path, monkeypatch):
+    """On a pipeline of random weights, and a folder that has what a ComfyUI has."""
+    monkeypatch.chdir(tmp_path)
+    pair = Pair(Setting())
+    pipe = reference.whole_pipeline("text_to_image", reference.model(MODEL), pair.processor, 96)
+    pipe.save_pretrained("models/Qwen-Image")
+    pathlib.Path("prompts.csv").write_text("prompt\nA red apple.\nTwo cats.\n")
+    for name in ("main.py", "nodes.py", "folder_paths.py"):
+        (tmp_path / "ComfyUI").mkdir(exist_ok=True)
+        (tmp_path / "ComfyUI" / name).touch()
+    embed, image, install = section("Feed Qwen-Image")
+    assert not run([*embed, "device=cpu", "workers=0"], monkeypatch)
+    assert len(list((tmp_path / "prompts_prompt_embeds").glob("*.safetensors"))) == 2
+    assert not run([*image, "device=cpu", "size=64x64", "steps=1"], monkeypatch)
+    assert len(list((tmp_path / "prompts_images").glob("*.png"))) == 2
+    assert not run(install, monkeypatch)
+    assert (tmp_path / "ComfyUI/custom_nodes/torchtune_qwen25vl/__init__.py").exists()
 
 
 def test_every_name_in_the_tree_exists():

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 
 import torch
 
-BENCHES = ("image", "encoder", "generation", "training", "captioning", "hidden_states")
+BENCHES = (
+    "image",
+    "encoder",
+    "generation",
+    "training",
+    "captioning",
+    "hidden_states",
+    "conditioning",
+)
 
 
 @dataclass(frozen=True)

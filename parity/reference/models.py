@@ -113,6 +113,11 @@ def config(name: str) -> Qwen2_5_VLConfig:
             published_text | {"num_hidden_layers": 2, "vocab_size": 151936},
             True,
         ),
+        "3B with few layers, Qwen's ids": (
+            published_vision | few,
+            published_text | {"num_hidden_layers": 2, "vocab_size": 151936} | QWENS_IDS,
+            True,
+        ),
     }
     return _config(*copy.deepcopy(parts[name]))
 

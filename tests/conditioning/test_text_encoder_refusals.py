@@ -135,6 +135,13 @@ def test_a_size_that_nobody_published(folder, weights, tmp_path):
     assert (found.size, found.form, found.has_output, found.problem) == ("other", "fp32", True, "")
 
 
+def test_a_config_beside_a_file_of_another_size_is_its_own(folder, weights, tmp_path):
+    save_file(weights, tmp_path / "a.safetensors")
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copyfile(folder / name, tmp_path / name)
+    assert load_text_encoder(tmp_path / "a.safetensors").model.norm.scale.shape == (32,)
+
+
 def test_no_tokenizer(folder, weights, tmp_path):
     path = tmp_path / "a.safetensors"
     save_file(weights, path)

@@ -3,7 +3,6 @@
 Shapes: b images, h w height and width in pixels.
 """
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,7 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-AREA, SIDE = 1024 * 1024, 32  # pixels of a reference image, and what its sides are multiples of
+from torchtune_qwen25vl.conditioning import sized
+
+AREA = 1024 * 1024  # pixels of a reference image
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
@@ -45,13 +46,6 @@ def reference_latent(vae: Any, image: Image.Image, *, resize: bool) -> Tensor:
             the VAE itself cuts what is no multiple of its own step
     """
     if resize:
-        image = image.resize(_reference_size(*image.size), Image.Resampling.LANCZOS)
+        image = image.resize(sized(*image.size, AREA), Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.array(image)).float() / 255  # [h, w, 3]
     return vae.encode(pixels[None])
-
-
-def _reference_size(width: int, height: int) -> tuple[int, int]:
-    ratio = width / height
-    wide = math.sqrt(AREA * ratio)
-    sides = (max(round(side / SIDE), 1) * SIDE for side in (wide, wide / ratio))
-    return next(sides), next(sides)

@@ -82,8 +82,8 @@ def load_text_encoder(
         source: folder of a Qwen2.5-VL or of a diffusers pipeline; hub id of either; a single
             .safetensors file with the names of the hub (ComfyUI) or of transformers 5 (DiffSynth),
             plain, in fp8, or in fp8 with scales in either form; or a .gguf file
-        config: config.json of a single file, its folder or what it holds; needed for sizes that
-            Qwen has not published
+        config: config.json of a single file, its folder or what it holds; for sizes that Qwen has
+            not published by default the one beside it
         tokenizer: folder, tokenizer.json or hub id; by default beside the weights
         mmproj: the .gguf file of the vision tower; by default the one beside a .gguf file whose
             name contains "mmproj"
@@ -185,6 +185,9 @@ def _of_size(weights: EncoderWeights, config: Config | None) -> Qwen25VL:
         own = {"vocab_size": weights.shapes[EMBEDDING][0]}
         own["tie_word_embeddings"] = not weights.has_head and size_of(weights) in (TIED, "other")
         return qwen2_5_vl_from_config({**weights.config, **own})
+    beside = weights.path.with_name("config.json")
+    if weights.width not in BUILDERS and beside.is_file():
+        return qwen2_5_vl_from_config(beside)
     if weights.width not in BUILDERS:
         known = ", ".join(f"{width} ({name})" for width, (name, _) in BUILDERS.items())
         raise ValueError(
