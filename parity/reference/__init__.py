@@ -36,8 +36,10 @@ from parity.reference.outputs import (
     window_order,
 )
 from parity.reference.pipelines import (
+    OTHERS,
     TypedTextEncoder,
     condition_image,
+    made,
     pipeline,
     prompt_embeds,
     whole_pipeline,
@@ -57,6 +59,7 @@ transformers.logging.disable_progress_bar()
 
 __all__ = [
     "IDS",
+    "OTHERS",
     "RANDOM_MODELS",
     "VERSION",
     "NotThereError",
@@ -83,6 +86,7 @@ __all__ = [
     "linear_patch_embed",
     "load",
     "load_model",
+    "made",
     "media_kwargs",
     "model",
     "patch_positions",

@@ -1,5 +1,6 @@
 """diffusers' Qwen-Image pipelines around their model: prompts and images to embeddings."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,15 +14,24 @@ from parity.reference.refusals import NotThereError
 
 try:
     import diffusers
-    from diffusers import (
-        QwenImageEditPipeline,
-        QwenImageEditPlusPipeline,
-        QwenImagePipeline,
-    )
     from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_plus
     from diffusers.utils import logging
+
+    PIPELINES = {
+        "text_to_image": diffusers.QwenImagePipeline,
+        "edit": diffusers.QwenImageEditPipeline,
+        "edit_plus": diffusers.QwenImageEditPlusPipeline,
+    }
+    OTHERS = {  # that encode prompts as one of these
+        diffusers.QwenImageImg2ImgPipeline: "text_to_image",
+        diffusers.QwenImageInpaintPipeline: "text_to_image",
+        diffusers.QwenImageControlNetPipeline: "text_to_image",
+        diffusers.QwenImageControlNetInpaintPipeline: "text_to_image",
+        diffusers.QwenImageLayeredPipeline: "text_to_image",
+        diffusers.QwenImageEditInpaintPipeline: "edit",
+    }
 except (ImportError, RuntimeError):  # diffusers asks for a newer transformers
-    AREAS: dict[str, int] = {}
+    PIPELINES, OTHERS, AREAS = {}, {}, {}
 else:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -51,14 +61,20 @@ def pipeline(task: str, text_encoder: nn.Module, processor: Any) -> Any:
     Raises:
         NotThereError: if diffusers is not here, or does not go with this transformers.
     """
-    if not AREAS:
+    if not PIPELINES:
         raise NotThereError("no diffusers that goes with this transformers")
-    parts: dict[str, Any] = dict.fromkeys(("scheduler", "vae", "transformer"))
-    parts |= {"text_encoder": text_encoder, "tokenizer": processor.tokenizer}
-    if task == "text_to_image":
-        return QwenImagePipeline(**parts)
-    kind = QwenImageEditPipeline if task == "edit" else QwenImageEditPlusPipeline
-    return kind(**parts, processor=processor)
+    return made(PIPELINES[task], text_encoder, processor)
+
+
+def made(kind: Any, text_encoder: nn.Module, processor: Any) -> Any:
+    """A pipeline of any kind, likewise."""
+    names = inspect.signature(kind.__init__).parameters.keys() - {"self"}
+    own = {
+        "text_encoder": text_encoder,
+        "tokenizer": processor.tokenizer,
+        "processor": processor,
+    }
+    return kind(**{name: own.get(name) for name in names})
 
 
 @torch.no_grad()
@@ -67,8 +83,8 @@ def prompt_embeds(
 ) -> tuple[Tensor, Tensor]:
     """What a pipeline's `encode_prompt` returns; its mask is None where all tokens are real."""
     if images:
-        alone = isinstance(pipe, QwenImageEditPipeline)
-        kwargs["image"] = images[0] if alone else list(images)
+        several = type(pipe) is PIPELINES["edit_plus"]
+        kwargs["image"] = list(images) if several else images[0]
     embeds, mask = pipe.encode_prompt(list(prompts), **kwargs)
     return embeds, torch.ones(embeds.shape[:2], dtype=torch.long) if mask is None else mask
 

@@ -2,6 +2,7 @@
 
 import copy
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -104,6 +105,33 @@ def test_captions_of_layered(pair, encoder):
     assert torch.equal(encoder.generate(**inputs, max_new_tokens=12), right)
     warm = DiffusersTextEncoder(encoder.model, sampling=Sampling(repetition_penalty=9.0))
     assert not torch.equal(warm.generate(**inputs, max_new_tokens=12), right)
+
+
+@pytest.mark.parametrize("kind", reference.OTHERS, ids=lambda kind: kind.__name__)
+def test_every_pipeline_takes_it(kind, pair, encoder):
+    task = reference.OTHERS[kind]
+    images = [photos.noise(84, 56)] if task == "edit" else []
+    typed = reference.TypedTextEncoder(reference.model(MODEL))
+    right, found = (
+        reference.prompt_embeds(reference.made(kind, one, pair.processor), ["Two cats."], images)
+        for one in (typed, encoder)
+    )
+    torch.testing.assert_close(found[0], right[0], rtol=0, atol=3e-5)
+    assert torch.equal(found[1], right[1])
+
+
+@pytest.mark.parametrize("offload", ["whole", "layer by layer"])
+def test_offloading(encoder, offload):
+    """What `enable_model_cpu_offload` and `enable_sequential_cpu_offload` put on a model."""
+    ids = torch.tensor([[1, 2, 3]])
+    right = encoder(ids).hidden_states[-1]
+    moved = DiffusersTextEncoder(copy.deepcopy(encoder.model))
+    if offload == "whole":
+        accelerate.cpu_offload_with_hook(moved, execution_device="cpu")
+    else:
+        accelerate.cpu_offload(moved, execution_device=torch.device("cpu"))
+        assert moved.device.type == "meta"
+    assert torch.equal(moved(ids).hidden_states[-1], right)
 
 
 def test_it_moves_as_a_module_does(pair, encoder):
