@@ -40,12 +40,11 @@ CONFIG = Path(__file__).with_name("configs") / "embed_prompts.yaml"
 def embed(cfg: DictConfig, stack: ExitStack) -> int:
     """Check the encoder, plan, go through this rank's share; return the exit code."""
     settings = jobs.read_settings(cfg, conditioning.Settings)
+    rows = settings.rows  # refused, if they cannot be read, before anything is fetched
     ranks = stack.enter_context(closing(jobs.Ranks()))
     run, encoder = conditioning.check_encoder(settings, processes=ranks.local_size)
     place = partial(conditioning.path_of, settings)
-    plan = ranks.from_first(
-        lambda: conditioning.plan_run(settings, run, settings.rows, place, stack)
-    )
+    plan = ranks.from_first(lambda: conditioning.plan_run(settings, run, rows, place, stack))
     if settings.dry_run:
         return conditioning.show_plan(plan) if ranks.is_first else 0
     assert encoder is not None

@@ -47,7 +47,6 @@ CONFIG = Path(__file__).with_name("configs") / "hidden_states.yaml"
 def extract(cfg: DictConfig, stack: ExitStack) -> int:
     """Check the model, plan, go through this rank's share, write it down; return the exit code."""
     settings = jobs.read_settings(cfg, hidden_states.Settings)
-    jobs.refuse_absent(settings.sources)
     ranks = stack.enter_context(closing(jobs.Ranks()))
     run, model = jobs.check_model(
         settings, text_tokens=settings.text_tokens, processes=ranks.local_size
