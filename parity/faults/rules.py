@@ -31,18 +31,20 @@ def _rule(*, whole_seconds: bool, behind_grid: bool, time_of_start: bool = False
     def wrap(right: Callable) -> Callable:
         def wrong(
             tokens: Tensor,
-            images: Tensor,
-            videos: Tensor,
-            seconds: Any,
+            images: Tensor | None = None,
+            videos: Tensor | None = None,
+            seconds: Any = (),
             *,
-            attention_mask: Tensor,
+            attention_mask: Tensor | None = None,
             image_token_id: int,
             video_token_id: int,
         ) -> Tensor:
-            grids = {image_token_id: iter(images.tolist()), video_token_id: iter(videos.tolist())}
+            given = {image_token_id: images, video_token_id: videos}
+            grids = {k: iter([] if one is None else one.tolist()) for k, one in given.items()}
+            kept_ones = torch.ones_like(tokens) if attention_mask is None else attention_mask
             rates = iter(torch.tensor(seconds).tolist())
             positions = tokens.new_zeros(*tokens.shape, 3)
-            for row, kept, filled in zip(tokens, attention_mask.bool(), positions, strict=True):
+            for row, kept, filled in zip(tokens, kept_ones.bool(), positions, strict=True):
                 start, pieces = 0, []
                 for token, run in groupby(row[kept].tolist(), lambda t: t if t in grids else None):
                     if token is None:

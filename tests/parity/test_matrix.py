@@ -33,9 +33,18 @@ def reported(version, passed=True):
         "verdict": verdict,
         "deviations": {"RGBA": "drops alpha", "LA": "drops alpha", "1 x 1": "refuses"},
     }
-    faults = [{"verdict": "caught"}, {"verdict": "theirs"}, {"verdict": "missed"}]
+    absent = {"name": "bits", "passed": False, "verdict": "not there", "deviations": {}}
+    faults = [{"verdict": "caught"}, {"verdict": "theirs"}]
     versions = {"transformers": version}
-    return {"passed": passed, "versions": versions, "stages": [stage], "faults": faults}
+    return {"passed": False, "versions": versions, "stages": [stage, absent], "faults": faults}
+
+
+@pytest.mark.parametrize("verdict", ["missed", "broke"])
+def test_a_fault_that_is_not_caught_fails(matrix, verdict):
+    report = reported("5.3.0")
+    assert matrix.passes(report)
+    report["faults"].append({"verdict": verdict})
+    assert not matrix.passes(report)
 
 
 @pytest.mark.parametrize(("bad", "code"), [(None, 0), ("5.3.0", 1)])
@@ -49,7 +58,8 @@ def test_versions_stand_side_by_side_and_one_that_fails_is_seen(
     assert "| stage | 4.49.0 | 4.52.4 | 4.57.6 | 5.3.0 | 5.17.0 | 9.9.9 |" in said
     assert said.count("| passed, 1 as its deviation says") == 6 - code
     assert said.count("| FAILED: RGBA") == code
-    assert "- 9.9.9: 1 of 2 faults caught; deviates in pixels (drops alpha; refuses)" in said
+    assert said.count("| not there") == 6
+    assert "- 9.9.9: 1 of 1 faults caught; deviates in pixels (drops alpha; refuses)" in said
     log = (matrix.ROOT / "parity" / "LOG.md").read_text()
     assert log.index("matrix") < log.index("## 2026-01-02") < log.index("older")
 

@@ -42,6 +42,7 @@ VISION_DEFAULTS = {
     "fullatt_block_indexes": [7, 15, 23, 31],
     "initializer_range": 0.02,
 }
+OF_THE_WHOLE = {"image_token_id", "video_token_id"}  # in `text_config` transformers 4.52 has null
 KINDS: dict[str, tuple[Callable[[Any], bool], set[str]]] = {
     "a whole number above 0": (
         lambda value: type(value) is int and value > 0,
@@ -57,7 +58,7 @@ KINDS: dict[str, tuple[Callable[[Any], bool], set[str]]] = {
     ),
     "the id of a token": (
         lambda value: type(value) is int and value >= 0,
-        {"image_token_id", "video_token_id"},
+        OF_THE_WHOLE,
     ),
     "a number above 0": (
         lambda value: _is_number(value) and value > 0,
@@ -125,7 +126,8 @@ def _sections(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     """Complete the options of text and vision; text options are at the top or in `text_config`."""
     text = TEXT_DEFAULTS | _object("text_config", config.get("text_config") or config)
     vision = VISION_DEFAULTS | _object("vision_config", config["vision_config"])
-    for section in (config, text, vision):
+    of_decoder = {name: value for name, value in text.items() if name not in OF_THE_WHOLE}
+    for section in (config, of_decoder, vision):
         _check_kinds(section)
     return text, vision
 
@@ -133,8 +135,8 @@ def _sections(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
 def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     text, vision = _sections(config)
     of_rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    rope = text | _object("rope_scaling", of_rope)
-    _check_kinds(rope)
+    _check_kinds(_object("rope_scaling", of_rope))
+    rope = {**text, **of_rope}
     rope.setdefault("rope_type", rope.get("type"))
     vision_rope = vision.get("rope_parameters") or {}
     _must_be(config, model_type=["qwen2_5_vl"], quantization_config=[None])
