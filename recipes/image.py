@@ -135,7 +135,11 @@ def load_pipeline(
     parts |= {"processor": None} if task != "text_to_image" else {}
     pipe = diffusers.DiffusionPipeline.from_pretrained(source, **parts, dtype=choice.dtype)
     if settings.lora is not None:
-        pipe.load_lora_weights(settings.lora)
+        pipe.load_lora_weights(Path(settings.lora).expanduser())
+        if not getattr(pipe.transformer, "peft_config", None):
+            raise ValueError(
+                f"{settings.lora} has no weights for this transformer: another model's"
+            )
     held = sum(p.numel() for part in (pipe.transformer, pipe.vae) for p in part.parameters())
     if held * choice.dtype.itemsize <= device.look(settings.device).free:
         pipe.to(choice.device)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from forked import exit_code, fork
 from PIL import Image
+from safetensors.torch import save_file
 
 from parity import photos, reference
 from parity.stages._stage import Setting
@@ -140,6 +141,32 @@ def test_killed_and_started_again(run, place, monkeypatch):
     assert again == ["cats.png"]
 
 
+def adapter(place, prefix):
+    """A LoRA of the tiny transformer, or of none."""
+    torch.manual_seed(0)
+    weights = {}
+    for layer in range(2):
+        for part, width in {"lora_A": (4, 32), "lora_B": (32, 4)}.items():
+            name = f"{prefix}transformer_blocks.{layer}.attn.to_q.{part}.weight"
+            weights[name] = torch.randn(width)
+    save_file(weights, place / "light.safetensors")
+
+
+def test_a_lora_counts(run, place, caplog):
+    """And brings its own schedule: 8 steps without guidance."""
+    words = [*WORDS[:-1], "prompts.csv"]
+    adapter(place, "transformer.")
+    assert run(*WORDS, "prompts.csv", "output_dir=without", "steps=8", "true_cfg_scale=1") == 0
+    pipeline = [word for word in words if not word.startswith("steps")]
+    assert run(*pipeline, "output_dir=with", "lora=light.safetensors", "steps=null") == 0
+    assert Image.open(place / "with/apple.png").text["note"] == "96x64, 8 steps, seed 0"
+    one, other = (pixels(place / name / "apple.png") for name in ("with", "without"))
+    assert np.abs(one - other).max() > 3
+    adapter(place, "unet.")
+    assert run(*words, "output_dir=wrong", "lora=light.safetensors") == 2
+    assert "has no weights for this transformer" in caplog.messages[-1]
+
+
 def test_a_dry_run(run, place, capsys):
     assert run("prompts.csv", "--dry-run") == 0
     assert "3 to be done in 1 batches" in capsys.readouterr().out
@@ -156,6 +183,7 @@ def test_a_dry_run(run, place, capsys):
         (["preset=best"], "preset is "),
         (["model=."], "is a pipeline of diffusers, . has no model_index.json"),
         (["text_encoder=gone.safetensors"], "gone.safetensors"),
+        (["lora=gone.safetensors"], "lora is a file of an adapter, gone.safetensors is none"),
     ],
 )
 def test_what_cannot_be_is_refused(run, caplog, words, message):

@@ -53,6 +53,8 @@ class ImageSettings(JobSettings):
             read_size(self.size)
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps are at least 1, got {self.steps}")
+        if self.lora is not None and not Path(self.lora).expanduser().is_file():
+            raise ValueError(f"lora is a file of an adapter, {self.lora} is none")
         for name in ("four_bit", "settings_dir", "allow_downgrade", "min_pixels", "max_pixels"):
             if getattr(self, name) not in (None, False, "auto", "off"):
                 raise ValueError(f"{name} means nothing to drawing: leave it out")
