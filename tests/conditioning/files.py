@@ -114,6 +114,21 @@ def gguf_tensors(weights, *, is_vision):
                 yield f"{layer}.{names[part]}.{kind}", values
 
 
+SCALES_OF_BLOCKS = {"Q4_K": (0, 2), "Q6_K": (208,)}  # where in a block its fp16 scales lie
+
+
+def _blocks(shape, kind):
+    """Random blocks of a type, their scales being small numbers."""
+    block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    rows = np.random.default_rng(len(kind) * shape[0]).integers(
+        0, 256, (shape[0] * shape[1] // block, size), dtype=np.uint8
+    )
+    for place in SCALES_OF_BLOCKS[kind]:
+        scales = np.linspace(1e-4, 3e-4, len(rows), dtype=np.float16)
+        rows[:, place : place + 2] = scales[:, None].view(np.uint8)
+    return rows.reshape(shape[0], -1)
+
+
 def write_gguf(path, weights, config, *, is_vision=False, kind="F32", left_out=()):
     """Write a decoder, or a vision tower; matrices whose rows are whole blocks are quantised.
 
@@ -130,7 +145,10 @@ def write_gguf(path, weights, config, *, is_vision=False, kind="F32", left_out=(
         values = np.ascontiguousarray(values)
         block = gguf.GGML_QUANT_SIZES[type_][0]
         if kind != "F32" and values.ndim == 2 and values.shape[-1] % block == 0:
-            packed = gguf.quants.quantize(values, type_)
+            is_written = kind in SCALES_OF_BLOCKS  # the package reads these and writes none
+            packed = (
+                _blocks(values.shape, kind) if is_written else gguf.quants.quantize(values, type_)
+            )
             meant[name] = gguf.quants.dequantize(packed, type_)
             writer.add_tensor(name, packed, raw_dtype=type_)
         else:

@@ -179,6 +179,22 @@ def test_gguf(folder, weights, config, right, tmp_path, kind):
     assert torch.equal(expected, right) == (kind == "F32")
 
 
+@pytest.mark.parametrize("kind", ["Q4_K", "Q6_K"])
+def test_gguf_in_blocks_of_256(tmp_path, kind):
+    """The forms in which most files are published."""
+    folder = tiny_folder.write_folder(tmp_path / "wide", tied=False, width=256)
+    weights = files.hub_weights(folder)
+    config = json.loads((folder / "config.json").read_text())
+    path, tower = tmp_path / "wide.gguf", tmp_path / "mmproj.gguf"
+    meant = files.write_gguf(path, weights, config, kind=kind)
+    meant |= files.write_gguf(tower, weights, config, is_vision=True)
+    encoder = load_text_encoder(path, tokenizer=folder, dtype=torch.float32)
+    expected = of(files.weights_of(meant), folder, tmp_path)
+    torch.testing.assert_close(embeds(encoder), expected, rtol=0, atol=1e-4)
+    [found] = [file for file in find_text_encoders(tmp_path) if file.path == path]
+    assert (found.form, found.has_output) == (f"GGUF {kind}", True)
+
+
 def test_the_sizes_are_told_apart(tmp_path):
     """By headers alone: the files have no data on the disk."""
     from torchtune_qwen25vl import qwen2_5_vl_3b, qwen2_5_vl_7b, tune_to_hf
