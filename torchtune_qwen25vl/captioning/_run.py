@@ -25,6 +25,7 @@ from torchtune_qwen25vl.jobs import (
     claimed,
     count_tokens,
     find_items,
+    name_failed,
     plan_batches,
     read_journals,
     summary,
@@ -32,7 +33,6 @@ from torchtune_qwen25vl.jobs import (
 )
 
 logger = logging.getLogger(__name__)
-NAMED = 20  # failed images, at most, at the end of a run
 
 
 @dataclass(frozen=True)
@@ -255,16 +255,13 @@ def write_outputs(settings: Settings, plan: Plan, workers: Workers) -> int:
         write_review(page, records, thumbnails.read(items, workers))
         thumbnails.keep(items)
         logger.info("look through the captions in %s", page)
-    _name_failed([record for record in records if record.state == "failed"], folder)
+    failed = [_with_name(record) for record in records if record.state == "failed"]
+    name_failed(failed, f"the tables in {folder} name")
     states: Counter[str] = Counter(record.state for record in records)
     logger.info("%d images: %s", len(records), summary(states, STATES))
     return int(states["failed"] > 0)
 
 
-def _name_failed(failed: Sequence[Record], folder: Path) -> None:
-    for record in failed[:NAMED]:
-        known = record.name in record.reason
-        reason = record.reason if known else f"{record.name}: {record.reason}"
-        logger.error("failed: %s", printable(reason))
-    if len(failed) > NAMED:
-        logger.error("and %d more, which the tables in %s name", len(failed) - NAMED, folder)
+def _with_name(record: Record) -> str:
+    known = record.name in record.reason
+    return printable(record.reason if known else f"{record.name}: {record.reason}")

@@ -19,6 +19,7 @@ from torchtune_qwen25vl.jobs import (
     Row,
     Run,
     claimed,
+    name_failed,
     read_journals,
     summary,
     take_up,
@@ -27,7 +28,6 @@ from torchtune_qwen25vl.jobs import (
 logger = logging.getLogger(__name__)
 State = Literal["done", "failed"]
 STATES: tuple[State, ...] = get_args(State)
-NAMED = 20  # failed prompts, at most, at the end of a run
 VERSION = version("torchtune-qwen25vl")
 
 
@@ -171,12 +171,8 @@ def finish(settings: JobSettings, plan: Plan, what: str = "embeddings") -> int:
     """Say how the run ended; return the exit code."""
     records = records_of(settings, plan)
     failed = [records[name] for name in plan.rows if records[name].state == "failed"]
-    for record in failed[:NAMED]:
-        logger.error("failed: %s: %s", record.name, record.reason)
-    if len(failed) > NAMED:
-        logger.error(
-            "and %d more, which the journal in %s names", len(failed) - NAMED, settings.folder
-        )
+    others = f"the journal in {settings.folder} names"
+    name_failed([f"{one.name}: {one.reason}" for one in failed], others)
     states: Counter[str] = Counter(records[name].state for name in plan.rows)
     logger.info(
         "%d prompts: %s; the %s are in %s",

@@ -24,6 +24,7 @@ from torchtune_qwen25vl.jobs import (
     Run,
     Workers,
     claimed,
+    name_failed,
     plan_batches,
     read_journals,
     summary,
@@ -32,7 +33,6 @@ from torchtune_qwen25vl.jobs import (
 from torchtune_qwen25vl.model import qwen2_5_vl_from_config
 
 logger = logging.getLogger(__name__)
-NAMED = 20  # failed rows, at most, at the end of a run
 LAYER = "output of decoder block K before the final norm, hidden_states[K + 1] of transformers"
 
 
@@ -196,10 +196,7 @@ def write_outputs(settings: Settings, plan: Plan, device: str) -> int:
         for path in write_parts(folder, open_states(folder), device):
             logger.info("wrote %s", path)
     failed = [records[name] for name in plan.rows if records[name].state == "failed"]
-    for record in failed[:NAMED]:
-        logger.error("failed: %s: %s", record.name, record.reason)
-    if len(failed) > NAMED:
-        logger.error("and %d more, which %s names", len(failed) - NAMED, folder / TABLE)
+    name_failed([f"{one.name}: {one.reason}" for one in failed], f"{folder / TABLE} names")
     states: Counter[str] = Counter(records[name].state for name in plan.rows)
     logger.info(
         "%d rows: %s; the states are in %s", len(plan.rows), summary(states, STATES), folder

@@ -39,6 +39,7 @@ read_task      a task for an item's image
 read_pixels    an image as the model will see it
 Ahead          values made in a thread, some ahead
 Progress       a progress bar
+name_failed    failed items in the log
 summary        numbers of records by state
 FULL           error numbers of a full disk
 """
@@ -53,7 +54,7 @@ from torchtune_qwen25vl.jobs._items import Item, find_items, refuse_absent
 from torchtune_qwen25vl.jobs._journal import Journal, Past, Run, claimed, read_journals, take_up
 from torchtune_qwen25vl.jobs._model import check_model
 from torchtune_qwen25vl.jobs._paths import as_path
-from torchtune_qwen25vl.jobs._progress import FULL, Progress, summary
+from torchtune_qwen25vl.jobs._progress import FULL, Progress, name_failed, summary
 from torchtune_qwen25vl.jobs._ranks import Ranks
 from torchtune_qwen25vl.jobs._row_images import is_json
 from torchtune_qwen25vl.jobs._settings import JobSettings, read_settings
@@ -85,6 +86,7 @@ __all__ = [
     "count_tokens",
     "find_items",
     "is_json",
+    "name_failed",
     "plan_batches",
     "read_journals",
     "read_pixels",

@@ -1,6 +1,7 @@
 """What a job tells while it goes on and when it is over."""
 
 import errno
+import logging
 import sys
 import time
 from collections import Counter
@@ -12,6 +13,8 @@ from tqdm import tqdm
 
 from torchtune_qwen25vl.jobs._journal import Recorded
 
+logger = logging.getLogger(__name__)
+NAMED = 20  # failed items, at most, at the end of a run
 FULL = (errno.ENOSPC, errno.EDQUOT)  # what the system says of a disk, and of a user's share of it
 
 
@@ -70,6 +73,19 @@ class Progress:
     def seconds(self) -> float:
         """Seconds since the beginning."""
         return time.perf_counter() - self._start
+
+
+def name_failed(reasons: Sequence[str], elsewhere: str) -> None:
+    """Name what failed in the log, at most `NAMED` of it.
+
+    Args:
+        reasons: of each, with its name
+        elsewhere: what names the others, as "FILE names"
+    """
+    for reason in reasons[:NAMED]:
+        logger.error("failed: %s", reason)
+    if len(reasons) > NAMED:
+        logger.error("and %d more, which %s", len(reasons) - NAMED, elsewhere)
 
 
 def summary(counts: Counter[str], states: Sequence[str]) -> str:
