@@ -12,6 +12,7 @@ from torchtune_qwen25vl.weights import hf_weight_to_tune, on_disk_names
 HEAD = "output.weight"
 ADAPTERS = (".lora_", "lora_A", "lora_B", "lora_down", "lora_up", "lokr_", "hada_", "oft_")
 VISION = "vision."
+PIECE = 1 << 18  # numbers of a weight that are fp32 at once, which a cache holds
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,14 @@ class Scaled:
     scale: Tensor
 
     def plain(self, dtype: torch.dtype) -> Tensor:
-        """Return the weight itself; the product is fp32, rounded once."""
-        scale = self.scale.flatten()
-        if len(scale) > 1:
-            scale = scale.view(-1, *[1] * (self.weight.ndim - 1))
-        return self.weight.float().mul_(scale).to(dtype)
+        """Return the weight itself; the product is fp32, rounded once, a piece at a time."""
+        rows = self.weight.flatten(1)  # [out, any]
+        scales = self.scale.flatten()[:, None].expand(len(rows), 1)
+        plain = torch.empty_like(rows, dtype=dtype)
+        for piece in range(0, len(rows), step := max(1, PIECE // rows.shape[1])):
+            part = slice(piece, piece + step)
+            plain[part] = rows[part].float().mul_(scales[part])
+        return plain.view_as(self.weight)
 
 
 @dataclass(frozen=True)
