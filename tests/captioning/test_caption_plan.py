@@ -4,9 +4,10 @@ import datasets
 import pytest
 from PIL import Image
 
-from torchtune_qwen25vl.captioning import Record
+from torchtune_qwen25vl.captioning import Record, _answers
 from torchtune_qwen25vl.captioning._plan import Policy, make_plan
 from torchtune_qwen25vl.captioning._texts import TextFiles
+from torchtune_qwen25vl.generation import generate
 from torchtune_qwen25vl.jobs import Past, find_items
 
 
@@ -86,3 +87,24 @@ def test_what_was_done_stays_done(tree):
     assert plan(items, past, existing="overwrite").settled == records
     again = plan(items, past, existing="overwrite", retry=["failed"])
     assert again.pending == items[:1]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_new_tokens", "batch_tokens"), [("0123456789" * 30, 3, 700), ("?", 150, 400)]
+)
+def test_a_batch_holds_no_more_tokens_than_it_may(
+    run, monkeypatch, prompt, max_new_tokens, batch_tokens
+):
+    """Its prompts and answers count beside its images, which alone would all fit."""
+    sizes = []
+
+    def counted(model, batch, **options):
+        rows, length = batch["tokens"].shape
+        sizes.append((rows, rows * (length + options["max_new_tokens"])))
+        return generate(model, batch, **options)
+
+    monkeypatch.setattr(_answers, "generate", counted)
+    limits = {"max_new_tokens": max_new_tokens, "batch_tokens": batch_tokens}
+    run(prompt=prompt, max_pixels=6272, batch_size=9, **limits)
+    assert [rows for rows, _ in sizes] == [2, 2]
+    assert max(tokens for _, tokens in sizes) <= batch_tokens
