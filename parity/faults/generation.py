@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from parity.faults._fault import Arguments, Fault, edited, on_entry, on_exit, replaced
 from torchtune_qwen25vl import packed_collate
@@ -29,23 +30,31 @@ def _attend_padding(model: Any) -> None:
     on_entry(model, attend)
 
 
-def _penalise_padding(model: Any) -> None:
-    """The token of a row's padding counts as said."""
-    padding: dict[str, Any] = {}
+def _penalise(padding_of: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any], None]:
+    """What stands in a row's padding counts as said.
 
-    def penalise(arguments: Arguments, output: Any) -> Any:
-        tokens = arguments["tokens"]
-        if arguments["mask"] is None:  # nothing is padded
-            return output
-        if tokens.shape[1] > 1:  # a prompt
-            padding["row"] = (~arguments["mask"][:, -1, 0]).nonzero().flatten()
-            padding["token"] = tokens[padding["row"], 0]
-        logits = output.reshape(len(tokens), -1).clone()  # [b, v]
-        at = padding["row"], padding["token"]
-        logits[at] -= PENALTY
-        return logits.view_as(output)
+    Args:
+        padding_of: token for each padded row, from all tokens [b, s] and the numbers of those rows
+    """
 
-    on_exit(model, penalise)
+    def edit(model: Any) -> None:
+        padding: dict[str, Any] = {}
+
+        def penalise(arguments: Arguments, output: Any) -> Any:
+            tokens = arguments["tokens"]
+            if arguments["mask"] is None:  # nothing is padded
+                return output
+            if tokens.shape[1] > 1:  # a prompt
+                padding["row"] = (~arguments["mask"][:, -1, 0]).nonzero().flatten()
+                padding["token"] = padding_of(tokens, padding["row"])
+            logits = output.reshape(len(tokens), -1).clone()  # [b, v]
+            at = padding["row"], padding["token"]
+            logits[at] -= PENALTY
+            return logits.view_as(output)
+
+        on_exit(model, penalise)
+
+    return edit
 
 
 def _causal_alone(right: Callable) -> Callable:
@@ -69,7 +78,12 @@ def _running_positions(right: Callable) -> Callable:
 FAULTS: dict[str, Fault] = {
     "decoding from the cache index": edited(_cache_index, "greedy tokens"),
     "padding attended to while decoding": edited(_attend_padding, "greedy tokens"),
-    "padding counts as repetition": edited(_penalise_padding, "greedy tokens"),
+    "padding counts as repetition": edited(
+        _penalise(lambda tokens, rows: tokens[rows, 0]), "greedy tokens"
+    ),
+    "padding repeats the first row's end": edited(
+        _penalise(lambda tokens, rows: tokens[0, -1].expand(len(rows))), "greedy tokens"
+    ),
     "packed samples see each other": replaced(packed_collate, _causal_alone, "packed"),
     "packed positions run on": replaced(packed_collate, _running_positions, "packed"),
 }

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchtune import utils
 
 from parity import reference
-from parity.inputs import LAYOUTS, make_inputs
+from parity.inputs import LAYOUTS, Inputs, make_inputs
 from parity.stages._stage import Measurement, Setting, Stage, max_error
 from parity.stages.model import cases
 from parity.trace import inputs_for, trace_theirs
@@ -47,19 +47,18 @@ def measure_greedy(setting: Setting) -> Iterator[Measurement]:
 
 
 def _repetitions(setting: Setting, theirs: Any) -> Iterator[Measurement]:
-    """A batch whose padding is what each row would say, against each of theirs without padding.
+    """A batch whose padding is what each row would say; all others end in what the shortest would.
 
-    Padding is no repetition: counted as one, it would keep a row from its first token.
+    Neither is a repetition: counted as one, it would keep a row from its first token.
     """
     inputs = make_inputs(LAYOUTS["mixed batch"], reference.ids(theirs)).to(setting.device)
-    said = torch.cat(
-        [
-            reference.generate(
-                theirs, inputs.row(k), NEW_TOKENS, do_sample=False, repetition_penalty=PENALTY
-            )
-            for k in range(len(inputs.tokens))
-        ]
-    )  # [b, n]
+    lengths = inputs.attention_mask.sum(1)
+    short = int(lengths.argmin())
+    others = (torch.arange(len(lengths), device=lengths.device) != short).nonzero().flatten()
+    tokens = inputs.tokens.clone()
+    tokens[others, lengths[others] - 1] = _penalised(theirs, inputs.row(short))[0, 0]
+    inputs = replace(inputs, tokens=tokens)
+    said = torch.cat([_penalised(theirs, inputs.row(k)) for k in range(len(tokens))])  # [b, n]
     inputs = inputs.padded_left()
     is_token = inputs.attention_mask.bool()
     inputs = replace(inputs, tokens=torch.where(is_token, inputs.tokens, said[:, :1]))
@@ -70,6 +69,11 @@ def _repetitions(setting: Setting, theirs: Any) -> Iterator[Measurement]:
         repetition_penalty=PENALTY,
     ).tokens
     yield Measurement("repetitions, padding a row would say", float((ours != said).sum()))
+
+
+def _penalised(theirs: Any, row: Inputs) -> Tensor:
+    """Their greedy continuation [1, n] of one row that is kept from repeating itself."""
+    return reference.generate(theirs, row, NEW_TOKENS, do_sample=False, repetition_penalty=PENALTY)
 
 
 @contextlib.contextmanager
