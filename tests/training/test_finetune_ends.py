@@ -174,9 +174,19 @@ def test_any_step_can_be_exported(folder, tmp_path):
     assert sorted(losses(tmp_path / "out")) == [1, 2, 3, 4], "it trained"
     with pytest.raises(ValueError, match=r"holds \['step_2', 'step_4'\] and not 'step_3'; name o"):
         flagship.export("step_3")
-    cfg.adapters.lora_alpha = 5
-    with pytest.raises(ValueError, match="'tuning'"):
-        recipe().FinetuneRecipe(cfg).export("step_2")
+    other = shutil.copytree(folder, tmp_path / "other") / "config.json"
+    other.write_text(other.read_text() + "\n")
+    changes = {
+        "tuning": {"adapters.lora_alpha": 5},
+        "source": {"model_dir": str(other.parent)},
+        "from_scratch": {"from_scratch": True},
+    }
+    for name, change in changes.items():
+        changed = OmegaConf.merge(
+            cfg, OmegaConf.from_dotlist([f"{k}={v}" for k, v in change.items()])
+        )
+        with pytest.raises(ValueError, match=rf"\(then, now\) \{{'{name}': \("):
+            recipe().FinetuneRecipe(changed).export("step_2")
 
 
 def test_what_the_user_can_mend_is_one_line_and_exit_code_2(folder, tmp_path):
