@@ -37,6 +37,7 @@ from parity.reference.outputs import (
 )
 from parity.reference.pipelines import (
     OTHERS,
+    PIPELINES,
     TypedTextEncoder,
     condition_image,
     made,
@@ -60,6 +61,7 @@ transformers.logging.disable_progress_bar()
 __all__ = [
     "IDS",
     "OTHERS",
+    "PIPELINES",
     "RANDOM_MODELS",
     "VERSION",
     "NotThereError",
