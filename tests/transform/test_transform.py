@@ -158,6 +158,7 @@ def test_default_limits_are_the_documented_ones(path):
     made = Qwen25VLTransform(path)({"messages": ask(image(large))})
     limits = {"min_pixels": 3136, "max_pixels": 1280 * 784}
     height, width = smart_resize(1200, 1200, **limits)
+    assert smart_resize(1200, 1200) == (height, width) != (1200, 1200)
     assert made["encoder_input"]["vision"]["grid_thw"].tolist() == [[1, height // 14, width // 14]]
     film = {"type": "video", "content": [large, large], "fps": 2.0}
     made = Qwen25VLTransform(path)({"messages": ask(film)})
