@@ -130,7 +130,8 @@ def load_pipeline(
     diffusers.utils.logging.disable_progress_bar()
     machine = device.look(settings.device)
     wishes: dict[str, Any] = {"dtype": settings.dtype, "attention": settings.attention}
-    choice = device.choose(machine, {torch.bfloat16}, **wishes, four_bit="off")
+    wishes |= {"four_bit": "off", "cpu_kernels": "torch"}  # as diffusers computes
+    choice = device.choose(machine, {torch.bfloat16}, **wishes)
     parts = dict.fromkeys(["text_encoder", "tokenizer"])
     parts |= {"processor": None} if task != "text_to_image" else {}
     pipe = diffusers.DiffusionPipeline.from_pretrained(source, **parts, dtype=choice.dtype)

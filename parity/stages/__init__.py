@@ -13,6 +13,7 @@ from parity.stages.model import (
     LOSS,
     VISION_LAYERS,
 )
+from parity.stages.packed_weights import PACKED_WEIGHTS
 from parity.stages.pixels import PIXELS, VIDEO_PIXELS
 from parity.stages.positions import POSITIONS, WINDOW_ORDER
 from parity.stages.precision import BF16
@@ -38,6 +39,7 @@ STAGES: tuple[Stage, ...] = (
     PACKED,
     GREEDY,
     HIDDEN_STATES,
+    PACKED_WEIGHTS,
     PROMPT_EMBEDDINGS,
     TRAINING,
     WEIGHTS,

@@ -13,6 +13,7 @@ from parity.faults import Fault
 from parity.reference import RefusalError
 from parity.trace import ours_like
 from torchtune_qwen25vl import Qwen25VL
+from torchtune_qwen25vl.model import pack
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,12 @@ class Setting:
     checkpoint: str | None = None  # a folder or hub id; None: random-weight models
     small: bool = False  # the smallest models only, enough to see a fault
     fault: Fault | None = None  # what is wrong with ours
+    packs: bool = False  # the weights of ours for oneDNN
 
     def ours_like(self, theirs: nn.Module) -> Qwen25VL:
         """Build our model with their weights, and with the fault, if there is one."""
-        return self.faulty(ours_like(theirs))
+        model = self.faulty(ours_like(theirs))
+        return pack(model, least_weights=1) if self.packs else model
 
     def faulty(self, model: Qwen25VL) -> Qwen25VL:
         """Put the fault, if there is one, into a model of ours; return the model."""

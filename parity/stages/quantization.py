@@ -73,7 +73,9 @@ def _logits(model: Qwen25VL, transform: Qwen25VLTransform, name: str) -> Tensor:
 
 
 def _load(folder: Path, setting: Setting, *, four_bit: bool) -> Qwen25VL:
-    choice = device.Choice(torch.device(setting.device), torch.bfloat16, "sdpa", four_bit, ())
+    choice = device.Choice(
+        torch.device(setting.device), torch.bfloat16, "sdpa", four_bit, "torch", ()
+    )
     return device.load(folder, choice)
 
 

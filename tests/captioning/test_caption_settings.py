@@ -48,6 +48,7 @@ INDIFFERENT = {
     "cache_dir": "other",
     "device": "auto",
     "attention": "eager",
+    "cpu_kernels": "torch",
     "allow_downgrade": True,
     "batch_size": 2,
     "batch_tokens": 99,

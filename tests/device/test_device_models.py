@@ -173,9 +173,15 @@ def test_layers_that_are_no_blocks_of_nf4_are_named(tmp_path, cpu):
         device.load(folder, device.choose(cpu, {torch.float32}, four_bit="on"))
 
 
-@pytest.fixture
-def loaded(whole, cpu):
-    return device.LoadedModel(whole, device.choose(cpu, {torch.float32}))
+@pytest.fixture(params=["torch", "onednn"])
+def loaded(whole, cpu, request):
+    choice = device.choose(cpu, {torch.float32}, cpu_kernels=request.param)
+    return device.LoadedModel(whole, choice)
+
+
+def test_weights_are_packed_where_that_is_chosen(loaded):
+    packed = [b for b in loaded.model.buffers() if b.is_mkldnn]
+    assert bool(packed) == (loaded.choice.cpu_kernels == "onednn")
 
 
 def test_weights_are_read_when_they_are_needed(loaded, monkeypatch):

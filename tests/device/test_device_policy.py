@@ -31,6 +31,7 @@ GPU = Machine(
 OLD = replace(GPU, name="old GPU", bf16=False, flash=False)
 SMALL = replace(GPU, name="small GPU", total=8 * 10**9, free=7 * 10**9)
 CPU = replace(GPU, device=torch.device("cpu"), name="CPU", bf16=False, flash=False)
+AMD = replace(CPU, onednn=True)
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +60,33 @@ def test_choices(machine, stored, options, dtype, four_bit):
     choice = device.choose(machine, stored, **options)
     assert (choice.dtype, choice.four_bit) == (dtype, four_bit)
     assert choice.device == machine.device
+
+
+@pytest.mark.parametrize(
+    ("machine", "options", "kernels", "said"),
+    [
+        (CPU, {}, "torch", "torch kernels: "),
+        (AMD, {}, "onednn", "as the CPU is AMD's"),
+        (AMD, {"cpu_kernels": "torch"}, "torch", "cpu_kernels torch was asked for"),
+        (CPU, {"cpu_kernels": "onednn"}, "onednn", "cpu_kernels onednn was asked for"),
+        (GPU, {}, "torch", "cuda:0"),
+    ],
+)
+def test_kernels_of_a_cpu(machine, options, kernels, said):
+    choice = device.choose(machine, {FP32}, **options)
+    assert choice.cpu_kernels == kernels
+    assert said in str(choice)
+    assert ("kernels" in str(choice)) == (machine is not GPU)
+
+
+@pytest.mark.parametrize(("vendor", "known"), [("AuthenticAMD", True), ("GenuineIntel", False)])
+def test_the_vendor_of_the_cpu_decides(vendor, known, monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_text(f"vendor_id\t: {vendor}\n")
+    monkeypatch.setattr(_machine, "CPU_INFO", tmp_path / "cpuinfo")
+    assert device.look("cpu").onednn == known
+    monkeypatch.setattr(_machine, "CPU_INFO", tmp_path / "none")  # as on Windows
+    monkeypatch.setattr("platform.processor", lambda: f"AMD64 Family 25, {vendor}")
+    assert device.look("cpu").onednn == known
 
 
 def test_never_float16():
@@ -94,6 +122,8 @@ def test_the_reasons_are_one_line():
         (GPU, {"dtype": "fp16"}, "dtype is one of auto, bf16, fp32"),
         (GPU, {"attention": "sage"}, "attention is one of"),
         (GPU, {"four_bit": "maybe"}, "four_bit is one of"),
+        (CPU, {"cpu_kernels": "mkl"}, "cpu_kernels is one of auto, torch, onednn"),
+        (GPU, {"cpu_kernels": "onednn"}, "onednn is for a CPU, the model goes to cuda:0"),
     ],
 )
 def test_what_cannot_be_is_refused(machine, options, message):

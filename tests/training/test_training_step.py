@@ -9,7 +9,7 @@ from training_samples import Transform, sample
 
 from parity.faults import FAULTS
 from torchtune_qwen25vl import _torchtune
-from torchtune_qwen25vl.model._decoder import TiedEmbedding
+from torchtune_qwen25vl.model._embedding import TiedEmbedding
 from torchtune_qwen25vl.training import StepCollate, mean_loss, summed_loss, train_step
 
 KINDS = ["text", "image", "video", "two images", "short"]

@@ -88,10 +88,10 @@ class Answerer:
         Raises:
             RuntimeError: of the device, other than that memory ran out.
         """
-        return self._in_halves(questions, self._model.tok_embeddings.weight.device)
+        return self._in_halves(questions, self._model.device)
 
     def _generate(self, questions: Sequence[Question]) -> list[Answer]:
-        device = self._model.tok_embeddings.weight.device
+        device = self._model.device
         preset = self._preset
         generation = generate(
             self._model,

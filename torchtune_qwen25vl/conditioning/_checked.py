@@ -4,7 +4,6 @@ import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +93,9 @@ def _check_other(settings: Settings, source: Path, processes: int) -> tuple[Run,
     else:
         weights = open_file(source, settings.mmproj)
         model, stored = build(weights, settings.config), {weights.dtype}
-    wishes: dict[str, Any] = {"dtype": settings.dtype, "attention": settings.attention}
+    wishes: dict[str, Any] = {
+        name: getattr(settings, name) for name in ("dtype", "attention", "cpu_kernels")
+    }
     choice = device.choose(machine, stored, **wishes, four_bit="off")
     _refuse_too_large(model, choice, machine.free, machine.name)
     logger.info("%s", choice)
@@ -102,7 +103,12 @@ def _check_other(settings: Settings, source: Path, processes: int) -> tuple[Run,
     digest = hashlib.sha256(repr(states).encode()).hexdigest()[:16]
     run = Run(settings.decisive(), 0, settings.batch_tokens, choice.format, digest)
     where: dict[str, Any] = {"tokenizer": settings.tokenizer, "device": choice.device}
-    load = partial(load_text_encoder, source, dtype=choice.dtype, **where, **single)
+
+    def load() -> PromptEncoder:
+        encoder = load_text_encoder(source, dtype=choice.dtype, **where, **single)
+        device.use_kernels(encoder.model, choice)
+        return encoder
+
     return run, CheckedEncoder(make_transform(settings.tokenizer, folder), choice, load)
 
 

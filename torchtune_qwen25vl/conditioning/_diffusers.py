@@ -51,12 +51,12 @@ class DiffusersTextEncoder(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the hidden states."""
-        return self.model.tok_embeddings.weight.dtype
+        return self.model.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.model.tok_embeddings.weight.device
+        return self.model.device
 
     def forward(
         self,

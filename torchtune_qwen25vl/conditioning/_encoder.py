@@ -38,12 +38,12 @@ class PromptEncoder:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.model.tok_embeddings.weight.device
+        return self.model.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the embeddings."""
-        return self.model.tok_embeddings.weight.dtype
+        return self.model.dtype
 
     def __call__(
         self,

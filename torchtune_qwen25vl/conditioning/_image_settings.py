@@ -83,8 +83,9 @@ class ImageSettings(JobSettings):
 
     def embedding(self, task: Task, source: Path) -> EmbedSettings:
         """Return the settings with which prompts are embedded first."""
-        same = ("device", "dtype", "attention", "workers", "seconds_per_image", "batch_size")
-        shared = {name: getattr(self, name) for name in (*same, "batch_tokens", "retry_failed")}
+        same = ("device", "dtype", "attention", "cpu_kernels", "workers", "seconds_per_image")
+        also = ("batch_size", "batch_tokens", "retry_failed")
+        shared = {name: getattr(self, name) for name in (*same, *also)}
         return EmbedSettings(
             **shared,
             inputs=self.inputs,

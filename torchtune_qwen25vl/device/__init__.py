@@ -6,6 +6,7 @@ Choice             device, dtype, attention, NF4 or not, and why
 Load               what a model will be given
 check_model        everything that can be known before loading, in one table
 load               load a model as chosen
+use_kernels        pack the weights of a loaded model, if that is chosen
 LoadedModel        a checkpoint whose weights are loaded on first use and can be released
 attention_kernels  restrict torch's attention to the kernels of a choice
 is_out_of_memory   tell running out of memory from other errors
@@ -14,7 +15,7 @@ MOST_PIXELS        most pixels of an image that memory is asked for
 """
 
 from torchtune_qwen25vl.device._choice import Choice, attention_kernels, choose
-from torchtune_qwen25vl.device._loading import LoadedModel, load
+from torchtune_qwen25vl.device._loading import LoadedModel, load, use_kernels
 from torchtune_qwen25vl.device._machine import look
 from torchtune_qwen25vl.device._memory import MOST_PIXELS, is_out_of_memory, release_cache
 from torchtune_qwen25vl.device._preflight import Load, check_model
@@ -31,4 +32,5 @@ __all__ = [
     "load",
     "look",
     "release_cache",
+    "use_kernels",
 ]

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 Dtype = Literal["auto", "bf16", "fp32"]
 Attention = Literal["sdpa", "flash", "eager"]
 FourBit = Literal["auto", "on", "off"]
+CpuKernels = Literal["auto", "torch", "onednn"]
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 SMALL = 12 * 10**9  # bytes; an accelerator with less holds the decoder in 4 bits
 FORCE_4BIT = "QWEN_FORCE_4BIT"
@@ -36,6 +37,7 @@ class Choice:
         dtype: dtype of the weights that are not in NF4
         attention: kernels that attention may use
         four_bit: whether the decoder's layers are held in NF4
+        cpu_kernels: library that multiplies, on a CPU; "onednn" has the weights packed once
         reasons: why, one phrase for each decision
     """
 
@@ -43,6 +45,7 @@ class Choice:
     dtype: torch.dtype
     attention: Attention
     four_bit: bool
+    cpu_kernels: Literal["torch", "onednn"]
     reasons: tuple[str, ...]
 
     @property
@@ -52,8 +55,10 @@ class Choice:
 
     def __str__(self) -> str:
         weights = "NF4 (vision tower and output not)" if self.four_bit else "not quantised"
-        facts = f"{self.device}, {_name(self.dtype)}, {self.attention} attention, {weights}"
-        return f"{facts}: {'; '.join(self.reasons)}"
+        facts = [str(self.device), _name(self.dtype), f"{self.attention} attention", weights]
+        if self.device.type == "cpu":
+            facts.append(f"{self.cpu_kernels} kernels")
+        return f"{', '.join(facts)}: {'; '.join(self.reasons)}"
 
 
 def choose(
@@ -63,6 +68,7 @@ def choose(
     dtype: Dtype = "auto",
     attention: Attention = "sdpa",
     four_bit: FourBit = "auto",
+    cpu_kernels: CpuKernels = "auto",
 ) -> Choice:
     """Choose how to run a model on a machine.
 
@@ -74,6 +80,7 @@ def choose(
             has no flash attention; "eager" is plain arithmetic, for debugging
         four_bit: "auto" is on for an accelerator with less than 12 GB, or if the environment has
             QWEN_FORCE_4BIT=1
+        cpu_kernels: "auto" is oneDNN with packed weights on a CPU of AMD, else what torch does
 
     Raises:
         ValueError: if the machine cannot do what is asked for.
@@ -82,6 +89,7 @@ def choose(
         ("dtype", dtype, get_args(Dtype)),
         ("attention", attention, get_args(Attention)),
         ("four_bit", four_bit, get_args(FourBit)),
+        ("cpu_kernels", cpu_kernels, get_args(CpuKernels)),
     ):
         if value not in kinds:
             raise ValueError(f"{name} is one of {', '.join(kinds)}, got {value!r}")
@@ -92,8 +100,9 @@ def choose(
             f"attention 'flash' is not possible on {machine.name} ({machine.device}) with "
             f"{machine.versions} in {_name(chosen)}; use sdpa, or dtype=bf16 where there is bf16"
         )
-    reasons = (f"{machine.name}, {machine.versions}", why_dtype, *why_four_bit)
-    return Choice(machine.device, chosen, attention, quantised, reasons)
+    kernels, why_kernels = _cpu_kernels(machine, cpu_kernels)
+    reasons = (f"{machine.name}, {machine.versions}", why_dtype, *why_four_bit, *why_kernels)
+    return Choice(machine.device, chosen, attention, quantised, kernels, reasons)
 
 
 def downgrades(choice: Choice, machine: Machine) -> Iterator[Choice]:
@@ -146,6 +155,25 @@ def _four_bit(machine: Machine, asked: FourBit) -> tuple[bool, tuple[str, ...]]:
         total = f"{machine.total / 1e9:.1f} GB"
         return True, (f"4 bits as the device has {total}, less than 12; four_bit=off to refuse",)
     return False, ()
+
+
+def _cpu_kernels(
+    machine: Machine, asked: CpuKernels
+) -> tuple[Literal["torch", "onednn"], tuple[str, ...]]:
+    if asked == "onednn" and machine.device.type != "cpu":
+        raise ValueError(
+            f"cpu_kernels onednn is for a CPU, the model goes to {machine.device}: leave it out, "
+            "or set device=cpu"
+        )
+    if asked == "onednn" and not torch.backends.mkldnn.is_available():
+        raise ValueError(
+            f"torch {torch.__version__} was built without oneDNN: set cpu_kernels=torch"
+        )
+    if asked != "auto":
+        return asked, (f"cpu_kernels {asked} was asked for",)
+    if machine.onednn:
+        return "onednn", ("oneDNN with packed weights as the CPU is AMD's",)
+    return "torch", ()
 
 
 def _name(dtype: torch.dtype) -> str:

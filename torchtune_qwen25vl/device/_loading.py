@@ -7,12 +7,13 @@ import gc
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from torchtune_qwen25vl.device._choice import Choice
 from torchtune_qwen25vl.device._memory import release_cache
-from torchtune_qwen25vl.model import Qwen25VL, qwen2_5_vl_from_config
+from torchtune_qwen25vl.model import Qwen25VL, pack, qwen2_5_vl_from_config
 from torchtune_qwen25vl.transform import Qwen25VLTransform
 from torchtune_qwen25vl.weights import Checkpoint, find_weights, load_pretrained, materialize
 
@@ -83,10 +84,18 @@ def load(
     """
     logger.info("loading %s", source)
     if choice.four_bit:
-        return _load_four_bit(source, choice, settings_dir)
-    return load_pretrained(
-        source, dtype=choice.dtype, device=choice.device, settings_dir=settings_dir
-    )[0]
+        model = _load_four_bit(source, choice, settings_dir)
+    else:
+        options: Any = {"dtype": choice.dtype, "device": choice.device}
+        model, _ = load_pretrained(source, **options, settings_dir=settings_dir)
+    use_kernels(model, choice)
+    return model
+
+
+def use_kernels(model: Qwen25VL, choice: Choice) -> None:
+    """Pack the weights of a loaded model where that is chosen; it is for inference from then on."""
+    if choice.cpu_kernels == "onednn":
+        pack(model)
 
 
 def _load_four_bit(

@@ -1,6 +1,7 @@
 """What torch and the operating system say of the machine."""
 
 import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import psutil  # type: ignore[import-untyped]
 import torch
 
 CGROUP = Path("/sys/fs/cgroup")
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Machine:
         bf16: whether the hardware has instructions for bfloat16
         flash: whether torch can run its flash attention for a vision layer there
         versions: versions of torch and of the device's driver
+        onednn: whether oneDNN is known to be the faster one of a CPU's two libraries for products
     """
 
     device: torch.device
@@ -32,6 +35,7 @@ class Machine:
     bf16: bool
     flash: bool
     versions: str
+    onednn: bool = False
 
 
 def look(device: str = "auto", *, ranks: int = 1) -> Machine:
@@ -48,10 +52,11 @@ def look(device: str = "auto", *, ranks: int = 1) -> Machine:
     if chosen.type == "cuda":
         return _look_at_cuda(chosen)
     free, total = (size // ranks for size in _host_memory())
+    versions = f"torch {torch.__version__}"
     if chosen.type == "cpu":
-        return Machine(chosen, "CPU", total, free, _cpu_bf16(), False, f"torch {torch.__version__}")
+        return Machine(chosen, "CPU", total, free, _cpu_bf16(), False, versions, _prefers_onednn())
     bf16 = _can_make_bf16(chosen)
-    return Machine(chosen, chosen.type, total, free, bf16, False, f"torch {torch.__version__}")
+    return Machine(chosen, chosen.type, total, free, bf16, False, versions)
 
 
 def _device(device: str) -> torch.device:
@@ -107,6 +112,18 @@ def _can_use_flash(device: torch.device, dtype: torch.dtype) -> bool:
 def _cpu_bf16() -> bool:
     """Say whether the CPU has instructions for bfloat16; without them torch is slower."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _prefers_onednn() -> bool:
+    """Say whether the CPU is AMD's: there MKL, which torch asks by default, is the slower one.
+
+    Asked of the name, not of a clock, so that a run which goes on computes as it began.
+    """
+    try:
+        name = CPU_INFO.read_text()
+    except OSError:
+        name = platform.processor()
+    return "AuthenticAMD" in name and torch.backends.mkldnn.is_available()
 
 
 def _can_make_bf16(device: torch.device) -> bool:

@@ -120,7 +120,7 @@ def check_model(
         load: what the model will be given
         settings_dir: folder of config.json and tokenizer, for weights that lie elsewhere
         allow_downgrade: whether bf16 may replace fp32, and then 4 bits, if the model does not fit
-        **wishes: dtype, attention and four_bit of `choose`
+        **wishes: dtype, attention, four_bit and cpu_kernels of `choose`
     """
     preflight = Preflight([Check("software", machine.versions)])
     try:

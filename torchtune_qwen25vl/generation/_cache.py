@@ -31,6 +31,6 @@ class Cache:
 
 def make_caches(model: TransformerDecoder, rows: int, length: int) -> list[Cache]:
     """Make an empty cache for each layer, in the dtype and on the device of the model."""
-    like = model.tok_embeddings.weight
+    like = model.norm.scale
     attns = [layer.attn for layer in model.layers]
     return [Cache((rows, attn.num_kv_heads, length, attn.head_dim), like) for attn in attns]

@@ -69,7 +69,7 @@ class Extractor:
 
     @property
     def _device(self) -> torch.device:
-        return self._model.tok_embeddings.weight.device
+        return self._model.device
 
     def _extract(self, questions: Sequence[Question]) -> list[Extract]:
         settings, boundary = self._settings, self._settings.vision_boundary

@@ -86,11 +86,11 @@ class Recorder:
         )
         self._spans = Spans(model, batch, vision_boundary)
         self._taken: dict[Selector, State] = {}
-        like = model.tok_embeddings.weight
+        like = model.norm.scale
         rows, width = len(batch["tokens"]), model.vision.patch_embed.proj.out_features
         self._absent = {  # of sites that a batch without images does not reach
             "vision": like.new_full((rows, width), torch.nan),
-            "merger": like.new_full((rows, like.shape[1]), torch.nan),
+            "merger": like.new_full((rows, len(like)), torch.nan),
         }
 
     def __call__(self, site: str, x: Tensor, *, index: int | None = None) -> None:

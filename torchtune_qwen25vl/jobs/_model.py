@@ -44,6 +44,7 @@ def check_model(
         dtype=settings.dtype,
         attention=settings.attention,
         four_bit=settings.four_bit,
+        cpu_kernels=settings.cpu_kernels,
     )
     logger.info("%s", found.table)
     choice = found.refuse()

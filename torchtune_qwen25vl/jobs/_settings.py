@@ -40,6 +40,7 @@ class JobSettings:
     dtype: str = "auto"
     attention: str = "sdpa"
     four_bit: str = "auto"
+    cpu_kernels: str = "auto"
     allow_downgrade: bool = False
     seed: int = 0
     min_pixels: int | None

@@ -21,6 +21,7 @@ Tuning                  which parts are trained, and how
 LabelledRowsLoss        torchtune loss of logits of labelled rows
 linear_cross_entropy    cross entropy that never holds all logits
 tensor_parallel_plan    which linear layers are split over devices
+pack                    pack weights for inference on a CPU by oneDNN
 Observe                 is shown what stands at the sites of a model while a forward runs
 """
 
@@ -44,6 +45,7 @@ from torchtune_qwen25vl.model._model_builders import (
     qwen2_5_vl_from_config,
 )
 from torchtune_qwen25vl.model._observe import Observe
+from torchtune_qwen25vl.model._packed import pack
 from torchtune_qwen25vl.model._parallelism import tensor_parallel_plan
 from torchtune_qwen25vl.model._tuning import Tuning
 
@@ -58,6 +60,7 @@ __all__ = [
     "lora_qwen2_5_vl_7b",
     "lora_qwen2_5_vl_32b",
     "lora_qwen2_5_vl_72b",
+    "pack",
     "part_of",
     "qlora_qwen2_5_vl_3b",
     "qlora_qwen2_5_vl_7b",

@@ -16,6 +16,7 @@ from torchtune import modules
 from torchtune.modules import TransformerDecoder, TransformerSelfAttentionLayer
 
 from torchtune_qwen25vl.model._attention import KeyValues
+from torchtune_qwen25vl.model._embedding import TiedEmbedding
 from torchtune_qwen25vl.model._encoder import VisionEncoder
 from torchtune_qwen25vl.model._observe import Observe, shown
 from torchtune_qwen25vl.model._positional_embeddings import MultimodalRotaryEmbedding
@@ -36,35 +37,6 @@ class RMSNorm(modules.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Normalize the last dimension."""
         return F.rms_norm(x, self.normalized_shape, self.scale, self.eps)
-
-
-class TiedEmbedding(nn.Embedding):
-    """Embedding whose weight, [v, d], is the output projection too."""
-
-    def forward(self, tokens: Tensor, *, add_to_grad: bool = False) -> Tensor:
-        """Look up int [b, s], to [b, s, d].
-
-        Autograd would hold a gradient as large as the weight for each of its two uses, and then
-        add them. With `add_to_grad` the backward of the lookup adds its few rows to `weight.grad`.
-
-        Args:
-            tokens: rows to look up
-            add_to_grad: add to `weight.grad`; the caller calls `backward()`, by which the output's
-                gradient is there first
-        """
-        if not (add_to_grad and self.weight.requires_grad and torch.is_grad_enabled()):
-            return super().forward(tokens)
-        rows, inverse = tokens.unique(return_inverse=True)
-        leaf = self.weight.detach()[rows].requires_grad_()  # [rows, d]
-
-        def add(leaf: Tensor) -> None:
-            assert leaf.grad is not None
-            assert self.weight.grad is not None
-            self.weight.grad.index_add_(0, rows, leaf.grad)
-            leaf.grad = None
-
-        leaf.register_post_accumulate_grad_hook(add)
-        return F.embedding(inverse, leaf)
 
 
 class DecoderLayer(TransformerSelfAttentionLayer):
@@ -246,6 +218,16 @@ class Qwen25VL(TransformerDecoder):
         vision_embeds = self.vision(**encoder_input["vision"], observe=observe)  # [m, d]
         self._check_count(count, len(vision_embeds))
         return h.masked_scatter(placeholders.unsqueeze(-1), vision_embeds.to(h.dtype))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.norm.scale.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return self.norm.scale.dtype
 
     def placeholders(self, tokens: Tensor) -> Tensor:
         """Return which tokens have the id of a placeholder."""
