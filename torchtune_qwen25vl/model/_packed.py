@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchtune_qwen25vl.model._decoder import Qwen25VL
 from torchtune_qwen25vl.model._embedding import TiedEmbedding
 
-LEAST_WEIGHTS = {torch.float32: 2**18, torch.bfloat16: 1}  # of a layer; below it, plain is faster
+LEAST_WEIGHTS = {torch.float32: 2**16, torch.bfloat16: 1}  # of a layer; below it, plain is faster
 FEWEST_ROWS = 4  # one row takes longer than four: the kernel has too few sums in flight
 BLOCK = 512  # tokens whose embeddings are packed together
 
