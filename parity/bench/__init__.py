@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from torchtune_qwen25vl import Qwen25VL, device
+
 BENCHES = (
     "image",
     "encoder",
@@ -43,6 +45,12 @@ COLUMNS = ("case", "threads", "ours ms", "theirs ms", "theirs / ours", "note")
 def run(name: str) -> Iterator[Row]:
     """The rows of one bench as they come: module parity.bench.NAME, function `rows`."""
     return importlib.import_module(f"parity.bench.{name}").rows()
+
+
+def as_in_jobs(model: Qwen25VL) -> Qwen25VL:
+    """Have a model's weights as a job on this CPU would: packed, or as they are; return it."""
+    device.use_kernels(model, device.choose(device.look("cpu"), {model.dtype}))
+    return model
 
 
 def compare(

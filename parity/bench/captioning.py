@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from parity import photos, reference
-from parity.bench import Row, compare
+from parity.bench import Row, as_in_jobs, compare
 from parity.random_folder import write_random
 from torchtune_qwen25vl import load_pretrained
 from torchtune_qwen25vl.device import LoadedModel
@@ -62,7 +62,7 @@ class Bench:
         self.processor = reference.processor(model, **LIMITS)
         self.processor.tokenizer.padding_side = "left"
         self.their_model = reference.load(str(model), torch.float32)
-        self.our_model, _ = load_pretrained(model)
+        self.our_model = as_in_jobs(load_pretrained(model)[0])
         self.run = caption.run
 
     def row(self, cores: list[int]) -> Row:

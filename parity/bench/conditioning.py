@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from parity import photos, reference, vocabulary
-from parity.bench import Row, compare
+from parity.bench import Row, as_in_jobs, compare
 from parity.bench.memory import peak_memory
 from parity.stages.conditioning import transforms
 from parity.trace import ours_like
@@ -36,7 +36,7 @@ def rows() -> Iterator[Row]:
     """Each task on one thread and on all; then loading, and fp8 kept against dequantised."""
     theirs = reference.random_model(MODEL)
     transform, processor = transforms(vocabulary.real(), False)
-    encoder = PromptEncoder(ours_like(theirs), transform)
+    encoder = PromptEncoder(as_in_jobs(ours_like(theirs)), transform)
     photo = photos.photo("coffee.png").convert("RGB")
     cases: dict[Task, tuple[Sequence[str], list[Image.Image]]] = {
         "text_to_image": (TEXTS, []),

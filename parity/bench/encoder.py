@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from parity import reference
-from parity.bench import Row, compare
+from parity.bench import Row, as_in_jobs, compare
 from parity.inputs import make_inputs
 from parity.trace import ours_like
 
@@ -30,7 +30,7 @@ def rows() -> Iterator[Row]:
 
 def _row(name: str, grid: tuple[int, int, int], threads: int) -> Row:
     theirs = reference.random_model(name)
-    model, patches = ours_like(theirs).vision, math.prod(grid)
+    model, patches = as_in_jobs(ours_like(theirs)).vision, math.prod(grid)
     inputs = make_inputs([[1, grid, 1]], reference.ids(theirs))
     ours = torch.no_grad()(lambda: model(inputs.pixel_values, inputs.grid_thw))
     other = torch.no_grad()(lambda: reference.encode(theirs, inputs))

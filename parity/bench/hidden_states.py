@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from parity import photos, reference
-from parity.bench import Row, compare
+from parity.bench import Row, as_in_jobs, compare
 from parity.bench.captioning import TEXT, VISION, on_cores
 from parity.random_folder import write_random
 from torchtune_qwen25vl import load_pretrained
@@ -60,7 +60,7 @@ class Bench:
         self.source, self.table, self.count = model, table, count
         self.processor = reference.processor(model, **LIMITS)
         self.their_model = reference.load(str(model), torch.float32)
-        self.our_model, _ = load_pretrained(model)
+        self.our_model = as_in_jobs(load_pretrained(model)[0])
 
     def rows(self, case: str, cores: list[int]) -> Iterator[Row]:
         """Milliseconds for a row on these cores."""
