@@ -13,6 +13,7 @@ from parity.deviations import DEVIATIONS
 from parity.faults import FAULTS
 from parity.positions_table import positions_table
 from parity.runner import Sighting, hunt, run_stage
+from parity.serve import ask_folder
 from parity.stages import STAGES, Setting
 
 DESCRIPTION = """\
@@ -65,6 +66,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="a Qwen2.5-VL folder or hub id to run on, in place of random weights and default\n"
         "processor settings",
+    )
+    parser.add_argument(
+        "--serve",
+        type=Path,
+        metavar="FOLDER",
+        help="say where the answers of a model folder part from vLLM's, and stop",
+    )
+    parser.add_argument(
+        "--url",
+        help="with --serve, an OpenAI-compatible server of that folder; without it vLLM gets an\n"
+        "environment of its own, 6 GB, and is run here",
     )
     parser.add_argument("--device", default="cpu", help="device of the models (default: cpu)")
     return parser.parse_args(arguments)
@@ -126,6 +138,15 @@ def run_bench(name: str) -> int:
     return 0
 
 
+def run_serve(arguments: argparse.Namespace) -> int:
+    """Ask ours and vLLM about a folder; what cannot be asked is said in one line."""
+    try:
+        return ask_folder(arguments.serve, arguments.url)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the `parity` command and return its exit code."""
     parsed = parse(arguments)
@@ -145,6 +166,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if parsed.bench:
         return run_bench(parsed.bench)
+    if parsed.serve:
+        return run_serve(parsed)
     return run_stages(parsed)
 
 

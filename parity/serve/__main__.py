@@ -1,0 +1,19 @@
+"""`python -m parity.serve [TRAINED]`: every folder this project writes, ours and vLLM's answers."""
+
+import sys
+from pathlib import Path
+
+from parity.serve import ask_all
+
+
+def main() -> int:
+    """Run, and return the exit code; what cannot be asked is said in one line."""
+    try:
+        return ask_all(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
