@@ -354,7 +354,7 @@ def test_from_an_installed_wheel(wheel, left, tmp_path):
     site = shutil.copytree(wheel, tmp_path / "site")
     folder = add_probe(site / "torchtune_qwen25vl" / "recipes")
     launch = f"--nproc_per_node 2 probe --config sizes/small seen={left}".split()
-    program = "from torchtune_qwen25vl._cli import main; main()"
+    program = "from tune_qwen25vl import tune; tune()"
     run_outside(sys.executable, "-c", program, "run", *launch, cwd=tmp_path, site=site)
     assert seen(left) == dict.fromkeys(["small-0", "small-1"], str(folder / "probe.py"))
 
