@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 
 from parity import photos
 from parity.random_folder import write_random
+from torchtune_qwen25vl.recipes import caption
 
 TEXT = {
     "hidden_size": 128,
@@ -108,28 +110,31 @@ def _write_data(folder: Path) -> Path:
 
 def _train(base: Path, out: Path, data: Path, *, vision: str, save: str = "model") -> Path:
     """Train adapters by the recipe for two epochs, at rates that move the answers."""
+    rate = {"lr": 1e-2, "weight_decay": 0.0}
+    cfg = OmegaConf.load(caption.CONFIG.with_name("finetune_lora.yaml"))
+    assert isinstance(cfg, DictConfig)
+    cfg.parts = {
+        "vision": {"train": vision, **(rate if vision == "lora" else {})},
+        "merger": {"train": "frozen"},
+        "decoder": {"train": "lora", **rate},
+    }
     changes = {
-        "model_dir": base,
-        "output_dir": out,
-        "dataset.source": data,
-        "parts.vision.train": vision,
-        "parts.vision.lr": 1e-2,
-        "parts.merger.train": "frozen",
-        "parts.decoder.lr": 1e-2,
-        "adapters.lora_rank": 4,
-        "adapters.lora_alpha": 3,
+        "model_dir": str(base),
+        "output_dir": str(out),
+        "dataset": {"source": str(data)},
+        "adapters": {"lora_rank": 4, "lora_alpha": 3},
         "gradient_accumulation_steps": 1,
         "epochs": 2,
         "device": "cpu",
         "dtype": "fp32",
-        "dataloader.num_workers": 0,
+        "dataloader": {"num_workers": 0},
         "enable_activation_checkpointing": False,
         "save": save,
     }
-    words = [f"{key}={value}" for key, value in changes.items()]
-    command = [sys.executable, "-m", "torchtune_qwen25vl._cli", "run", "finetune"]
-    done = subprocess.run(
-        [*command, "--config", "finetune_lora", *words], capture_output=True, text=True, check=False
-    )
+    path = out.with_suffix(".yaml")
+    OmegaConf.save(OmegaConf.merge(cfg, changes), path)
+    words = [sys.executable, "-m", "torchtune_qwen25vl._cli", "run", "finetune"]
+    words += ["--config", str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return out / save
