@@ -6,6 +6,9 @@ generate                continue every row of a batch
 Generation              what it returns
 evaluating              put a model into evaluation mode for a while, without gradients
 PromptedModel           the model as torchtune's generation loop calls one
+RunningBatch            rows that are continued together, and come and go
+Prompt                  what enters it
+Ended                   what leaves it
 Sampling                how a token is chosen
 check_options           refuse options out of range
 read_generation_config  a checkpoint's own way to choose tokens
@@ -20,12 +23,16 @@ from torchtune_qwen25vl.generation._generate import (
     evaluating,
     generate,
 )
+from torchtune_qwen25vl.generation._running import Ended, Prompt, RunningBatch
 from torchtune_qwen25vl.generation._sampling import NotFiniteError, Sampling, check_options
 
 __all__ = [
+    "Ended",
     "Generation",
     "NotFiniteError",
+    "Prompt",
     "PromptedModel",
+    "RunningBatch",
     "Sampling",
     "check_options",
     "evaluating",

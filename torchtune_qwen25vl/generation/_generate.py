@@ -16,7 +16,8 @@ from torch.distributed.fsdp import FSDPModule
 from torchtune.modules import TransformerDecoder
 
 from torchtune_qwen25vl.generation._batch import check_prompt, real_tokens
-from torchtune_qwen25vl.generation._cache import Cache, make_caches
+from torchtune_qwen25vl.generation._cache import make_caches
+from torchtune_qwen25vl.generation._places import LayerCache
 from torchtune_qwen25vl.generation._sampling import Sampling, check_finite, check_options, choose
 from torchtune_qwen25vl.model import Observe
 
@@ -119,12 +120,23 @@ def evaluating(model: TransformerDecoder) -> Iterator[None]:
 def prefill(
     model: TransformerDecoder,
     batch: Mapping[str, Any],
-    caches: Sequence[Cache],
+    caches: Sequence[LayerCache],
     observe: Observe | None = None,
+    *,
+    last: Tensor | None = None,
 ) -> Tensor:
-    """Read the prompts into the caches; return logits of the token after each, fp32 [b, v]."""
-    last = torch.zeros_like(batch["tokens"], dtype=torch.bool)
-    last[:, -1] = True
+    """Read the prompts into the caches; return logits of the token after each, fp32 [b, v].
+
+    Args:
+        model: Qwen25VL
+        batch: padded on the left, or on the right without a mask
+        caches: empty ones
+        observe: is shown what stands at each site of the model
+        last: the last token of each row, bool [b, s]; None where padding is on the left
+    """
+    if last is None:
+        last = torch.zeros_like(batch["tokens"], dtype=torch.bool)
+        last[:, -1] = True
     return model(
         batch["tokens"],
         input_pos=batch["input_pos"],
@@ -142,7 +154,7 @@ def decode_one_token(
     tokens: Tensor,
     positions: Tensor,
     attended: Tensor | None,
-    caches: Sequence[Cache],
+    caches: Sequence[LayerCache],
 ) -> Tensor:
     """Append one token per row to the caches; return logits of the next one, fp32 [b, v].
 

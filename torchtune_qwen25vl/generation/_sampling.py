@@ -3,10 +3,14 @@
 Shapes: b rows, v vocabulary.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+Chance = torch.Generator | Sequence[torch.Generator | None] | None
+"""Where draws come from: one source for all rows, one for each, or torch's own."""
 
 
 class NotFiniteError(ValueError):
@@ -23,7 +27,7 @@ class Sampling(NamedTuple):
 
 
 def choose(
-    logits: Tensor, history: Tensor, sampling: Sampling, generator: torch.Generator | None = None
+    logits: Tensor, history: Tensor, sampling: Sampling, generator: Chance = None
 ) -> tuple[Tensor, Tensor]:
     """Choose one token per row.
 
@@ -31,7 +35,7 @@ def choose(
         logits: fp32 [b, v]
         history: tokens that count as repetition, [b, any]
         sampling: how to choose
-        generator: source of chance
+        generator: source of chance; a sequence is one for each row
 
     Returns:
         tokens [b], and the largest logit of each row [b], finite if the row has neither nan nor inf
@@ -40,8 +44,20 @@ def choose(
     peak, tokens = scores.max(-1)
     if sampling.temperature > 0:
         check_finite(scores)  # a draw from nan would bring down a CUDA context
-        tokens = torch.multinomial(scores.softmax(-1), 1, generator=generator).squeeze(-1)
+        tokens = draw(scores.softmax(-1), generator)
     return tokens, peak
+
+
+def draw(probabilities: Tensor, generator: Chance = None) -> Tensor:
+    """Draw one token per row [b] from probabilities [b, v].
+
+    The tokens are those of `torch.multinomial`, which takes one generator and waits for the device.
+    """
+    sources = generator if isinstance(generator, Sequence) else [generator]
+    waits = torch.empty_like(probabilities)  # of each token, until it is drawn: the first one is
+    for rows, source in zip(waits.chunk(len(sources)), sources, strict=True):
+        rows.exponential_(generator=source)
+    return (probabilities / waits).argmax(-1)
 
 
 def process_logits(logits: Tensor, history: Tensor, sampling: Sampling) -> Tensor:

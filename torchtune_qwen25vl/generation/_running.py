@@ -1,0 +1,182 @@
+"""A batch whose rows come and go: a row that has ended gives its place to the next prompt.
+
+Which tokens a row has is known on the host, which waits for the device once a step to read them;
+all that a step needs goes back in one transfer. What the device keeps are `Places`.
+
+Shapes: b rows in flight, k rows that enter, s prompt tokens, w columns, v vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torchtune import utils
+from torchtune.modules import TransformerDecoder
+
+from torchtune_qwen25vl.generation._generate import decode_one_token, evaluating, prefill
+from torchtune_qwen25vl.generation._places import Places
+from torchtune_qwen25vl.generation._sampling import Sampling, check_finite, check_options, choose
+from torchtune_qwen25vl.transform import padded_collate
+
+Q = TypeVar("Q")
+
+
+class Ended(NamedTuple, Generic[Q]):
+    """A row that has left."""
+
+    question: Q
+    tokens: list[int]  # its stop token included
+    finish_reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Prompt(Generic[Q]):
+    """What is to be continued.
+
+    Attributes:
+        question: whatever tells the caller which row it is
+        sample: what `Qwen25VLTransform` returns with `inference=True`
+        generator: the row's own source of chance, on the model's device; None where it is greedy
+    """
+
+    question: Q
+    sample: Mapping[str, Any]
+    generator: torch.Generator | None = None
+
+
+@dataclass
+class _Row(Generic[Q]):
+    """A prompt and what was chosen after it; its last token is not in the caches yet."""
+
+    prompt: Prompt[Q]
+    tokens: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.length = len(self.prompt.sample["tokens"])
+        self._first_position = int(torch.as_tensor(self.prompt.sample["input_pos"]).max()) + 1
+
+    @property
+    def column(self) -> int:
+        """Column of the last token."""
+        return self.length + len(self.tokens) - 1
+
+    @property
+    def position(self) -> int:
+        """Position of the last token."""
+        return self._first_position + len(self.tokens) - 1
+
+
+class RunningBatch(Generic[Q]):
+    """Continue rows, each with the tokens that `generate` gives it alone.
+
+    A step costs what the rows in flight cost: those that ended are in it no more. After an
+    exception the rows are lost, and the batch is not to be used any further.
+
+    Args:
+        model: Qwen25VL
+        pad_id: token at padding, `transform.pad_id`
+        sampling: how tokens are chosen
+        max_new_tokens: length of the longest continuation
+        stop_tokens: a row ends with the first of these
+
+    Raises:
+        ValueError: if an option is out of range.
+    """
+
+    def __init__(
+        self,
+        model: TransformerDecoder,
+        pad_id: int,
+        sampling: Sampling,
+        *,
+        max_new_tokens: int,
+        stop_tokens: Sequence[int] = (),
+    ) -> None:
+        check_options(max_new_tokens, sampling)
+        self._model, self._pad_id, self._sampling = model, pad_id, sampling
+        self._max_new_tokens, self._stop_tokens = max_new_tokens, frozenset(stop_tokens)
+        self._device = model.tok_embeddings.weight.device
+        self._rows: list[_Row[Q]] = []  # in the order of their places
+        self._places = Places(model)
+
+    @property
+    def questions(self) -> list[Q]:
+        """The questions of all rows in flight."""
+        return [row.prompt.question for row in self._rows]
+
+    def enter(self, prompts: Sequence[Prompt[Q]]) -> None:
+        """Read prompts, all in one forward, and choose the first token of each.
+
+        Raises:
+            NotFiniteError: if logits are nan or infinite.
+        """
+        new, first = [_Row(prompt) for prompt in prompts], len(self._rows)
+        with evaluating(self._model):
+            self._rows += new
+            self._places.reserve(len(self._rows), self._longest + self._max_new_tokens)
+            batch = padded_collate([prompt.sample for prompt in prompts], self._pad_id)
+            last = torch.tensor([row.length - 1 for row in new])[:, None]  # [k, 1]
+            columns = torch.arange(batch["tokens"].shape[1])  # [s]
+            held = torch.where(columns > last, batch["tokens"].gather(1, last), batch["tokens"])
+            batch |= {"held": held, "last": columns == last}  # [k, s]
+            utils.batch_to_device(batch, self._device)
+            caches = self._places.begin(slice(first, len(self._rows)), batch["held"])
+            logits = prefill(self._model, batch, caches, last=batch["last"])
+            self._choose(logits, batch["held"], new)
+
+    def advance(self) -> list[Ended[Q]]:
+        """Continue all rows until some have ended; return these, which leave.
+
+        Raises:
+            NotFiniteError: if logits are nan or infinite.
+        """
+        with evaluating(self._model):
+            while self._rows and not any(map(self._finish_reason, self._rows)):
+                self._decode()
+            return self._leave()
+
+    @property
+    def _longest(self) -> int:
+        return max(row.length for row in self._rows)
+
+    def _decode(self) -> None:
+        rows = self._rows
+        inputs = [[row.column, row.position, row.tokens[-1]] for row in rows]
+        moved = torch.tensor(inputs).T.contiguous().to(self._device, non_blocking=True)
+        columns, positions, tokens = moved  # [b] each
+        width = max(row.column for row in rows) + 1
+        caches = self._places.append(columns, tokens, width)
+        seen = None
+        if any(row.column + 1 < width for row in rows):
+            seen = torch.arange(width, device=self._device) <= columns[:, None]  # [b, w]
+        logits = decode_one_token(self._model, tokens, positions, seen, caches)
+        self._choose(logits, self._places.history(slice(len(rows)), width), rows)
+
+    def _choose(self, logits: Tensor, history: Tensor, rows: Sequence[_Row[Q]]) -> None:
+        """Choose a token for each of these rows, from logits [b, v]."""
+        generators = [row.prompt.generator for row in rows]
+        tokens, peaks = choose(logits, history, self._sampling, generators)
+        chosen, finite = torch.stack((tokens, peaks.isfinite())).tolist()  # the device's only wait
+        if not all(finite):
+            check_finite(peaks[:, None])
+        for row, token in zip(rows, chosen, strict=True):
+            row.tokens.append(token)
+
+    def _leave(self) -> list[Ended[Q]]:
+        """Take out rows that have ended; rows from the last places come into theirs."""
+        ended = []
+        for place in reversed(range(len(self._rows))):
+            row = self._rows[place]
+            if reason := self._finish_reason(row):
+                ended.append(Ended(row.prompt.question, row.tokens, reason))
+                if row is not (last := self._rows.pop()):
+                    self._places.move(len(self._rows), place)
+                    self._rows[place] = last
+        return ended[::-1]
+
+    def _finish_reason(self, row: _Row[Q]) -> Literal["stop", "length"] | None:
+        if row.tokens[-1] in self._stop_tokens:
+            return "stop"
+        return "length" if len(row.tokens) == self._max_new_tokens else None
