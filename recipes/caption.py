@@ -10,11 +10,12 @@ Captions may be edited in their text files, or on the review page, whose edits -
 
 Before any image is read the model is checked: its files, its memory, its disk. Then the headers of
 the images are read, batches are made of images of near-equal size, and worker processes decode them
-ahead of the model. Every image ends in one state: done, skipped (it had a caption), failed (with a
-reason), cut (at the length limit) or looped (repeating itself). A journal in the output folder
-holds all of it, so that a run that was stopped goes on where it was when it is started again. What
-failed is tried again once its file has changed, or with --retry-failed; retry=[cut,looped] asks for
-captions of those states again.
+ahead of the model; an image whose answer has ended gives its place to the next one. Every image
+ends in one state: done, skipped (it had a caption), failed (with a reason), cut (at the length
+limit) or looped (repeating itself). A journal in the output folder holds all of it, so that a run
+that was stopped goes on where it was when it is started again. What failed is tried again once its
+file has changed, or with --retry-failed; retry=[cut,looped] asks for captions of those states
+again.
 Several ranks need one folder for the output that all of them see.
 
 Exit codes: 0 all well, 1 some images failed (they are named at the end), 2 it could not start or go
@@ -23,7 +24,8 @@ on (the reason is the last line; what is done stays done), 130 Ctrl-C stopped it
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -96,18 +98,31 @@ def caption_batches(
             model.transform,
             settings.full_preset,
             seed=settings.seed,
+            batch_size=settings.batch_size,
+            batch_tokens=settings.tokens_in_flight(planned.run),
             shrunk=lambda question, pixels: questioner.again(plan.items[question.name], pixels),
             min_pixels=settings.min_pixels,
         )
         total = sum(map(len, batches))
-        with jobs.Progress(total, captioning.STATES, unit="image", show=ranks.is_first) as progress:
+        progress = jobs.Progress(total, captioning.STATES, unit="image", show=ranks.is_first)
+        stack.enter_context(progress)
+
+        def note(answers: Sequence[captioning.Answer], problems: Mapping[str, str]) -> None:
+            records = captioning.records_of(answers, problems, settings, plan)
+            progress.add(captioning.write_down(journal, records))
+
+        def questions() -> Iterator[Sequence[captioning.Question]]:
             for batch in ahead:
-                with device.attention_kernels(model.choice):
-                    answers = answerer(batch.questions)
-                records = captioning.records_of(answers, batch.problems, settings, plan)
-                progress.add(captioning.write_down(journal, records))
-                jobs.refuse_nan(["" if a.is_finite else a.reason for a in answers])
-            logger.info("%s", progress.speed(ahead.waited))
+                note([], batch.problems)
+                yield batch.questions
+
+        last: deque[str] = deque(maxlen=settings.batch_size)  # why answers are not finite
+        with device.attention_kernels(model.choice):
+            for answers in answerer(questions()):
+                note(answers, {})
+                last.extend("" if answer.is_finite else answer.reason for answer in answers)
+                jobs.refuse_nan(last)
+        logger.info("%s", progress.speed(ahead.waited))
 
 
 def run(cfg: DictConfig) -> int:

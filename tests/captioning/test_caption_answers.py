@@ -8,9 +8,10 @@ import torch
 from torchtune.data import Message
 
 from torchtune_qwen25vl import Qwen25VLTransform, load_pretrained
-from torchtune_qwen25vl.captioning import Answerer, Questioner, _answers
+from torchtune_qwen25vl.captioning import Answerer, Questioner
 from torchtune_qwen25vl.captioning._answers import loops
 from torchtune_qwen25vl.captioning._prompts import Preset, Wording
+from torchtune_qwen25vl.generation import RunningBatch
 from torchtune_qwen25vl.jobs import Item
 from torchtune_qwen25vl.media import load_image
 
@@ -35,32 +36,49 @@ def questioner(loaded):
     return Questioner(loaded[1], Wording("What?"), {}, min_pixels=LEAST, max_pixels=25088)
 
 
+def answered(answerer, questions):
+    """The answers to one batch, in the order of its questions."""
+    answers = {answer.question.name: answer for ended in answerer([questions]) for answer in ended}
+    return [answers[question.name] for question in questions]
+
+
+def asking(loaded, shrunk=None):
+    limits = {"batch_size": 9, "batch_tokens": 10**6, "min_pixels": LEAST}
+    return Answerer(*loaded, PRESET, seed=0, shrunk=shrunk, **limits)
+
+
 @pytest.fixture
 def ask(loaded, items, questioner):
     """The answers to all items, by a model that may be out of memory."""
-    answerer = Answerer(
-        *loaded,
-        PRESET,
-        seed=0,
-        shrunk=lambda question, pixels: questioner.again(items[question.name], pixels),
-        min_pixels=LEAST,
-    )
-    return lambda: answerer([questioner.again(item, 25088) for item in items.values()])
+
+    def shrunk(question, pixels):
+        return questioner.again(items[question.name], pixels)
+
+    def ask():
+        questions = [questioner.again(item, 25088) for item in items.values()]
+        return answered(asking(loaded, shrunk), questions)
+
+    return ask
+
+
+def patches(question):
+    return len(question.sample["encoder_input"]["vision"]["pixel_values"])
 
 
 @pytest.fixture
 def limited(monkeypatch):
-    """Let `generate` run out of memory beyond so many patches."""
+    """Let a running batch run out of memory beyond so many patches in flight."""
 
-    def limit(patches, error=OUT_OF_MEMORY):
-        generate = _answers.generate
+    def limit(most, error=OUT_OF_MEMORY):
+        enter = RunningBatch.enter
 
-        def limited(model, batch, **options):
-            if len(batch["encoder_input"]["vision"]["pixel_values"]) > patches:
+        def limited(self, prompts):
+            questions = [*self.questions, *(prompt.question for prompt in prompts)]
+            if sum(map(patches, questions)) > most:
                 raise error
-            return generate(model, batch, **options)
+            enter(self, prompts)
 
-        monkeypatch.setattr(_answers, "generate", limited)
+        monkeypatch.setattr(RunningBatch, "enter", limited)
 
     return limit
 
@@ -71,7 +89,7 @@ def texts(answers):
 
 def test_a_batch_is_halved_and_answers_stay(ask, limited, caplog):
     whole = ask()
-    limited(max(len(a.question.sample["encoder_input"]["vision"]["pixel_values"]) for a in whole))
+    limited(max(patches(answer.question) for answer in whole))
     halved = ask()
     assert texts(halved) == texts(whole)
     assert all("batch of 4 halved" in answer.question.steps for answer in halved)
@@ -109,7 +127,6 @@ def test_another_error_of_the_device_ends_the_run(ask, limited):
 
 
 def test_a_row_that_is_not_finite_fails_alone(loaded, items, questioner):
-    model, transform = loaded
     questions = [questioner.again(item, 25088) for item in items.values()]
     poisoned = {
         **questions[1].sample,
@@ -117,10 +134,10 @@ def test_a_row_that_is_not_finite_fails_alone(loaded, items, questioner):
     }
     vision = poisoned["encoder_input"]["vision"]
     vision["pixel_values"] = vision["pixel_values"] * torch.nan
-    answerer = Answerer(model, transform, PRESET, seed=0, shrunk=None, min_pixels=LEAST)
-    clean = answerer(questions)
+    answerer = asking(loaded)
+    clean = answered(answerer, questions)
     questions[1] = replace(questions[1], sample=poisoned)
-    answers = answerer(questions)
+    answers = answered(answerer, questions)
     assert answers[1].state == "failed"
     assert "finite" in answers[1].reason
     assert [texts(answers)[k] for k in (0, 2, 3)] == [texts(clean)[k] for k in (0, 2, 3)]
@@ -132,8 +149,8 @@ def test_an_image_gone_in_the_meantime_fails_alone(loaded, items, questioner, li
     def gone(question, pixels):
         raise ValueError("no such file")
 
-    answerer = Answerer(*loaded, PRESET, seed=0, shrunk=gone, min_pixels=LEAST)
-    answers = answerer([questioner.again(item, 25088) for item in items.values()])
+    questions = [questioner.again(item, 25088) for item in items.values()]
+    answers = answered(asking(loaded, gone), questions)
     assert {a.reason for a in answers if a.state == "failed"} == {"no such file"}
 
 

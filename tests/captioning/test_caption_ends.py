@@ -14,8 +14,7 @@ from pathlib import Path
 import captions
 import pytest
 
-from torchtune_qwen25vl.captioning import _answers
-from torchtune_qwen25vl.generation import NotFiniteError
+from torchtune_qwen25vl.generation import NotFiniteError, RunningBatch
 
 COMMAND = "import sys; from torchtune_qwen25vl._cli import caption; sys.exit(caption())"
 SMALL = ["device=cpu", "min_pixels=3136", "max_pixels=25088", "outputs=[txt,jsonl]"]
@@ -145,18 +144,34 @@ def test_a_model_that_gives_no_numbers_stops_the_run(run, photos, monkeypatch, c
     def nothing(*_, **__):
         raise NotFiniteError("logits must be finite")
 
-    def first(*arguments, **options):
+    def first(*arguments):
+        """The first image in flight with another, in a batch with it, and alone."""
         calls.append(1)
-        return nothing() if len(calls) in (1, 2) else generate(*arguments, **options)
+        return nothing() if len(calls) in (1, 2, 3) else enter(*arguments)
 
-    generate, calls = _answers.generate, []
+    enter, calls = RunningBatch.enter, []
     with monkeypatch.context() as patch:
-        patch.setattr(_answers, "generate", nothing)
+        patch.setattr(RunningBatch, "enter", nothing)
         assert run(batch_size=2) == 2
     assert caplog.messages[-1].startswith("no answer of a batch is finite (logits must be finite")
     assert not captions.texts(photos)
-    monkeypatch.setattr(_answers, "generate", first)
+    monkeypatch.setattr(RunningBatch, "enter", first)
     assert run(batch_size=2, retry_failed=True) == 1  # the control: one row alone does not
+    assert len(captions.texts(photos)) == 3
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_an_image_without_numbers_fails_alone(run, photos, monkeypatch, index):
+    """Also where it is the last one, and nothing else is in flight."""
+
+    def poisoned(self, prompts):
+        if any(f"00{index}.png" in prompt.question.name for prompt in prompts):
+            raise NotFiniteError("logits must be finite")
+        enter(self, prompts)
+
+    enter = RunningBatch.enter
+    monkeypatch.setattr(RunningBatch, "enter", poisoned)
+    assert run(batch_size=2) == 1
     assert len(captions.texts(photos)) == 3
 
 

@@ -262,6 +262,16 @@ def test_creative_is_sampled_and_repeatable(run, photos, tmp_path):
     assert a != c
 
 
+def test_sampled_captions_do_not_depend_on_their_batch(run, photos, tmp_path):
+    """An image draws from a chance of its own; the control of the seed is above."""
+    changes = {"preset": "creative", "top_k": 5, "outputs": ["jsonl"]}
+    for size in (1, 3, 8):
+        run(batch_size=size, output_dir=str(tmp_path / str(size)), **changes)
+    alone, *batches = (captions.rows(tmp_path / str(size)) for size in (1, 3, 8))
+    assert batches == [alone, alone]
+    assert len({row["caption"] for row in alone}) > 4
+
+
 def test_short_command_and_recipe_are_the_same(model, photos, tmp_path, monkeypatch, capsys):
     keys = [f"model={model}", f"output_dir={tmp_path / 'a'}", "outputs=[jsonl]", "device=cpu"]
     keys += ["min_pixels=3136", "max_pixels=25088", "max_new_tokens=4", "workers=0"]

@@ -14,7 +14,7 @@ from torchtune_qwen25vl.captioning._answers import Question
 from torchtune_qwen25vl.captioning._plan import Policy, make_plan
 from torchtune_qwen25vl.captioning._prompts import Preset, printable
 from torchtune_qwen25vl.captioning._texts import TextFiles
-from torchtune_qwen25vl.generation import Generation
+from torchtune_qwen25vl.generation import Ended
 from torchtune_qwen25vl.jobs import Item, Past
 
 STATES = ("done", "cut", "looped")
@@ -79,15 +79,36 @@ def test_answers_count_in_the_tokens_of_a_batch(run, photos, capsys, max_new_tok
     assert f"4 to be captioned in {batches} batches" in capsys.readouterr().out
 
 
-def asking(model, monkeypatch, generate, preset=PRESET, seed=0):
-    """An answerer whose `generate` is a stand-in, and whose questions need no image."""
-    monkeypatch.setattr(_answers, "generate", generate)
-    monkeypatch.setattr(_answers, "prompt_batch", lambda samples, *_, **__: {"samples": samples})
+def asking(model, monkeypatch, say, preset=PRESET, seed=0):
+    """An answerer whose batch is a stand-in, and whose questions need no image.
+
+    `say` makes tokens and finish reason of each prompt, from how the batch was made and prompts.
+    """
+
+    class Standing:
+        def __init__(self, model, pad_id, sampling, **options):
+            self.options, self.questions = sampling._asdict() | options, []
+
+        def enter(self, prompts):
+            self.said = say(self.options, prompts)
+            self.questions = [prompt.question for prompt in prompts]
+
+        def advance(self):
+            questions, self.questions = self.questions, []
+            pairs = zip(questions, self.said, strict=True)
+            return [Ended(question, *said) for question, said in pairs]
+
+    monkeypatch.setattr(_answers, "RunningBatch", Standing)
 
     def shrunk(question, pixels):
-        return Question(question.name, {"pixels": pixels}, pixels)
+        return asked(question.name, pixels)
 
-    return Answerer(*load_pretrained(model), preset, seed=seed, shrunk=shrunk, min_pixels=3136)
+    limits = {"batch_size": 9, "batch_tokens": 10**6, "min_pixels": 3136}
+    return Answerer(*load_pretrained(model), preset, seed=seed, shrunk=shrunk, **limits)
+
+
+def asked(name, pixels=25088):
+    return Question(name, {"tokens": [], "pixels": pixels}, pixels)
 
 
 LOOP = [1, 2, 3] * 8
@@ -105,22 +126,21 @@ LOOP = [1, 2, 3] * 8
     ],
 )
 def test_an_answer_loops_where_it_ends_in_a_loop(model, monkeypatch, tokens, finish, state):
-    said = Generation(torch.tensor([tokens]), [len(tokens)], [finish])
-    answerer = asking(model, monkeypatch, lambda *_, **__: said)
-    (answer,) = answerer([Question("a", {}, 25088)])
+    answerer = asking(model, monkeypatch, lambda *_: [(tokens, finish)])
+    ((answer,),) = answerer([[asked("a")]])
     assert (answer.state, answer.tokens) == (state, len(tokens))
     _, transform = load_pretrained(model)
     assert answer.text == transform.decode([t for t in tokens if t != STOP]).strip()
 
 
 def test_all_steps_until_it_fits_are_told_in_their_order(model, monkeypatch):
-    def limited(network, batch, **options):
-        if batch["samples"] != [{"pixels": 6272}]:
+    def limited(options, prompts):
+        if [prompt.sample["pixels"] for prompt in prompts] != [6272]:
             raise torch.OutOfMemoryError
-        return Generation(torch.tensor([[1, 2, STOP]]), [3], ["stop"])
+        return [([1, 2, STOP], "stop")]
 
     answerer = asking(model, monkeypatch, limited)
-    answers = answerer([Question(name, {"pixels": 25088}, 25088) for name in "ab"])
+    (answers,) = answerer([[asked(name) for name in "ab"]])
     halved, *shrunk = "batch of 2 halved", "max_pixels 25088 -> 12544", "max_pixels 12544 -> 6272"
     assert [answer.state for answer in answers] == ["done", "done"]
     for answer in answers:
@@ -129,18 +149,18 @@ def test_all_steps_until_it_fits_are_told_in_their_order(model, monkeypatch):
 
 
 def test_the_model_is_asked_as_preset_and_seed_say(model, monkeypatch):
-    asked = []
+    seen, seeds = [], []
 
-    def record(network, batch, **options):
-        asked.append(options | {"generator": options["generator"].initial_seed()})
-        return Generation(torch.tensor([[1, 2, STOP]]), [3], ["stop"])
+    def record(options, prompts):
+        seen.append(options)
+        seeds.extend(prompt.generator.initial_seed() for prompt in prompts)
+        return [([1, 2, STOP], "stop")] * len(prompts)
 
     words = Preset("What?", 7, temperature=0.3, top_k=4, top_p=0.6, repetition_penalty=1.2)
-    for seed, name in ((0, "a"), (1, "a"), (0, "b"), (0, "a")):
-        asking(model, monkeypatch, record, words, seed)([Question(name, {}, 25088)])
-    seeds = [options.pop("generator") for options in asked]
-    assert seeds[0] == seeds[3]
-    assert len(set(seeds)) == 3
+    for seed, names in ((0, "a"), (1, "a"), (0, "b"), (0, "cba")):
+        list(asking(model, monkeypatch, record, words, seed)([list(map(asked, names))]))
+    assert [seeds[0], seeds[2]] == [seeds[5], seeds[4]]  # whatever else is in the batch
+    assert len(set(seeds)) == 4
     _, transform = load_pretrained(model)
     options = {key: value for key, value in asdict(words).items() if key != "prompt"}
-    assert asked == [options | {"stop_tokens": transform.stop_tokens}] * 4
+    assert seen == [options | {"stop_tokens": transform.stop_tokens}] * 4

@@ -10,6 +10,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from parity.inputs import make_inputs
 from torchtune_qwen25vl import generate, qwen2_5_vl_3b
 from torchtune_qwen25vl.device._memory import Footprint, weights_bytes
+from torchtune_qwen25vl.generation import Prompt, RunningBatch, Sampling
 
 # so wide that layers outweigh what is computed once
 WIDE = {
@@ -42,6 +43,16 @@ def test_the_formula_by_hand():
     assert weights_bytes(shapes, torch.bfloat16) == 2 * 3_754_622_976
 
 
+def peak_of(model, run):
+    """Return the most bytes that were held beside the weights."""
+    tracker = MemTracker()
+    tracker.track_external(model)
+    with tracker:
+        run(tracker)
+    total = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+    return total - sum(p.nbytes for p in model.parameters())
+
+
 def peak(model, inputs):
     """Return the most bytes that were held beside the weights while a prompt was read."""
     batch = {"tokens": inputs.tokens, "input_pos": inputs.positions}
@@ -49,12 +60,7 @@ def peak(model, inputs):
     if len(inputs.grid_thw):
         vision = {"pixel_values": inputs.pixel_values, "grid_thw": inputs.grid_thw}
         batch["encoder_input"], held = {"vision": vision}, inputs.pixel_values.nbytes
-    tracker = MemTracker()
-    tracker.track_external(model)
-    with tracker:
-        generate(model, batch, max_new_tokens=1)
-    total = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
-    return total - sum(p.nbytes for p in model.parameters()) + held
+    return peak_of(model, lambda _: generate(model, batch, max_new_tokens=1)) + held
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -71,3 +77,22 @@ def test_the_formula_bounds_what_is_measured(layout):
     )
     if layout != "both":
         assert part.batch(1, images, text) < measured, "half of the formula would pass"
+
+
+def test_rows_that_come_and_go_take_no_more_than_a_batch():
+    """Two rows in flight, and two that enter when the memory of four has to be found anew."""
+    model, new_tokens = tiny.model(**WIDE), 64
+    inputs = make_inputs([[100, (1, 32, 32), 100]], tiny.IDS, seed=0)
+    sample = {**inputs.ours, "tokens": inputs.tokens[0], "input_pos": inputs.positions[0]}
+
+    def run(tracker):
+        batch = RunningBatch(model, 1007, Sampling(), max_new_tokens=new_tokens)
+        for rows in (2, 2):
+            tracker.reset_mod_stats()
+            batch.enter([Prompt(None, sample)] * rows)
+
+    images = 32 * 32 // 4
+    text = inputs.tokens.shape[1] - images + new_tokens
+    footprint = Footprint.of(model, torch.float32)
+    measured = peak_of(model, run) + 2 * inputs.pixel_values.nbytes
+    assert footprint.batch(1, images, text) < measured <= footprint.batch(4, images, text)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from torchtune_qwen25vl.captioning._texts import Existing
+from torchtune_qwen25vl.generation import Sampling
 from torchtune_qwen25vl.jobs import Item
 
 VARIABLES = ("name", "directory", "tags", "caption")
@@ -21,6 +22,11 @@ class Preset:
     top_k: int | None = None
     top_p: float | None = None
     repetition_penalty: float = 1.0
+
+    @property
+    def sampling(self) -> Sampling:
+        """How each token is chosen."""
+        return Sampling(self.temperature, self.top_k, self.top_p, self.repetition_penalty)
 
 
 PRESETS = {

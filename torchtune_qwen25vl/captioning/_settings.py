@@ -11,8 +11,8 @@ from torchtune_qwen25vl.captioning._plan import Policy
 from torchtune_qwen25vl.captioning._prompts import Preset, Wording, read_preset
 from torchtune_qwen25vl.captioning._tables import input_of
 from torchtune_qwen25vl.captioning._texts import Existing, TextFiles
-from torchtune_qwen25vl.generation import Sampling, check_options
-from torchtune_qwen25vl.jobs import JobSettings, as_path
+from torchtune_qwen25vl.generation import check_options
+from torchtune_qwen25vl.jobs import JobSettings, Run, as_path
 from torchtune_qwen25vl.media import LACKING, SUFFIXES
 
 RETRIED = ("failed", "cut", "looped")
@@ -79,8 +79,7 @@ class Settings(JobSettings):
         if self.prompt is not None and self.prompt_file is not None:
             raise ValueError("give prompt or prompt_file, one of the two")
         preset = self.full_preset
-        sampling = Sampling(*(getattr(preset, name) for name in Sampling._fields))
-        check_options(preset.max_new_tokens, sampling)
+        check_options(preset.max_new_tokens, preset.sampling)
         self.policy  # noqa: B018
         name = Path(f"a{self.text_suffix}")
         if name.stem != "a" or not name.suffix or name.suffix.lower() in (*SUFFIXES, *LACKING):
@@ -132,6 +131,10 @@ class Settings(JobSettings):
         """The most tokens of a row beside its image: no token is less than a character."""
         asked = len(self.full_preset.prompt) + len(self.system_prompt or "")
         return asked + self.full_preset.max_new_tokens
+
+    def tokens_in_flight(self, run: Run) -> int:
+        """The most tokens that go through the model together, by these settings and the memory."""
+        return min(self.batch_tokens, run.batch_tokens)
 
     @cached_property
     def wording(self) -> Wording:

@@ -7,7 +7,8 @@ The formula is an upper bound for one batch of b rows with t image tokens and s 
   + b * s * s * (mask as bool and as number)
   + b * vocabulary * logits in fp32, four times
 
-It leaves out the weights, and what other processes use.
+It leaves out the weights, and what other processes use. Rows that come and go take no more than
+such a batch: their caches are as large, and fewer prompts are read at a time.
 """
 
 from bisect import bisect_right

@@ -27,7 +27,7 @@ class Places:
     """
 
     def __init__(self, model: TransformerDecoder) -> None:
-        like = model.tok_embeddings.weight
+        like = model.norm.scale
         empty = [
             torch.empty(
                 (0, layer.attn.num_kv_heads, 0, layer.attn.head_dim),

@@ -97,7 +97,7 @@ class RunningBatch(Generic[Q]):
         check_options(max_new_tokens, sampling)
         self._model, self._pad_id, self._sampling = model, pad_id, sampling
         self._max_new_tokens, self._stop_tokens = max_new_tokens, frozenset(stop_tokens)
-        self._device = model.tok_embeddings.weight.device
+        self._device = model.norm.scale.device
         self._rows: list[_Row[Q]] = []  # in the order of their places
         self._places = Places(model)
 

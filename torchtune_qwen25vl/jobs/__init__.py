@@ -34,7 +34,7 @@ Outcome        what came of it
 attempt        do a task in this process
 InHalves       work on batches that may not fit, or hold a bad item
 refuse_nan     stop a run whose model gives no numbers
-seeded         chance that depends on a batch alone
+seeded         chance that depends on an item or a batch alone
 read_task      a task for an item's image
 read_pixels    an image as the model will see it
 Ahead          values made in a thread, some ahead

@@ -1,17 +1,17 @@
-"""Chance that depends on a batch alone, so that a run that goes on draws what it would have."""
+"""Chance that depends on an item or a batch alone: a run that goes on draws what it would have."""
 
 import hashlib
 
 import torch
 
 
-def seeded(seed: int, first: str, device: torch.device) -> torch.Generator:
-    """Return the source of chance of a batch, whatever was done before it.
+def seeded(seed: int, name: str, device: torch.device) -> torch.Generator:
+    """Return the source of chance of an item or a batch, whatever was done before it.
 
     Args:
         seed: of the run
-        first: name of the batch's first item
+        name: of the item, or of the batch's first one
         device: of the model
     """
-    digest = hashlib.sha256(f"{seed} {first!a}".encode()).digest()
+    digest = hashlib.sha256(f"{seed} {name!a}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)

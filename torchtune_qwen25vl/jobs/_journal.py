@@ -1,9 +1,8 @@
 """What a run has done so far, safe against being killed at any moment.
 
-A journal is a file of JSON lines, one journal for each rank. A batch is one line, written at once
-and flushed to disk; a line that was cut short counts for nothing. So a batch has happened as a
-whole or not at all, and the same batches are made again after a restart. Of several records of one
-name the last one counts.
+A journal is a file of JSON lines, one journal for each rank. Items that ended together are one
+line, written at once and flushed to disk; a line that was cut short counts for nothing. So they
+have ended all or none, and none is done twice. Of several records of one name the last one counts.
 
     {"format": 2, "run": {...}}     what the results depend on; the first line
     {"batch": [record, ...]}        how these items ended
