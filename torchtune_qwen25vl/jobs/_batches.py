@@ -1,7 +1,7 @@
 """Which items go through the model together: those of near-equal token count, largest first.
 
 The batches follow from the items and the settings alone, not from what is done already: a run that
-was killed makes the batches again that it had not finished, and no others.
+was killed makes again what is left of the batches that it had not finished, and no others.
 """
 
 from collections.abc import Mapping
