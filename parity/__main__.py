@@ -40,6 +40,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--bench", choices=bench.BENCHES, help="measure speed and memory instead: %(choices)s"
     )
     parser.add_argument(
+        "--peer",
+        choices=["vllm"],
+        help="with --bench captioning, measure ours against vLLM too",
+    )
+    parser.add_argument(
         "--faults",
         action="store_true",
         help="show every seeded fault to every stage and print which ones see it",
@@ -128,10 +133,10 @@ def run_faults(arguments: argparse.Namespace) -> int:
     return 1 if missed else 0
 
 
-def run_bench(name: str) -> int:
+def run_bench(name: str, peer: str | None) -> int:
     """Print every row as soon as it is measured, then all of them as a table."""
     rows = []
-    for row in tqdm(bench.run(name), "measuring", unit=" rows"):
+    for row in tqdm(bench.run(name, peer), "measuring", unit=" rows"):
         rows.append(row.cells)
         tqdm.write("  ".join(row.cells), file=sys.stderr)
     print(report.table(rows, bench.COLUMNS))
@@ -164,8 +169,11 @@ def main(arguments: list[str] | None = None) -> int:
     if parsed.positions:
         print(positions_table())
         return 0
+    if parsed.peer and parsed.bench != "captioning":
+        print("--peer goes with --bench captioning: leave it out, or add that", file=sys.stderr)
+        return 2
     if parsed.bench:
-        return run_bench(parsed.bench)
+        return run_bench(parsed.bench, parsed.peer)
     if parsed.serve:
         return run_serve(parsed)
     return run_stages(parsed)

@@ -42,9 +42,15 @@ class Row:
 COLUMNS = ("case", "threads", "ours ms", "theirs ms", "theirs / ours", "note")
 
 
-def run(name: str) -> Iterator[Row]:
-    """The rows of one bench as they come: module parity.bench.NAME, function `rows`."""
-    return importlib.import_module(f"parity.bench.{name}").rows()
+def run(name: str, peer: str | None = None) -> Iterator[Row]:
+    """The rows of one bench as they come: module parity.bench.NAME, function `rows`.
+
+    Args:
+        name: of the bench
+        peer: another program to compare with, in function `rows_against`
+    """
+    module = importlib.import_module(f"parity.bench.{name}")
+    return module.rows() if peer is None else module.rows_against(peer)
 
 
 def as_in_jobs(model: Qwen25VL) -> Qwen25VL:

@@ -22,6 +22,7 @@ from PIL import Image
 from parity import photos, reference
 from parity.bench import Row, as_in_jobs, compare
 from parity.random_folder import write_random
+from parity.serve import captioning_vllm, find_vllm, template_of
 from torchtune_qwen25vl import load_pretrained
 from torchtune_qwen25vl.device import LoadedModel
 from torchtune_qwen25vl.jobs import Progress
@@ -52,17 +53,41 @@ def rows() -> Iterator[Row]:
         yield from (bench.row(cores[:count]) for count in sorted({1, len(cores)}))
 
 
+def rows_against(peer: str) -> Iterator[Row]:
+    """The same folder against vLLM, each in fp32 and bf16: files to texts on both sides."""
+    assert peer == "vllm"
+    python, cores = find_vllm(), sorted(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as scratch:
+        model = write_random(Path(scratch, "model"), text=TEXT, vision=VISION)
+        pictures = _write_photos(Path(scratch, "photos"))
+        for dtype, name in ((torch.float32, "float32"), (torch.bfloat16, "bfloat16")):
+            bench = Bench(model, pictures, dtype)
+            job = {
+                "folder": str(model),
+                "dtype": name,
+                "limits": LIMITS,
+                "batch_size": 32,
+                "new_tokens": NEW_TOKENS,
+                "prompt": PROMPT,
+                "template": template_of(model),
+                "photos": list(map(str, bench.paths)),
+            }
+            for count in sorted({1, len(cores)}):
+                yield bench.row_against(python, job, cores[:count])
+
+
 class Bench:
     """Both programs on one model and one folder of photos."""
 
-    def __init__(self, model: Path, pictures: Path) -> None:
+    def __init__(self, model: Path, pictures: Path, dtype: torch.dtype = torch.float32) -> None:
         self.waited = 0.0
         self.source, self.pictures = model, pictures
         self.paths = sorted(pictures.iterdir())
         self.processor = reference.processor(model, **LIMITS)
         self.processor.tokenizer.padding_side = "left"
         self.their_model = reference.load(str(model), torch.float32)
-        self.our_model = as_in_jobs(load_pretrained(model)[0])
+        self.our_model = as_in_jobs(load_pretrained(model, dtype=dtype)[0])
+        self.dtype = "bf16" if dtype == torch.bfloat16 else "fp32"
         self.run = caption.run
 
     def row(self, cores: list[int]) -> Row:
@@ -73,6 +98,15 @@ class Bench:
         note = f"{same} of {COUNT} captions the same; model waited {self.waited:.1%} of the time"
         milliseconds, theirs = (time / COUNT for time in times)
         return Row(f"{COUNT} photos, each", len(cores), milliseconds, theirs, note)
+
+    def row_against(self, python: Path, job: dict[str, Any], cores: list[int]) -> Row:
+        """Milliseconds for an image on these cores, theirs being vLLM's, loaded beforehand."""
+        with on_cores(cores), captioning_vllm(python, job) as theirs:
+            times = compare(self.ours, theirs, repeats=REPEATS, threads=len(cores))
+            same = sum(a == b for a, b in zip(self.ours(), theirs(), strict=True))
+        ours, other = (time / COUNT for time in times)
+        note = f"{same} of {COUNT} captions the same"
+        return Row(f"{COUNT} photos, {self.dtype}, vLLM", len(cores), ours, other, note)
 
     def theirs(self) -> list[str]:
         """Their captions, in batches of eight."""
@@ -113,6 +147,7 @@ class Bench:
                 "mirror_dir": f"{scratch}/texts",
                 "write_states": ["done", "cut", "looped"],
                 "device": "cpu",
+                "dtype": self.dtype,
                 "max_new_tokens": NEW_TOKENS,
                 "prompt": PROMPT,
                 "review": False,

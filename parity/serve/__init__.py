@@ -2,12 +2,24 @@
 
 ask_folder     compare a folder's answers with vLLM's, and say where they part
 ask_all        the same for the folders that this project writes, as `.ci/serve` runs it
-make_vllm      an environment of its own that has vLLM, made once
+find_vllm      the Python of an environment that has vLLM
+make_vllm      the same; it is made where there is none
+captioning_vllm  vLLM as a program that captions photos, for the bench
+template_of    the chat template for a folder that has none
 DEVIATIONS     what vLLM does otherwise, as data
 """
 
 from parity.serve._deviations import DEVIATIONS
-from parity.serve._environment import make_vllm
+from parity.serve._environment import find_vllm, make_vllm
+from parity.serve._peers import captioning_vllm, template_of
 from parity.serve._run import ask_all, ask_folder
 
-__all__ = ["DEVIATIONS", "ask_all", "ask_folder", "make_vllm"]
+__all__ = [
+    "DEVIATIONS",
+    "ask_all",
+    "ask_folder",
+    "captioning_vllm",
+    "find_vllm",
+    "make_vllm",
+    "template_of",
+]

@@ -46,19 +46,15 @@ def ask_ours(
     transform: Qwen25VLTransform,
     questions: Sequence[Question],
     new_tokens: int,
-) -> tuple[dict[str, Answer], dict[str, Answer]]:
-    """Answer every question alone, and then all together, by name."""
-    samples = {question.name: _sample(transform, question) for question in questions}
-    alone = {}
-    for name, sample in samples.items():
-        (tokens,) = _generate(model, transform, [sample], new_tokens)
-        alone[name] = _answer(model, sample, tokens)
-    rows = _generate(model, transform, list(samples.values()), new_tokens)
-    together = {
-        name: _answer(model, sample, tokens)
-        for (name, sample), tokens in zip(samples.items(), rows, strict=True)
-    }
-    return alone, together
+) -> dict[str, Answer]:
+    """Answer questions, by name."""
+    answers = {}
+    for question in questions:
+        sample = _sample(transform, question)
+        batch = prompt_batch([sample], transform.pad_id)
+        (tokens,) = generate(model, batch, max_new_tokens=new_tokens).tokens.tolist()
+        answers[question.name] = _answer(model, sample, tokens)
+    return answers
 
 
 def _sample(transform: Qwen25VLTransform, question: Question) -> dict[str, Any]:
@@ -79,13 +75,6 @@ def _part(part: dict[str, Any], images: Any, videos: Any) -> dict[str, Any]:
         frames = torch.from_numpy(np.load(path)).permute(0, 3, 1, 2)  # [frames, 3, h, w]
         return {"type": "video", "content": frames, "fps": rate}
     return {"type": "text", "content": part["text"]}
-
-
-def _generate(
-    model: Qwen25VL, transform: Qwen25VLTransform, samples: list[dict[str, Any]], new_tokens: int
-) -> list[list[int]]:
-    batch = prompt_batch(samples, transform.pad_id)
-    return generate(model, batch, max_new_tokens=new_tokens).tokens.tolist()
 
 
 @torch.inference_mode()

