@@ -245,3 +245,17 @@ def test_inputs_that_are_none(run, place, caplog):
     (place / "empty").mkdir()
     assert run("empty") == 2
     assert "there are no prompts in empty" in caplog.messages[-1]
+
+
+def test_a_vision_tower_that_changed_is_another_run(folder, table, run, place):
+    weights, config = files.hub_weights(folder), json.loads((folder / "config.json").read_text())
+    shutil.copytree(folder, place / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    for name, is_vision in (("small.gguf", False), ("small-mmproj.gguf", True)):
+        files.write_gguf(place / "model" / name, weights, config, is_vision=is_vision)
+    asked = ["config=model/config.json", "tokenizer=model"]
+    assert run(table, *asked, model="model/small.gguf") == 0
+    written = {p: p.stat().st_mtime_ns for p in place.rglob("prompts_*/**/*.safetensors")}
+    assert len(written) == len(PROMPTS)
+    os.utime(place / "model" / "small-mmproj.gguf", ns=(1, 1))
+    assert run(table, *asked, model="model/small.gguf") == 0
+    assert all(path.stat().st_mtime_ns != before for path, before in written.items())

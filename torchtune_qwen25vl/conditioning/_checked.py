@@ -1,6 +1,5 @@
 """The text encoder of a job: checked before anything is planned, loaded when work begins."""
 
-import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,13 +10,14 @@ from torchtune_qwen25vl import device
 from torchtune_qwen25vl.conditioning._encoder import PromptEncoder
 from torchtune_qwen25vl.conditioning._load import (
     build,
+    files_of,
     load_text_encoder,
     open_file,
     refuse_for_folders,
 )
 from torchtune_qwen25vl.conditioning._settings import Settings
 from torchtune_qwen25vl.conditioning._tokenizer import make_transform
-from torchtune_qwen25vl.jobs import Run, check_model
+from torchtune_qwen25vl.jobs import Run, check_model, digest_of
 from torchtune_qwen25vl.model import Qwen25VL
 from torchtune_qwen25vl.transform import Qwen25VLTransform
 from torchtune_qwen25vl.weights import Checkpoint, fetch
@@ -85,23 +85,23 @@ def _check_other(settings: Settings, source: Path, processes: int) -> tuple[Run,
     single: dict[str, Any] = {
         name: getattr(settings, name) for name in ("config", "mmproj", "keep_fp8")
     }
-    files = sorted(folder.glob("*.safetensors")) if source.is_dir() else [source]
     if source.is_dir():
         refuse_for_folders(**single)
         checkpoint = Checkpoint(folder, None, folder)
         model, stored = checkpoint.model, checkpoint.files.dtypes
+        files = list(folder.glob("*.safetensors"))
     else:
         weights = open_file(source, settings.mmproj)
         model, stored = build(weights, settings.config), {weights.dtype}
+        files = files_of(source, settings.mmproj)
     wishes: dict[str, Any] = {
         name: getattr(settings, name) for name in ("dtype", "attention", "cpu_kernels")
     }
     choice = device.choose(machine, stored, **wishes, four_bit="off")
     _refuse_too_large(model, choice, machine.free, machine.name)
     logger.info("%s", choice)
-    states = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    digest = hashlib.sha256(repr(states).encode()).hexdigest()[:16]
-    run = Run(settings.decisive(), 0, settings.batch_tokens, choice.format, digest)
+    budget = settings.batch_tokens
+    run = Run(settings.decisive(), 0, budget, choice.format, digest_of(files))
     where: dict[str, Any] = {"tokenizer": settings.tokenizer, "device": choice.device}
 
     def load() -> PromptEncoder:

@@ -124,8 +124,7 @@ def open_file(path: Path, mmproj: str | os.PathLike[str] | None = None) -> Encod
     """
     if path.suffix.lower() == ".gguf":
         weights = open_gguf(path)
-        tower = Path(mmproj) if mmproj is not None else find_mmproj(path)
-        if tower is not None:
+        for tower in files_of(path, mmproj)[1:]:
             weights |= open_gguf(tower, is_vision=True)
     elif mmproj is not None:
         raise ValueError(f"mmproj belongs to a .gguf file, got it with {path}: leave it out")
@@ -137,6 +136,18 @@ def open_file(path: Path, mmproj: str | os.PathLike[str] | None = None) -> Encod
             f"{path} has no vision tower, without which images cannot be edited: {remedy}"
         )
     return weights
+
+
+def files_of(path: Path, mmproj: str | os.PathLike[str] | None = None) -> list[Path]:
+    """Return a single file, and the vision tower of a .gguf file behind it, if it has one.
+
+    Raises:
+        ValueError: as `find_mmproj`.
+    """
+    if path.suffix.lower() != ".gguf":
+        return [path]
+    tower = Path(mmproj) if mmproj is not None else find_mmproj(path)
+    return [path] if tower is None else [path, tower]
 
 
 def find_mmproj(path: Path) -> Path | None:

@@ -9,6 +9,7 @@ read_words     the config that the words of a command line make
 JobSettings    the keys that every job has
 read_settings  settings of a config, checked
 check_model    fetch a model and check it; no weights are read
+digest_of      name the state of a model's files
 Run            what the results of a run depend on
 Item           one image to work on
 as_path        a path of any text
@@ -52,7 +53,7 @@ from torchtune_qwen25vl.jobs._halves import InHalves, refuse_nan
 from torchtune_qwen25vl.jobs._images import count_tokens, read_pixels, read_task, tokens_of
 from torchtune_qwen25vl.jobs._items import Item, find_items, refuse_absent
 from torchtune_qwen25vl.jobs._journal import Journal, Past, Run, claimed, read_journals, take_up
-from torchtune_qwen25vl.jobs._model import check_model
+from torchtune_qwen25vl.jobs._model import check_model, digest_of
 from torchtune_qwen25vl.jobs._paths import as_path
 from torchtune_qwen25vl.jobs._progress import FULL, Progress, name_failed, summary
 from torchtune_qwen25vl.jobs._ranks import Ranks
@@ -84,6 +85,7 @@ __all__ = [
     "check_model",
     "claimed",
     "count_tokens",
+    "digest_of",
     "find_items",
     "is_json",
     "name_failed",

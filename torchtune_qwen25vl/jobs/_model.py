@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 from torchtune_qwen25vl import device
@@ -54,7 +55,7 @@ def check_model(
         found.max_pixels,
         found.batch_tokens,
         choice.format,
-        _digest(source),
+        digest_of(_files(source)),
     )
     return run, device.LoadedModel(source, choice, settings.settings_dir)
 
@@ -88,10 +89,13 @@ def _refuse_adapter(name: str) -> None:
         )
 
 
-def _digest(source: Path) -> str:
-    """Name the state of a model's files by their sizes and times."""
+def _files(source: Path) -> Iterable[Path]:
     folder, names = find_weights(source)
-    files = folder.glob("*.safetensors") if names is None else [folder / name for name in names]
+    return folder.glob("*.safetensors") if names is None else [folder / name for name in names]
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """Name the state of a model's files by their sizes and times."""
     found = [(path.name, path.stat()) for path in sorted(files)]
     states = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
     return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
