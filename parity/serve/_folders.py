@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from parity import photos
 from parity.random_folder import write_random
+from parity.serve._deviations import REFUSALS
 from torchtune_qwen25vl.recipes import caption
 
 TEXT = {
@@ -46,6 +47,7 @@ class Served:
         dtype: that vLLM computes in
         adapter: a PEFT folder that vLLM puts on it
         ours: the folder that ours answers from, where an adapter is merged
+        refused: questions that vLLM ends with an error of its own, see `REFUSALS`
     """
 
     name: str
@@ -53,6 +55,7 @@ class Served:
     dtype: str = "float32"
     adapter: Path | None = None
     ours: Path | None = None
+    refused: tuple[str, ...] = ()
 
 
 def write_folders(scratch: Path) -> Iterator[Served]:
@@ -77,7 +80,8 @@ def write_folders(scratch: Path) -> Iterator[Served]:
         folder = scratch / f"adapter of {name}"
         adapter = _train(tiny, folder, data, vision=vision, save="adapter")
         merged = _train(tiny, folder.with_name(f"{folder.name}, merged"), data, vision=vision)
-        yield Served(f"PEFT adapter of {name}", tiny, adapter=adapter, ours=merged)
+        refused = tuple(REFUSALS) if vision == "lora" else ()
+        yield Served(f"PEFT adapter of {name}", tiny, adapter=adapter, ours=merged, refused=refused)
 
 
 def _random(folder: Path, text: dict[str, Any], dtype: torch.dtype = torch.float32) -> Path:
@@ -111,6 +115,7 @@ def _write_data(folder: Path) -> Path:
 def _train(base: Path, out: Path, data: Path, *, vision: str, save: str = "model") -> Path:
     """Train adapters by the recipe for two epochs, at rates that move the answers."""
     rate = {"lr": 1e-2, "weight_decay": 0.0}
+    limits = json.loads((base / "preprocessor_config.json").read_text())
     cfg = OmegaConf.load(caption.CONFIG.with_name("finetune_lora.yaml"))
     assert isinstance(cfg, DictConfig)
     cfg.parts = {
@@ -122,6 +127,7 @@ def _train(base: Path, out: Path, data: Path, *, vision: str, save: str = "model
         "model_dir": str(base),
         "output_dir": str(out),
         "dataset": {"source": str(data)},
+        "tokenizer": {name: limits[name] for name in ("min_pixels", "max_pixels")},
         "adapters": {"lora_rank": 4, "lora_alpha": 3},
         "gradient_accumulation_steps": 1,
         "epochs": 2,

@@ -31,6 +31,7 @@ def ask_vllm(
     new_tokens: int,
     adapter: Path | None = None,
     fault: str = "",
+    together: bool = True,
 ) -> tuple[str, dict[str, Answer], dict[str, Answer]]:
     """Ask an installed vLLM; return its version, and its answers alone and together.
 
@@ -42,6 +43,7 @@ def ask_vllm(
         new_tokens: length of every answer
         adapter: a PEFT folder that is put on the model
         fault: a control, "one-axis positions"
+        together: whether all questions are asked again in one batch
 
     Raises:
         ValueError: with its last line, if it does not answer.
@@ -51,6 +53,7 @@ def ask_vllm(
         "dtype": dtype,
         "adapter": "" if adapter is None else str(adapter),
         "fault": fault,
+        "together": together,
         "new_tokens": new_tokens,
         "max_tokens": 2048,
         "template": template_of(folder),
@@ -68,8 +71,9 @@ def ask_vllm(
             )
         found = json.loads(out.read_text())
         alone = {name: _answer(answer) for name, answer in found["answers"].items()}
-    together = {name: _answer(one["together"]) for name, one in found["answers"].items()}
-    return found["version"], alone, together
+    answers = found["answers"].items()
+    batch = {name: _answer(one["together"]) for name, one in answers if "together" in one}
+    return found["version"], alone, batch
 
 
 @contextmanager

@@ -5,13 +5,14 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from parity import report
 from parity.serve._answers import Answer, ask_ours
 from parity.serve._compare import Comparison, compare
-from parity.serve._deviations import DEVIATIONS
+from parity.serve._deviations import DEVIATIONS, REFUSALS
 from parity.serve._environment import find_vllm, make_vllm
 from parity.serve._folders import Served, limit_videos, write_folders
 from parity.serve._peers import ask_server, ask_vllm
@@ -120,17 +121,20 @@ def _ask(
 ) -> tuple[str, ...]:
     """One folder in one line: every question alone, and in a batch of all."""
     rounded = served.dtype == "bfloat16"
+    options: dict[str, Any] = {
+        "dtype": served.dtype,
+        "new_tokens": NEW_TOKENS,
+        "adapter": served.adapter,
+        "fault": fault,
+        "together": not served.refused,
+    }
+    refused = [question for question in questions if question.name in served.refused]
+    questions = [question for question in questions if question not in refused]
     model, transform = load_pretrained(served.ours or served.folder, dtype=torch.float32)
     ours = Ours(model, transform, questions)
-    _, alone, together = ask_vllm(
-        python,
-        served.folder,
-        questions,
-        dtype=served.dtype,
-        new_tokens=NEW_TOKENS,
-        adapter=served.adapter,
-        fault=fault,
-    )
+    _, alone, together = ask_vllm(python, served.folder, questions, **options)
+    if refused:
+        _check_refused(python, served.folder, refused, options)
     batch = {  # whose inputs are those of the questions alone
         name: replace(alone[name], tokens=one.tokens, logprobs=one.logprobs)
         for name, one in together.items()
@@ -149,10 +153,27 @@ def _ask(
     return (
         served.name,
         f"{len(found) - len(named) - len(differing)} of {len(found)}",
-        str(len(named)),
+        f"{len(named)}{f', {len(refused)} refused' if refused else ''}",
         f"{max(one.logprobs for _, one in found if not one.deviation):.1e}",
         f"differs: {', '.join(stages)}" if stages else "passed",
     )
+
+
+def _check_refused(
+    python: Path, folder: Path, questions: list[Question], options: dict[str, Any]
+) -> None:
+    """See that vLLM still ends with an error there, so that the table says what is so.
+
+    Raises:
+        ValueError: if it answers.
+    """
+    for question in questions:
+        try:
+            ask_vllm(python, folder, [question], **options)
+        except ValueError as error:
+            print(f"{question.name}: {REFUSALS[question.name]}: {error}", flush=True)
+        else:
+            raise ValueError(f"vLLM answers {question.name} now: take it out of REFUSALS")
 
 
 def _row(name: str, found: Comparison) -> tuple[str, ...]:

@@ -94,6 +94,18 @@ def normalized(patches: np.ndarray, folder: str) -> np.ndarray:
     return ((channels / 255 - mean) / std).reshape(patches.shape).astype(np.float32)
 
 
+def options_of(adapter: Path) -> dict[str, Any]:
+    """The flags by which vLLM takes an adapter; its fused layers may be of a higher rank."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    rank = max([config["r"], *config.get("rank_pattern", {}).values()])
+    in_tower = "visual" in str(config["target_modules"])
+    return {
+        "enable_lora": True,
+        "max_lora_rank": min(known for known in RANKS if known >= rank),
+        "enable_tower_connector_lora": in_tower,
+    }
+
+
 def answer_of(result: Any) -> dict[str, Any]:
     """What came of a question, as JSON can hold it."""
     said = result.outputs[0]
@@ -110,11 +122,7 @@ def main(job_path: str, answers_path: str) -> None:
     job = json.loads(Path(job_path).read_text())
     listen(job["fault"])
     adapter = job["adapter"]
-    options: dict[str, Any] = {}
-    if adapter:
-        rank = json.loads(Path(adapter, "adapter_config.json").read_text())["r"]
-        options["max_lora_rank"] = min(r for r in RANKS if r >= rank)
-        options |= {"enable_lora": True, "enable_tower_connector_lora": True}
+    options = options_of(Path(adapter)) if adapter else {}
     llm = LLM(
         model=job["folder"],
         dtype=job["dtype"],
@@ -141,8 +149,10 @@ def main(job_path: str, answers_path: str) -> None:
             path = f"{answers_path}.{len(prompts)}.npy"
             np.save(path, normalized(np.concatenate(SEEN["patches"]), job["folder"]))
             answers[question["name"]]["patches"] = path
+    if not job["together"]:
+        prompts = []
     together = llm.generate(prompts, sampling, use_tqdm=False, lora_request=request)
-    for question, result in zip(job["questions"], together, strict=True):
+    for question, result in zip(job["questions"], together, strict=False):
         answers[question["name"]]["together"] = answer_of(result)
     found = {"version": vllm.__version__, "answers": answers}
     Path(answers_path).write_text(json.dumps(found))

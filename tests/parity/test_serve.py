@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from parity.__main__ import main
 from parity.faults import FAULTS
+from parity.faults.rules import RULES
 from parity.random_folder import write_random
+from parity.reference.serving import Server
 from parity.serve import DEVIATIONS
 from parity.serve._answers import Answer, ask_ours
 from parity.serve._compare import LOGPROBS, compare
@@ -242,6 +245,26 @@ def test_a_folder_without_a_template_gets_the_published_one(folder, tmp_path):
 def test_every_deviation_has_a_thread():
     for deviation in DEVIATIONS:
         assert deviation.thread.startswith("https://")
+
+
+def test_transformers_gives_the_same_answers_or_those_of_its_deviation(folder, tmp_path):
+    asked = write_questions(tmp_path)
+    model, transform = load_pretrained(folder)
+    theirs = Server(folder, template_of(folder))
+
+    def answer(question):
+        images = [Image.open(path).convert("RGB") for path in question.images]
+        videos = [(np.load(path), rate) for path, rate in question.videos]
+        return Answer(*theirs.answer(question.messages, images, videos, NEW_TOKENS))
+
+    shown = [question for question in asked if not question.videos]
+    ours = ask_ours(model, transform, shown, NEW_TOKENS)
+    assert all(compare(ours[question.name], answer(question)).same for question in shown)
+    (film,) = (question for question in asked if question.name == "image beside video")
+    assert not compare(ask_ours(model, transform, [film], NEW_TOKENS)[film.name], answer(film)).same
+    with RULES["text resumes behind the grid"].seed():
+        ours = ask_ours(model, transform, [film], NEW_TOKENS)
+    assert compare(ours[film.name], answer(film)).same
 
 
 def test_an_installed_vllm_answers_the_same_and_shows_a_fault(folder, tmp_path):
