@@ -21,7 +21,7 @@ CASTS = "https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/multimodal/proce
 
 @dataclass(frozen=True)
 class Deviation:
-    """What vLLM does otherwise.
+    """What vLLM does otherwise with videos.
 
     Attributes:
         stage: the first stage that differs

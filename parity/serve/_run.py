@@ -41,8 +41,8 @@ class Ours:
         ours = ask_ours(self.model, self.transform, questions, NEW_TOKENS)
         found = {name: compare(ours[name], theirs[name], rounded=rounded) for name in ours}
         for deviation in DEVIATIONS:
-            left = [q for q in questions if not found[q.name].same]
-            left = [q for q in left if found[q.name].stage == deviation.stage]
+            differing = [q for q in questions if not found[q.name].same and q.videos]
+            left = [q for q in differing if found[q.name].stage == deviation.stage]
             with deviation.fault(self.transform).seed():
                 again = ask_ours(self.model, self.transform, left, NEW_TOKENS)
             for name, answer in again.items():

@@ -247,6 +247,15 @@ def test_every_deviation_has_a_thread():
         assert deviation.thread.startswith("https://")
 
 
+def test_images_on_one_axis_are_no_deviation(folder, tmp_path):
+    model, transform = load_pretrained(folder)
+    asked = [q for q in write_questions(tmp_path) if q.name in ("three images", "text")]
+    theirs = ask_ours(model, OneAxis(transform), asked, NEW_TOKENS)
+    found = Ours(model, transform, asked).compare(theirs, rounded=False)
+    assert found["text"].verdict == "the same"
+    assert (found["three images"].stage, found["three images"].verdict) == ("positions", "differs")
+
+
 def test_transformers_gives_the_same_answers_or_those_of_its_deviation(folder, tmp_path):
     asked = write_questions(tmp_path)
     model, transform = load_pretrained(folder)
