@@ -16,8 +16,16 @@ LINE = "\nstopped, start again to go on\n"
 BEGIN = "import sys, tune_qwen25vl; print('begun', flush=True); sys.exit(tune_qwen25vl.{}())"
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.3, 0.6])  # seconds; the imports take several
-@pytest.mark.parametrize("command", ["caption", "tune", "hidden_states", "embed_prompts"])
+@pytest.mark.parametrize(
+    ("command", "delay"),  # seconds; the imports take several
+    [
+        ("caption", 0.0),
+        ("caption", 0.6),
+        ("tune", 0.3),
+        ("hidden_states", 0.1),
+        ("embed_prompts", 0.4),
+    ],
+)
 def test_ctrl_c_during_the_imports_is_one_line(command, delay):
     program = [sys.executable, "-c", BEGIN.format(command), "--help"]
     with subprocess.Popen(

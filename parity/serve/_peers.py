@@ -48,19 +48,21 @@ def ask_vllm(
     Raises:
         ValueError: with its last line, if it does not answer.
     """
-    job = {
-        "folder": str(folder),
-        "dtype": dtype,
-        "adapter": "" if adapter is None else str(adapter),
-        "fault": fault,
-        "together": together,
-        "new_tokens": new_tokens,
-        "max_tokens": 2048,
-        "template": template_of(folder),
-        "questions": [question.as_json() for question in questions],
-    }
     with tempfile.TemporaryDirectory() as scratch:
         task, out = Path(scratch, "job.json"), Path(scratch, "answers.json")
+        plain = Path(scratch, "model")  # vLLM takes brackets in a name for a pattern
+        plain.symlink_to(folder.resolve())
+        job = {
+            "folder": str(plain),
+            "dtype": dtype,
+            "adapter": "" if adapter is None else str(adapter),
+            "fault": fault,
+            "together": together,
+            "new_tokens": new_tokens,
+            "max_tokens": 2048,
+            "template": template_of(folder),
+            "questions": [question.as_json() for question in questions],
+        }
         task.write_text(json.dumps(job))
         words = [str(python), str(SCRIPT), str(task), str(out)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
