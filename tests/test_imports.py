@@ -25,6 +25,7 @@ EXTRA_OF = {  # by the room, or file of the root, that imports it where it is us
     "image": "image",  # the recipe
 }
 HOSTS = {"comfyui": {"comfy", "folder-paths"}}  # what a room runs inside, imported where it is used
+RUN_BY_VLLM = [ROOT / "parity" / "serve" / name for name in ("_captions.py", "_vllm.py")]
 OURS = {"torchtune_qwen25vl", "parity", "tests"}
 BY_NAME = {"pillow-heif", "pillow-jxl-plugin"}  # Pillow's plugins, imported where installed
 FOR_OTHERS = {"torchao"}  # imported by torchtune, which does not declare it
@@ -74,7 +75,15 @@ def test_the_package_imports_what_it_declares(path):
 
 @pytest.mark.parametrize("path", files("parity"), ids=str)
 def test_parity_imports_what_its_extra_declares(path):
-    assert imported(path) <= names(CORE) | names(EXTRAS["parity"])
+    others = {"vllm"} if path in RUN_BY_VLLM else set()
+    assert imported(path) <= names(CORE) | names(EXTRAS["parity"]) | others
+
+
+@pytest.mark.parametrize("path", RUN_BY_VLLM, ids=str)
+def test_what_runs_beside_vllm_imports_nothing_of_ours(path):
+    assert not re.findall(
+        r"^\s*(?:from|import) (?:parity|torchtune)", path.read_text(), re.MULTILINE
+    )
 
 
 def test_tests_import_what_is_declared():

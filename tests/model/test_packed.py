@@ -77,7 +77,7 @@ def test_small_layers_and_layers_with_adapters_stay():
     )
     layer = pack(model).layers[0]
     assert type(layer.attn.q_proj) is LoRALinear
-    assert type(layer.attn.k_proj) is nn.Linear  # 512 x 256
+    assert type(layer.attn.k_proj) is _packed.PackedLinear  # 512 x 256
     assert type(layer.mlp.w1) is _packed.PackedLinear
     assert type(pack(tiny.model()).layers[0].mlp.w1) is nn.Linear
     small = tiny.model().to(torch.bfloat16)
