@@ -49,7 +49,13 @@ def main(job_path: str) -> None:
             ]
             for path in job["photos"]
         ]
-        results = llm.chat(asked, sampling, chat_template=job["template"], use_tqdm=False)
+        results = llm.chat(
+            asked,
+            sampling,
+            chat_template=job["template"],
+            chat_template_content_format="openai",  # its guess puts a line break behind an image
+            use_tqdm=False,
+        )
         print(json.dumps([result.outputs[0].text.strip() for result in results]), flush=True)
 
 
