@@ -65,6 +65,21 @@ def test_no_second_copy_of_a_weight_stays():
     assert sum(b.nbytes for b in held) == total
 
 
+def test_layers_are_packed_one_at_a_time(monkeypatch):
+    model = tiny.model(tie_word_embeddings=True)
+    plain = [weakref.ref(p) for p in model.parameters() if p.ndim == 2]
+    left, packed = [], _packed.PackedLinear.__init__
+
+    def counted(self, *args):
+        packed(self, *args)
+        left.append(sum(ref() is not None for ref in plain))
+
+    monkeypatch.setattr(_packed.PackedLinear, "__init__", counted)
+    pack(model, least_weights=1)
+    layers = len(plain) - 1  # and the embedding, whose blocks come last
+    assert left[:layers] == list(range(len(plain), 1, -1))
+
+
 def test_small_layers_and_layers_with_adapters_stay():
     model = tiny.model(
         decoder_trainable="lora",

@@ -111,10 +111,11 @@ def pack(model: Qwen25VL, *, least_weights: int | None = None) -> Qwen25VL:
         least = LEAST_WEIGHTS.get(weight.dtype)
         return least is not None and weight.numel() >= (least_weights or least)
 
-    for module in list(model.modules()):
-        for name, layer in module.named_children():
-            if type(layer) is nn.Linear and gains(layer.weight):
-                setattr(module, name, PackedLinear(layer.weight, layer.bias))
+    # by name: a list of layers would keep every plain weight until the last one is packed
+    for path in [path for path, layer in model.named_modules() if type(layer) is nn.Linear]:
+        layer: Any = model.get_submodule(path)
+        if gains(layer.weight):
+            model.set_submodule(path, PackedLinear(layer.weight, layer.bias))
     embedding = model.tok_embeddings
     if isinstance(embedding, TiedEmbedding) and gains(embedding.weight):
         model.tok_embeddings = PackedEmbedding(embedding.weight)
