@@ -17,9 +17,8 @@ from torchtune.modules import TransformerDecoder
 
 from torchtune_qwen25vl.generation._batch import check_prompt, real_tokens
 from torchtune_qwen25vl.generation._cache import make_caches
-from torchtune_qwen25vl.generation._places import LayerCache
 from torchtune_qwen25vl.generation._sampling import Sampling, check_finite, check_options, choose
-from torchtune_qwen25vl.model import Observe
+from torchtune_qwen25vl.model import KeyValues, Observe
 
 
 class Generation(NamedTuple):
@@ -120,7 +119,7 @@ def evaluating(model: TransformerDecoder) -> Iterator[None]:
 def prefill(
     model: TransformerDecoder,
     batch: Mapping[str, Any],
-    caches: Sequence[LayerCache],
+    caches: Sequence[KeyValues],
     observe: Observe | None = None,
     *,
     last: Tensor | None = None,
@@ -154,7 +153,7 @@ def decode_one_token(
     tokens: Tensor,
     positions: Tensor,
     attended: Tensor | None,
-    caches: Sequence[LayerCache],
+    caches: Sequence[KeyValues],
 ) -> Tensor:
     """Append one token per row to the caches; return logits of the next one, fp32 [b, v].
 

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 from torchtune.modules import TransformerDecoder
 
-from torchtune_qwen25vl.generation._cache import Cache
-
 
 class Places:
     """Tokens of rows, and their keys and values in every layer.
@@ -108,10 +106,6 @@ class Continuing:
         self.values[self.places, :, self.columns] = values[:, :, 0]
         rows = len(self.places)
         return self.keys[:rows, :, : self.width], self.values[:rows, :, : self.width]
-
-
-LayerCache = Cache | Beginning | Continuing
-"""What the model appends keys and values of one layer to."""
 
 
 def _resized(old: Tensor, rows: int, width: int) -> Tensor:

@@ -22,9 +22,11 @@ LabelledRowsLoss        torchtune loss of logits of labelled rows
 linear_cross_entropy    cross entropy that never holds all logits
 tensor_parallel_plan    which linear layers are split over devices
 pack                    pack weights for inference on a CPU by oneDNN
+KeyValues               keys and values of one layer, which attention appends to
 Observe                 is shown what stands at the sites of a model while a forward runs
 """
 
+from torchtune_qwen25vl.model._attention import KeyValues
 from torchtune_qwen25vl.model._component_builders import part_of, qwen2_5_vl
 from torchtune_qwen25vl.model._config import initializer_ranges
 from torchtune_qwen25vl.model._decoder import Qwen25VL
@@ -50,6 +52,7 @@ from torchtune_qwen25vl.model._parallelism import tensor_parallel_plan
 from torchtune_qwen25vl.model._tuning import Tuning
 
 __all__ = [
+    "KeyValues",
     "LabelledRowsLoss",
     "Observe",
     "Qwen25VL",
