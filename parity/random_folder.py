@@ -10,6 +10,14 @@ import torch
 from torchtune_qwen25vl import qwen2_5_vl_from_config, shapes, tune_to_hf
 from torchtune_qwen25vl.weights import write_weights
 
+WIDE_TEXT = {  # as wide as 3B, and few layers
+    "hidden_size": 2048,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "intermediate_size": 11008,
+}
+WIDE_VISION = {"depth": 2, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420}
 FIRST_WORD, FIRST_NAMED = 256, 359  # ids of the tiny vocabulary: before words come single bytes
 
 

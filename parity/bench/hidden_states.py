@@ -22,7 +22,7 @@ from PIL import Image
 from parity import photos, reference
 from parity.bench import Row, as_in_jobs, compare
 from parity.bench.captioning import TEXT, VISION, on_cores
-from parity.random_folder import write_random
+from parity.random_folder import WIDE_TEXT, WIDE_VISION, write_random
 from torchtune_qwen25vl import load_pretrained
 from torchtune_qwen25vl.device import LoadedModel
 from torchtune_qwen25vl.recipes import hidden_states
@@ -31,15 +31,7 @@ NEW_TOKENS, REPEATS = 16, 2
 LIMITS = {"min_pixels": 16 * 784, "max_pixels": 256 * 784}
 SIDES = (240, 320, 480, 640)  # of the long side, in pixels
 QUESTIONS = ("What is in the image?", "Is there a cat?", "Which colour is the largest thing here?")
-WIDE_TEXT = TEXT | {
-    "hidden_size": 2048,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 2,
-    "intermediate_size": 11008,
-}
-WIDE_VISION = {"depth": 2, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420}
-CASES = {"tiny": (TEXT, VISION, 64), "3B width, 2 layers": (WIDE_TEXT, WIDE_VISION, 12)}
+CASES = {"tiny": (TEXT, VISION, 64), "3B width, 2 layers": (TEXT | WIDE_TEXT, WIDE_VISION, 12)}
 
 
 def rows() -> Iterator[Row]:

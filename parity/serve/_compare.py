@@ -7,7 +7,6 @@ import numpy as np
 
 from parity.serve._answers import Answer
 
-STAGES = ("pixels", "tokens", "positions", "logits")
 PIXELS = 2e-6  # fp32 normalization, in another order
 LOGPROBS = 1e-4  # fp32 noise of a whole model
 TIE = 0.1  # two tokens whose log-probabilities are as near as this, bf16 may take either

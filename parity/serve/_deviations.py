@@ -20,7 +20,7 @@ CASTS = "https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/multimodal/proce
 
 
 @dataclass(frozen=True)
-class Deviation:
+class VllmDeviation:
     """What vLLM does otherwise with videos.
 
     Attributes:
@@ -67,21 +67,21 @@ REFUSALS = {  # question -> why vLLM 0.32.0 ends with an error where the vision 
     "image beside video": "rows of images and videos in one step, of one request or of several, "
     "are counted together for an adapter that is applied to either"
 }
-DEVIATIONS: tuple[Deviation, ...] = (
-    Deviation(
+VLLM_DEVIATIONS: tuple[VllmDeviation, ...] = (
+    VllmDeviation(
         "pixels",
         "takes the limits of images for videos where a folder says nothing about videos, as its "
         "transformers does; ours are those of qwen-vl-utils",
         "https://github.com/huggingface/transformers/pull/38105",
         _limits_of_images,
     ),
-    Deviation(
+    VllmDeviation(
         "positions",
         "multiplies the time of frame groups in fp64, Qwen's training code does it in fp32",
         f"{MODELS}/qwen2_5_vl.py",
         lambda _: FAULTS["time of frames in fp64"],
     ),
-    Deviation(
+    VllmDeviation(
         "positions",
         "rounds the seconds between frame groups to bf16 with a model in bf16",
         CASTS,

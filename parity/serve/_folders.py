@@ -12,8 +12,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from parity import photos
-from parity.random_folder import write_random
+from parity.random_folder import WIDE_TEXT, WIDE_VISION, write_random
 from parity.serve._deviations import REFUSALS
+from parity.serve._environment import cache
 from torchtune_qwen25vl.recipes import caption
 
 TEXT = {
@@ -25,15 +26,6 @@ TEXT = {
     "vocab_size": 384,
 }
 VISION = {"depth": 3, "hidden_size": 64, "num_heads": 2, "intermediate_size": 108}
-WIDE = {
-    "hidden_size": 2048,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 2,
-    "intermediate_size": 11008,
-    "vocab_size": 384,
-}
-WIDE_VISION = {"depth": 2, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420}
 SAMPLES = 8
 
 
@@ -70,7 +62,7 @@ def write_folders(scratch: Path) -> Iterator[Served]:
     )
     rounded = _random(scratch / "bf16", TEXT, dtype=torch.bfloat16)
     yield Served("random, bf16", rounded, dtype="bfloat16")
-    wide = limit_videos(write_random(scratch / "wide", text=WIDE, vision=WIDE_VISION))
+    wide = limit_videos(write_random(scratch / "wide", text=WIDE_TEXT, vision=WIDE_VISION))
     yield Served("3B width, 2 + 2 layers", wide)
     yield Served("3B width, 2 + 2 layers, bf16", wide, dtype="bfloat16")
     data = _write_data(scratch / "data")
@@ -139,8 +131,18 @@ def _train(base: Path, out: Path, data: Path, *, vision: str, save: str = "model
     }
     path = out.with_suffix(".yaml")
     OmegaConf.save(OmegaConf.merge(cfg, changes), path)
-    words = [sys.executable, "-m", "torchtune_qwen25vl._cli", "run", "finetune"]
-    words += ["--config", str(path)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    _finetune(str(path))
     return out / save
+
+
+def trained_folder() -> Path:
+    """Return the model that `shapes_tiny` trains; the first call trains it, in minutes."""
+    model = cache() / "shapes_tiny" / "model"
+    if not model.is_dir():
+        _finetune("shapes_tiny", f"output_dir={model.parent}")
+    return model
+
+
+def _finetune(config: str, *words: str) -> None:
+    command = [sys.executable, "-m", "torchtune_qwen25vl._cli", "run", "finetune"]
+    subprocess.run([*command, "--config", config, *words], check=True)

@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from parity import report
 from parity.serve._answers import Answer, ask_ours
 from parity.serve._compare import Comparison, compare
-from parity.serve._deviations import DEVIATIONS, REFUSALS
+from parity.serve._deviations import REFUSALS, VLLM_DEVIATIONS, VllmDeviation
 from parity.serve._environment import find_vllm, make_vllm
 from parity.serve._folders import Served, limit_videos, write_folders
 from parity.serve._peers import ask_server, ask_vllm
@@ -24,31 +25,47 @@ COLUMNS = ("question", "first difference", "log-probabilities differ by", "verdi
 ALL_COLUMNS = ("folder", "the same", "deviations", "log-probabilities differ by", "verdict")
 FAULT = "one-axis positions"
 
-Comparisons = dict[str, Comparison]
 
-
-@dataclass(frozen=True)
+@dataclass
 class Ours:
-    """Our side of a folder, in fp32."""
+    """Our side of a folder, in fp32; what it is asked twice it answers once."""
 
     model: Qwen25VL
     transform: Qwen25VLTransform
     questions: Sequence[Question]
 
-    def compare(self, theirs: Mapping[str, Answer], *, rounded: bool) -> Comparisons:
+    def __post_init__(self) -> None:
+        self._videos = [question for question in self.questions if question.videos]
+        self._under: dict[str, dict[str, Answer]] = {}  # answers about videos, by deviation
+
+    @cached_property
+    def answers(self) -> dict[str, Answer]:
+        """Our answers, by name."""
+        return ask_ours(self.model, self.transform, self.questions, NEW_TOKENS)
+
+    def compare(self, theirs: Mapping[str, Answer], *, rounded: bool) -> dict[str, Comparison]:
         """Compare answers by name; what a deviation explains, the whole answer, is named by it."""
-        questions = [question for question in self.questions if question.name in theirs]
-        ours = ask_ours(self.model, self.transform, questions, NEW_TOKENS)
-        found = {name: compare(ours[name], theirs[name], rounded=rounded) for name in ours}
-        for deviation in DEVIATIONS:
-            differing = [q for q in questions if not found[q.name].same and q.videos]
-            left = [q for q in differing if found[q.name].stage == deviation.stage]
-            with deviation.fault(self.transform).seed():
-                again = ask_ours(self.model, self.transform, left, NEW_TOKENS)
-            for name, answer in again.items():
+        found = {
+            name: compare(self.answers[name], answer, rounded=rounded)
+            for name, answer in theirs.items()
+        }
+        for deviation in VLLM_DEVIATIONS:
+            names = [q.name for q in self._videos if q.name in found]
+            for name in [
+                n for n in names if found[n].differs and found[n].stage == deviation.stage
+            ]:
+                answer = self._answers_under(deviation)[name]
                 if compare(answer, theirs[name], rounded=rounded).same:
                     found[name] = replace(found[name], deviation=deviation.what)
         return found
+
+    def _answers_under(self, deviation: VllmDeviation) -> dict[str, Answer]:
+        """Our answers about videos, with the fault that equals a deviation."""
+        if deviation.what not in self._under:
+            with deviation.fault(self.transform).seed():
+                again = ask_ours(self.model, self.transform, self._videos, NEW_TOKENS)
+            self._under[deviation.what] = again
+        return self._under[deviation.what]
 
 
 def ask_folder(folder: Path, url: str | None = None) -> int:
@@ -66,17 +83,19 @@ def ask_folder(folder: Path, url: str | None = None) -> int:
     rounded = url is not None or model.dtype != torch.float32
     with tempfile.TemporaryDirectory() as scratch:
         questions = write_questions(Path(scratch))
+        if url is not None:
+            questions = [question for question in questions if not question.videos]
         ours = Ours(model.float(), transform, questions)
         if url is not None:
-            asked = [question for question in questions if not question.videos]
-            answers = ask_ours(ours.model, transform, asked, NEW_TOKENS)
             expected = {
                 name: [(token, transform.decode([token], False)) for token in answer.tokens]
-                for name, answer in answers.items()
+                for name, answer in ours.answers.items()
             }
-            peer, theirs = ask_server(url, asked, expected, NEW_TOKENS)
-            print(f"A server takes no frames and tells no pixels and no positions; what {peer} ")
-            print("computes in is not known either: log-probabilities are judged as of bf16.")
+            peer, theirs = ask_server(url, questions, expected, NEW_TOKENS)
+            print(
+                f"A server takes no frames and tells no pixels and no positions; what {peer} "
+                "computes in is not known either: log-probabilities are judged as of bf16."
+            )
         else:
             assert python is not None
             dtype = "bfloat16" if rounded else "float32"
@@ -92,7 +111,7 @@ def ask_folder(folder: Path, url: str | None = None) -> int:
     return int(any(one.differs for one in found.values()))
 
 
-def ask_all(trained: Path | None = None) -> int:
+def ask_all(trained: Path) -> int:
     """Ask about every folder that this project writes, and under a fault; return the exit code.
 
     Args:
@@ -102,10 +121,9 @@ def ask_all(trained: Path | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         (media := Path(scratch, "media")).mkdir()
         questions = write_questions(media)
+        copied = Path(shutil.copytree(trained, Path(scratch, "trained")))
         folders = list(write_folders(Path(scratch)))
-        if trained is not None:
-            copied = Path(shutil.copytree(trained, Path(scratch, "trained")))
-            folders.append(Served("trained by shapes_tiny", limit_videos(copied)))
+        folders.append(Served("trained by shapes_tiny", limit_videos(copied)))
         for served in folders:
             rows.append(_ask(python, served, questions))
             print("  ".join(rows[-1]), flush=True)

@@ -17,7 +17,7 @@ from parity.faults import FAULTS
 from parity.faults.rules import RULES
 from parity.random_folder import write_random
 from parity.reference.serving import Server
-from parity.serve import DEVIATIONS
+from parity.serve import VLLM_DEVIATIONS
 from parity.serve._answers import Answer, ask_ours
 from parity.serve._compare import LOGPROBS, compare
 from parity.serve._folders import TEXT, VISION, limit_videos
@@ -243,7 +243,7 @@ def test_a_folder_without_a_template_gets_the_published_one(folder, tmp_path):
 
 
 def test_every_deviation_has_a_thread():
-    for deviation in DEVIATIONS:
+    for deviation in VLLM_DEVIATIONS:
         assert deviation.thread.startswith("https://")
 
 
