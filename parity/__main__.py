@@ -155,6 +155,13 @@ def run_serve(arguments: argparse.Namespace) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run the `parity` command and return its exit code."""
     parsed = parse(arguments)
+    for given, wanted, goes_with in (
+        ("url", parsed.serve, "--serve FOLDER"),
+        ("peer", parsed.bench == "captioning", "--bench captioning"),
+    ):
+        if getattr(parsed, given) and not wanted:
+            print(f"--{given} goes with {goes_with}: leave it out, or add that", file=sys.stderr)
+            return 2
     if not parsed.bench:
         torch.set_num_threads(1)  # small models: threads would wait for each other, and sums move
     if parsed.list:
@@ -169,9 +176,6 @@ def main(arguments: list[str] | None = None) -> int:
     if parsed.positions:
         print(positions_table())
         return 0
-    if parsed.peer and parsed.bench != "captioning":
-        print("--peer goes with --bench captioning: leave it out, or add that", file=sys.stderr)
-        return 2
     if parsed.bench:
         return run_bench(parsed.bench, parsed.peer)
     if parsed.serve:

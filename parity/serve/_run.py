@@ -78,6 +78,8 @@ def ask_folder(folder: Path, url: str | None = None) -> int:
     Raises:
         ValueError: if the folder cannot be read, or vLLM cannot be asked.
     """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: name one that holds a Qwen2.5-VL")
     python = find_vllm() if url is None else None
     model, transform = load_pretrained(folder)
     rounded = url is not None or model.dtype != torch.float32

@@ -206,13 +206,27 @@ def test_a_folder_that_is_none_is_one_line(tmp_path, capsys):
     assert "nothing" in line
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--url", "http://127.0.0.1:9"], "--url goes with --serve"),
+        (["--peer", "vllm"], "--peer goes with --bench captioning"),
+        (["--peer", "vllm", "--bench", "image"], "--peer goes with --bench captioning"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(words, said, capsys):
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(said)
+
+
 @pytest.mark.parametrize("named", ["there is no such python", None])
 def test_no_vllm_is_one_line_with_the_ways_to_have_one(tmp_path, capsys, monkeypatch, named):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("PARITY_VLLM_PYTHON", raising=False)
     if named is not None:
         monkeypatch.setenv("PARITY_VLLM_PYTHON", named)
-    assert main(["--serve", "a model"]) == 2
+    assert main(["--serve", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "PARITY_VLLM_PYTHON" in line
     assert ("--url" in line) == (named is None)
