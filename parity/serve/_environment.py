@@ -1,6 +1,7 @@
 """An environment of its own that has vLLM for CPUs, made once and kept."""
 
 import os
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -76,8 +77,12 @@ def _python() -> str:
 
 
 def _run(*words: str) -> None:
+    uv = os.environ.get("UV") or shutil.which("uv")  # `uv run` names itself
+    if uv is None:
+        raise ValueError("vLLM's environment is made by uv, which is not there: run .ci/serve")
     print(f"$ uv {' '.join(words)}", file=sys.stderr)
-    done = subprocess.run([sys.executable, "-m", "uv", *words], check=False)
+    outside = _marker().parent  # in the project its pins would hold
+    done = subprocess.run([uv, *words], cwd=outside, check=False)
     if done.returncode:
         raise ValueError(
             f"vLLM's environment could not be made (exit code {done.returncode}): it needs the "
