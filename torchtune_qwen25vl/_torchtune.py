@@ -10,9 +10,16 @@ from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
 # torchao moved both; each torchtune imports them from where its torchao has them
 from torchtune.modules.common_utils import NF4Tensor
-from torchtune.modules.low_precision.nf4_linear import to_nf4
+from torchtune.modules.low_precision.nf4_linear import linear_nf4, to_nf4
 
-__all__ = ["RECIPES_SHIFT_LABELS", "NF4Tensor", "labelled_rows", "targets", "to_nf4"]
+__all__ = [
+    "RECIPES_SHIFT_LABELS",
+    "NF4Tensor",
+    "labelled_rows",
+    "linear_nf4",
+    "targets",
+    "to_nf4",
+]
 
 # torchtune 0.6.1's recipes shift the labels; the development version's datasets do it before them
 RECIPES_SHIFT_LABELS = not hasattr(torchtune.modules.loss, "SFTLoss")

@@ -17,7 +17,7 @@ from parity.faults._fault import (
     replaced,
 )
 from parity.faults.encoder import rms_norms
-from torchtune_qwen25vl import linear_cross_entropy
+from torchtune_qwen25vl.model import labelled_cross_entropy
 
 
 def _one_axis(model: Any) -> None:
@@ -119,5 +119,5 @@ FAULTS: dict[str, Fault] = {
     "attention not causal": edited(_not_causal, "decoder layers"),
     "norms in bf16": edited(_norms_in_bf16, "bf16"),
     "untied head": edited(_untie, "logits"),
-    "labels shifted twice": replaced(linear_cross_entropy, _shift_again, "loss"),
+    "labels shifted twice": replaced(labelled_cross_entropy, _shift_again, "loss"),
 }

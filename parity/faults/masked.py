@@ -46,7 +46,7 @@ def _mask_attention(attn: Any) -> None:
             for project in (attn.q_proj, attn.k_proj, attn.v_proj)
         )  # [p, n_h, h_d]
         q, k = rotate(q, rotation), rotate(k, rotation)
-        lengths = [length for count, length in segments for _ in range(count)]
+        lengths = [length for count, length in segments.runs for _ in range(count)]
         mask = torch.block_diag(*(torch.ones(n, n, dtype=torch.bool) for n in lengths))
         attended = F.scaled_dot_product_attention(
             q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), mask.to(x.device)

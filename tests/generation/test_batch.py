@@ -19,8 +19,8 @@ def test_a_batch_is_left_padded_and_waits_for_answers():
     batch = inference_batch(conversations, transform)
     samples = [transform({"messages": messages}, inference=True) for messages in conversations]
     expected = padded_collate(samples, transform.pad_id, padding_side="left")
-    assert set(batch) == {"tokens", "input_pos", "mask", "encoder_input"}
-    for name in ("tokens", "input_pos", "mask"):
+    assert set(batch) == {"tokens", "input_pos", "placeholder_rows", "mask", "encoder_input"}
+    for name in ("tokens", "input_pos", "placeholder_rows", "mask"):
         assert torch.equal(batch[name], expected[name]), name
     assert batch["encoder_input"]["vision"]["grid_thw"].tolist() == [[1, 6, 4], [1, 4, 4]]
     # the header of the answer ends every row

@@ -271,3 +271,14 @@ def test_steps_of_answers_of_all_lengths(model, inputs, monkeypatch):
     assert (batches, least) == (180, 53)
     assert counted.steps <= 70
     assert counted.rows == sum(length - 1 for length in LENGTHS)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, REPEATING, SAMPLED], ids=["greedy", "1.5", "drawn"])
+def test_in_fixed_shapes_every_row_gets_what_it_gets_alone(model, inputs, sampling, monkeypatch):
+    """As on a GPU, which the host asks every few tokens only."""
+    stops = stops_of(model, inputs, sampling)
+    expected = all_alone(model, inputs, sampling, stops)
+    for module in (_places, _running):
+        monkeypatch.setattr(module, "fixes_shapes", lambda model: True)
+    for places in (1, 5, 12):
+        assert running(model, inputs, sampling, stops, places=places) == expected, places

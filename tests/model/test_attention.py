@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from torchtune_qwen25vl.generation._cache import Cache
-from torchtune_qwen25vl.model import _attention
-from torchtune_qwen25vl.model._attention import DecoderAttention
+from torchtune_qwen25vl.model._attention import DecoderAttention, prepare
 from torchtune_qwen25vl.model._positional_embeddings import MultimodalRotaryEmbedding, rotate
+from torchtune_qwen25vl.model._segments import repeated
 
 B, S, HEADS, KV_HEADS, HEAD_DIM = 2, 11, 6, 2, 8
 TOLERANCE = 1e-6  # fp32 sums of eleven products of unit scale
@@ -88,7 +88,8 @@ def test_equals_plain_arithmetic(attn, x, mask, device, monkeypatch):
         return kernel(*(heads.as_subclass(torch.Tensor) for heads in (q, k, v)), **options)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", recorded)
-    ours = attn(x.as_subclass(OnGPU) if device == "cuda" else x, rotation=rotation(), mask=mask)
+    on_device = x.as_subclass(OnGPU) if device == "cuda" else x
+    ours = attn(on_device, rotation=rotation(), mask=prepare(mask, x))
     theirs = plain(attn, x, causal() if mask is None else mask, rotation())
     assert (ours - theirs).abs().max() < TOLERANCE
     wrong = plain(attn, x, torch.ones(1, S, S, dtype=torch.bool), rotation())
@@ -100,7 +101,7 @@ def test_equals_plain_arithmetic(attn, x, mask, device, monkeypatch):
 
 def test_heads_are_copied_to_the_queries_that_share_them():
     q, k, v = (torch.randn(1, heads, 3, 4) for heads in (HEADS, KV_HEADS, KV_HEADS))
-    keys, values = _attention._repeated(q, k, v)
+    keys, values = repeated(q, k, v, dim=1)
     for head in range(HEADS):
         assert torch.equal(keys[:, head], k[:, head // 3])
         assert torch.equal(values[:, head], v[:, head // 3])
@@ -143,7 +144,7 @@ def test_attention_is_dropped_while_training_only(attn, x, form):
     attn.attn_dropout = 0.5
 
     def out():
-        return attn(x, rotation=rotation(b=1, s=length), mask=mask)
+        return attn(x, rotation=rotation(b=1, s=length), mask=prepare(mask, x))
 
     seen = out()
     attn.eval()
@@ -156,10 +157,10 @@ def test_attention_is_dropped_while_training_only(attn, x, form):
 
 def test_samples_of_a_packed_row_do_not_see_each_other(attn, x):
     lengths = [4, 1, 6]
-    out = attn(x[:1], rotation=rotation(b=1), mask=blocks(lengths))
-    by_sample = attn(x[:1], rotation=rotation(b=1), mask=torch.tensor(lengths))
+    out = attn(x[:1], rotation=rotation(b=1), mask=prepare(blocks(lengths), x))
+    by_sample = attn(x[:1], rotation=rotation(b=1), mask=prepare(torch.tensor(lengths), x))
     assert (by_sample - out).abs().max() < TOLERANCE
-    wrong = attn(x[:1], rotation=rotation(b=1), mask=torch.tensor([5, 6]))
+    wrong = attn(x[:1], rotation=rotation(b=1), mask=prepare(torch.tensor([5, 6]), x))
     assert (wrong - out).abs().max() > 1e-2
 
 
@@ -169,15 +170,15 @@ def test_one_token_at_a_time_against_a_cache(attn, x, padded):
     the cache may hold anything.
     """
     full_mask = left_padded() if padded else None
-    expected = attn(x, rotation=rotation(), mask=full_mask)
+    expected = attn(x, rotation=rotation(), mask=prepare(full_mask, x))
     cache = Cache((B, KV_HEADS, S + 3, HEAD_DIM), x)
     cache.keys.fill_(torch.nan)
     cache.values.fill_(torch.nan)
     start = 7
-    mask = None if full_mask is None else full_mask[:, :start, :start]
+    mask = prepare(None if full_mask is None else full_mask[:, :start, :start], x)
     steps = [attn(x[:, :start], rotation=rotation()[:, :start], mask=mask, cache=cache)]
     for k in range(start, S):
-        mask = None if full_mask is None else full_mask[:, k : k + 1, : k + 1]
+        mask = prepare(None if full_mask is None else full_mask[:, k : k + 1, : k + 1], x)
         turn = rotation()[:, k : k + 1]
         steps.append(attn(x[:, k : k + 1], rotation=turn, mask=mask, cache=cache))
     assert (torch.cat(steps, dim=1) - expected).abs().max() < TOLERANCE

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import tiny
 import torch
+from torch._dynamo.utils import counters
 from torchtune.modules import MultiHeadAttention, TransformerSelfAttentionLayer
 
 from parity import reference
@@ -99,7 +100,7 @@ def test_sorting_windows_changes_nothing(layout, monkeypatch):
 
 def arrange_unsorted(grids):
     order, lengths = _encoder.window_order(grids, **SIZES)
-    return _encoder.Arrangement(order, _encoder._runs(lengths), arrange(grids, **SIZES).frames)
+    return _encoder.Arrangement(order, _encoder.runs_of(lengths), arrange(grids, **SIZES).frames)
 
 
 def test_a_frame_has_at_most_four_runs_of_windows():
@@ -145,9 +146,23 @@ def test_layers_are_what_torchtunes_policies_look_for():
     vision = encoder()
     assert all(isinstance(layer, TransformerSelfAttentionLayer) for layer in vision.layers)
     assert not any(isinstance(m, MultiHeadAttention) for m in vision.modules())
-    for layer in vision.layers:
-        layer.compile(backend="no such backend")  # would fail at the first call
-    assert vision(patches(140), GRID).shape == (35, 64)
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_compiled_layers_take_any_number_of_patches(learns):
+    """Nine batches, no two of one length: one graph before attention and one behind it."""
+    plain, compiled = encoder(), encoder()
+    torch._dynamo.reset()
+    counters.clear()
+    for layer in compiled.layers:
+        layer.compile(backend="eager")
+    grids = [[[1, 2 * h, 2 * w]] for h, w in ((2, 3), (5, 7), (4, 4), (3, 9), (6, 6))]
+    grids += [[[1, 4, 6], [1, 10, 14]], [[2, 4, 4]], [[1, 6, 10], [3, 4, 6]], [[1, 20, 2]]]
+    for grid in map(torch.tensor, grids):
+        pixel_values = patches(int(grid.prod(-1).sum()))
+        with torch.set_grad_enabled(learns):
+            assert torch.equal(compiled(pixel_values, grid), plain(pixel_values, grid))
+    assert counters["stats"]["unique_graphs"] == 2
 
 
 def test_every_parameter_gets_a_gradient():

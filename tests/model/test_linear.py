@@ -5,12 +5,39 @@ import torch
 from torch import nn
 from torchtune.modules import peft
 from torchtune.modules.low_precision import FrozenNF4Linear
-from torchtune.modules.peft import LoRALinear, disable_adapter, get_merged_lora_ckpt
+from torchtune.modules.peft import disable_adapter, get_merged_lora_ckpt
 
-from torchtune_qwen25vl.model._tuning import DoRALinear, Tuning
+from torchtune_qwen25vl.model._tuning import DoRALinear, LoRALinear, Tuning
 
 RANK, ALPHA = 4, 3  # not twice the rank, by which a wrong scale would hide
 LORA = {"decoder_trainable": "lora", "lora_attn_modules": ("q_proj",)}
+
+
+@pytest.mark.parametrize(
+    ("rank", "alpha", "use_bias", "quantize_base"),
+    [(4, 16, False, False), (3, 2, True, False), (5, 5, True, True), (7, 30, False, True)],
+)
+def test_lora_equals_stock_in_output_and_gradients(rank, alpha, use_bias, quantize_base):
+    def outcome(kind, alpha=alpha):
+        torch.manual_seed(0)
+        options = {"use_bias": use_bias, "quantize_base": quantize_base}
+        layer = kind(128, 128, rank=rank, alpha=alpha, **options)
+        nn.init.normal_(layer.lora_b.weight)
+        x = torch.randn(2, 3, 128, requires_grad=True)
+        out = layer(x)
+        out.square().sum().backward()
+        layer.disabled = True
+        return out, x.grad, layer.lora_a.weight.grad, layer.lora_b.weight.grad, layer(x)
+
+    ours, stock, wrong = (
+        outcome(LoRALinear),
+        outcome(peft.LoRALinear),
+        outcome(LoRALinear, alpha + 1),
+    )
+    for mine, theirs in zip(ours, stock, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-4 * float(theirs.abs().max()))
+    for mine, theirs in zip(wrong[:4], stock[:4], strict=True):
+        assert (mine - theirs).abs().max() > 1e-2 * theirs.abs().max()
 
 
 def dora(layer=DoRALinear, *, use_bias, quantize_base=False):

@@ -8,10 +8,10 @@ import pytest
 import tiny
 import torch
 from torch import nn
-from torchtune.modules.peft import LoRALinear
 
 from torchtune_qwen25vl import generate
 from torchtune_qwen25vl.model import _packed, pack
+from torchtune_qwen25vl.model._tuning import LoRALinear
 
 FP32 = {"rtol": 1e-5, "atol": 1e-5}  # sums in another order
 BF16 = {"rtol": 2**-7, "atol": 2**-7}  # and rounded to 8 bits

@@ -100,7 +100,7 @@ def test_a_sample_with_images_and_a_video(transform):
     ]
     sample = {"messages": messages, "tools": None, "id": 3}
     made = transform(sample)
-    fields = {"tokens", "mask", "labels", "input_pos", "encoder_input", "id"}
+    fields = {"tokens", "mask", "placeholders", "labels", "input_pos", "encoder_input", "id"}
     assert made.keys() == fields
     assert sample.keys() == {"messages", "tools", "id"}
     tokens, labels = made["tokens"], made["labels"]
@@ -176,7 +176,7 @@ def test_text_alone(transform):
 def test_inference_asks_for_an_answer(transform):
     prompt = transform({"messages": ask(image(SQUARE))[:1]}, inference=True)
     assert transform.decode(prompt["tokens"].tolist(), False).endswith("<|im_start|>assistant\n")
-    assert prompt.keys() == {"tokens", "mask", "input_pos", "encoder_input"}
+    assert prompt.keys() == {"tokens", "mask", "placeholders", "input_pos", "encoder_input"}
     assert prompt["mask"].all()
 
 

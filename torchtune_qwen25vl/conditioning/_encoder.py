@@ -10,14 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torchtune import utils
 
 from torchtune_qwen25vl.conditioning._prompts import Compat, PromptSample, prompt_sample
 from torchtune_qwen25vl.conditioning._templates import Task
 from torchtune_qwen25vl.device import release_cache
 from torchtune_qwen25vl.generation import evaluating
 from torchtune_qwen25vl.model import Qwen25VL
-from torchtune_qwen25vl.transform import Qwen25VLTransform, packed_collate
+from torchtune_qwen25vl.transform import Qwen25VLTransform, batch_to_device, packed_collate
 
 ROW_TOKENS = 4096  # of prompts that go through the model in one row; a longer one goes alone
 
@@ -124,19 +123,21 @@ class PromptEncoder:
     def _embed_row(self, row: Sequence[PromptSample]) -> Iterator[Tensor]:
         samples = [prompt.sample for prompt in row]
         batch = packed_collate(samples, self.transform.pad_id, dense_mask=False)
-        utils.batch_to_device(batch, self.device)
         wanted = torch.zeros_like(batch["tokens"], dtype=torch.bool)  # [1, n]
         offset, lengths = 0, [len(sample["tokens"]) for sample in samples]
         for prompt, length in zip(row, lengths, strict=True):
             wanted[:, offset + prompt.start : offset + prompt.end] = True
             offset += length
+        batch["wanted"] = wanted[0].nonzero()[:, 0]  # [wanted]
+        batch_to_device(batch, self.device, self.model.dtype)
         with evaluating(self.model):
             hidden = self.model(
                 batch["tokens"],
                 input_pos=batch["input_pos"],
                 encoder_input=batch.get("encoder_input"),
+                placeholder_rows=batch.get("placeholder_rows"),
                 mask=torch.tensor(lengths) if len(lengths) > 1 else None,
-                output_mask=wanted,
+                output_mask=batch["wanted"],
                 output="hidden",
             )  # [wanted, d]
         yield from hidden.split([prompt.end - prompt.start for prompt in row])

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchtune import utils
 from torchtune.data import Message
 from torchtune.modules import TransformerDecoder
 
-from torchtune_qwen25vl.transform import Qwen25VLTransform, padded_collate
+from torchtune_qwen25vl.transform import Qwen25VLTransform, batch_to_device, padded_collate
 
 
 def inference_batch(
@@ -46,7 +45,7 @@ def prompt_batch(
         device: device of the model
     """
     batch = padded_collate(samples, pad_id, padding_side="left")
-    utils.batch_to_device(batch, torch.device(device))
+    batch_to_device(batch, torch.device(device))
     return batch
 
 

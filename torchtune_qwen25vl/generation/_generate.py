@@ -17,6 +17,9 @@ from torchtune.modules import TransformerDecoder
 
 from torchtune_qwen25vl.generation._batch import check_prompt, real_tokens
 from torchtune_qwen25vl.generation._cache import make_caches
+from torchtune_qwen25vl.generation._fixed import ASK_EVERY, fixes_shapes
+from torchtune_qwen25vl.generation._forward import decode_one_token, prefill
+from torchtune_qwen25vl.generation._places import Places
 from torchtune_qwen25vl.generation._sampling import Sampling, check_finite, check_options, choose
 from torchtune_qwen25vl.model import KeyValues, Observe
 
@@ -80,8 +83,9 @@ def generate(
     done = torch.zeros(b, dtype=torch.bool, device=prompt.device)
 
     padded = not bool(real.all())
+    ask_every = ASK_EVERY if fixes_shapes(model) and on_token is None else 1
     with evaluating(model):
-        caches = make_caches(model, b, s + max_new_tokens)
+        caches, step = _decoding(model, prompt, positions, attended if padded else None)
         logits = prefill(model, batch if padded else {**batch, "mask": None}, caches, observe)
         check_finite(logits)
         peaks = torch.zeros(b, device=prompt.device)  # from a first nan or inf on, not finite
@@ -94,12 +98,44 @@ def generate(
             history[:, end] = tokens
             if on_token is not None:
                 on_token(tokens)
-            if end + 1 == s + max_new_tokens or (stop_tokens and bool(done.all())):
+            asks = stop_tokens and (end - s) % ask_every == 0
+            if end + 1 == s + max_new_tokens or (asks and bool(done.all())):
                 break
-            seen = attended[:, : end + 1] if padded else None
-            logits = decode_one_token(model, tokens, positions[:, end - s], seen, caches)
+            logits = step(tokens, end)
     check_finite(peaks[:, None])
     return _generation(history[:, s : end + 1], stop)
+
+
+def _decoding(
+    model: TransformerDecoder, prompt: Tensor, positions: Tensor, attended: Tensor | None
+) -> tuple[Sequence[KeyValues], Callable[[Tensor, int], Tensor]]:
+    """Return caches for the prompts, and what continues them by one token that has a column.
+
+    Args:
+        model: Qwen25VL
+        prompt: its tokens, [b, s]
+        positions: positions of the new tokens, [b, n]
+        attended: which columns are no padding, bool [b, s + n]; None where all are
+    """
+    b, s = prompt.shape
+    length = s + positions.shape[1]
+    if not fixes_shapes(model):
+        growing = make_caches(model, b, length)
+
+        def grow(tokens: Tensor, column: int) -> Tensor:
+            seen = None if attended is None else attended[:, : column + 1]
+            return decode_one_token(model, tokens, positions[:, column - s], seen, growing)
+
+        return growing, grow
+    places = Places(model)
+    places.reserve(b, length)
+    columns = torch.arange(length, device=prompt.device)
+    fixed = places.fixed_step(attended)
+
+    def step(tokens: Tensor, column: int) -> Tensor:
+        return fixed(tokens, positions[:, column - s], columns[column].expand(b))
+
+    return places.begin(slice(b), prompt), step
 
 
 @contextmanager
@@ -114,65 +150,6 @@ def evaluating(model: TransformerDecoder) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def prefill(
-    model: TransformerDecoder,
-    batch: Mapping[str, Any],
-    caches: Sequence[KeyValues],
-    observe: Observe | None = None,
-    *,
-    last: Tensor | None = None,
-) -> Tensor:
-    """Read the prompts into the caches; return logits of the token after each, fp32 [b, v].
-
-    Args:
-        model: Qwen25VL
-        batch: padded on the left, or on the right without a mask
-        caches: empty ones
-        observe: is shown what stands at each site of the model
-        last: the last token of each row, bool [b, s]; None where padding is on the left
-    """
-    if last is None:
-        last = torch.zeros_like(batch["tokens"], dtype=torch.bool)
-        last[:, -1] = True
-    return model(
-        batch["tokens"],
-        input_pos=batch["input_pos"],
-        mask=batch.get("mask"),
-        encoder_input=batch.get("encoder_input"),
-        output_mask=last,
-        caches=caches,
-        output="logits",
-        observe=observe,
-    )
-
-
-def decode_one_token(
-    model: TransformerDecoder,
-    tokens: Tensor,
-    positions: Tensor,
-    attended: Tensor | None,
-    caches: Sequence[KeyValues],
-) -> Tensor:
-    """Append one token per row to the caches; return logits of the next one, fp32 [b, v].
-
-    Args:
-        model: Qwen25VL
-        tokens: the last token of each row, [b]
-        positions: positions of these tokens, [b]
-        attended: which of the cached tokens and this one are no padding, bool [b, cached + 1]; None
-            where nothing is padded
-        caches: filled by `prefill`
-    """
-    logits = model(
-        tokens[:, None],
-        input_pos=positions.view(-1, 1, 1).expand(-1, 1, 3),
-        mask=None if attended is None else attended[:, None],
-        caches=caches,
-        output="logits",
-    )  # [b, 1, v]
-    return logits[:, -1]
 
 
 class PromptedModel:
@@ -224,13 +201,13 @@ class PromptedModel:
             input_pos=positions,
             mask=mask,
             encoder_input=self.batch.get("encoder_input"),
-            placeholders=placeholders,
+            placeholder_rows=placeholders.flatten().nonzero()[:, 0],
         )
 
 
 def _generation(tokens: Tensor, stop: Tensor) -> Generation:
     is_stop = torch.isin(tokens, stop)
     stopped = is_stop.any(-1)
-    lengths = torch.where(stopped, is_stop.int().argmax(-1) + 1, tokens.shape[1])
+    lengths = torch.where(stopped, is_stop.int().argmax(-1) + 1, tokens.shape[1]).tolist()
     reasons: list[Literal["stop", "length"]] = ["stop" if s else "length" for s in stopped.tolist()]
-    return Generation(tokens, lengths.tolist(), reasons)
+    return Generation(tokens[:, : max(lengths)], lengths, reasons)  # all had ended before the end

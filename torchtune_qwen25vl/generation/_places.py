@@ -11,7 +11,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchtune.modules import TransformerDecoder
+
+from torchtune_qwen25vl.generation._fixed import WIDTHS, FixedStep, fixes_shapes
+from torchtune_qwen25vl.transform import round_up
 
 
 class Places:
@@ -25,6 +29,8 @@ class Places:
     """
 
     def __init__(self, model: TransformerDecoder) -> None:
+        self._model = model
+        self._fixed_step: FixedStep | None = None
         like = model.norm.scale
         empty = [
             torch.empty(
@@ -39,8 +45,11 @@ class Places:
 
     def reserve(self, rows: int, width: int) -> None:
         """Have places for so many rows of so many columns; what is there stays there."""
+        if fixes_shapes(self._model):
+            width = round_up(width, WIDTHS)
         if rows <= self._tokens.shape[0] and width <= self._tokens.shape[1]:
             return
+        self._fixed_step = None
         self._tokens = _resized(self._tokens, rows, width)
         for held in (self._keys, self._values):
             for layer, tensor in enumerate(held):
@@ -62,6 +71,22 @@ class Places:
         pairs = zip(self._keys, self._values, strict=True)
         return [Beginning(keys[rows], values[rows]) for keys, values in pairs]
 
+    def fixed_step(self, real: Tensor | None = None) -> FixedStep:
+        """Return what continues all places by one token, until more are reserved.
+
+        Args:
+            real: which columns are no padding, bool [r, any]; None where all are
+        """
+        if self._fixed_step is None:
+            if real is not None:
+                real = F.pad(real, (0, self._tokens.shape[1] - real.shape[1]), value=True)
+            self._fixed_step = FixedStep(self._model, self._keys, self._values, real)
+        return self._fixed_step
+
+    def hold(self, columns: Tensor, tokens: Tensor) -> None:
+        """Hold one token more of each row, [b], in its column, [b]."""
+        self._tokens[: len(tokens), :, 0].scatter_(1, columns[:, None], tokens[:, None])
+
     def append(self, columns: Tensor, tokens: Tensor, width: int) -> list["Continuing"]:
         """Hold one token more of each row; return the caches for its keys and values.
 
@@ -71,7 +96,7 @@ class Places:
             width: columns of the longest row, this token included
         """
         places = torch.arange(len(columns), device=columns.device)
-        self._tokens[places, columns, 0] = tokens
+        self.hold(columns, tokens)
         pairs = zip(self._keys, self._values, strict=True)
         return [Continuing(keys, values, places, columns, width) for keys, values in pairs]
 

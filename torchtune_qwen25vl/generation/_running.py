@@ -12,13 +12,14 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torchtune import utils
 from torchtune.modules import TransformerDecoder
 
-from torchtune_qwen25vl.generation._generate import decode_one_token, evaluating, prefill
+from torchtune_qwen25vl.generation._fixed import ASK_EVERY, fixes_shapes
+from torchtune_qwen25vl.generation._forward import decode_one_token, prefill
+from torchtune_qwen25vl.generation._generate import evaluating
 from torchtune_qwen25vl.generation._places import Places
 from torchtune_qwen25vl.generation._sampling import Sampling, check_finite, check_options, choose
-from torchtune_qwen25vl.transform import padded_collate
+from torchtune_qwen25vl.transform import batch_to_device, padded_collate
 
 Q = TypeVar("Q")
 AT_ONCE = 2048  # tokens of prompts that a CPU reads in one forward, padding included
@@ -99,6 +100,7 @@ class RunningBatch(Generic[Q]):
         self._model, self._pad_id, self._sampling = model, pad_id, sampling
         self._max_new_tokens, self._stop_tokens = max_new_tokens, frozenset(stop_tokens)
         self._device = model.norm.scale.device
+        self._ask_every = ASK_EVERY if fixes_shapes(model) else 1
         self._rows: list[_Row[Q]] = []  # in the order of their places
         self._places = Places(model)
 
@@ -116,7 +118,8 @@ class RunningBatch(Generic[Q]):
         new = [_Row(prompt) for prompt in prompts]
         longest = max(row.length for row in [*self._rows, *new])
         with evaluating(self._model):
-            self._places.reserve(len(self._rows) + len(new), longest + self._max_new_tokens)
+            width = longest + self._max_new_tokens + self._ask_every - 1
+            self._places.reserve(len(self._rows) + len(new), width)
             for group in self._groups(new):
                 self._read(group)
 
@@ -145,10 +148,11 @@ class RunningBatch(Generic[Q]):
         columns = torch.arange(batch["tokens"].shape[1])  # [s]
         held = torch.where(columns > last, batch["tokens"].gather(1, last), batch["tokens"])
         batch |= {"held": held, "last": columns == last}  # [k, s]
-        utils.batch_to_device(batch, self._device)
+        batch_to_device(batch, self._device, self._model.norm.scale.dtype)
         caches = self._places.begin(slice(first, len(self._rows)), batch["held"])
         logits = prefill(self._model, batch, caches, last=batch["last"])
-        self._choose(logits, batch["held"], new)
+        places = slice(first, len(self._rows))
+        self._keep([self._choose(logits, places, batch["held"].shape[1], new)], new)
 
     def advance(self) -> list[Ended[Q]]:
         """Continue all rows until some have ended; return these, which leave.
@@ -162,27 +166,53 @@ class RunningBatch(Generic[Q]):
             return self._leave()
 
     def _decode(self) -> None:
+        """Continue all rows by one token, or by several where the host looks less often."""
         rows = self._rows
         inputs = [[row.column, row.position, row.tokens[-1]] for row in rows]
         moved = torch.tensor(inputs).T.contiguous().to(self._device, non_blocking=True)
         columns, positions, tokens = moved  # [b] each
         width = max(row.column for row in rows) + 1
+        chosen = []
+        for step in range(self._ask_every):
+            logits = self._step(tokens, positions + step, columns + step, width + step)
+            tokens, peaks = self._choose(logits, slice(len(rows)), width + step, rows)
+            chosen.append((tokens, peaks))
+        self._keep(chosen, rows)
+
+    def _step(self, tokens: Tensor, positions: Tensor, columns: Tensor, width: int) -> Tensor:
+        """Append a token to each row, of which the longest then has `width`; return logits."""
+        if fixes_shapes(self._model):
+            self._places.hold(columns, tokens)
+            return self._places.fixed_step()(tokens, positions, columns)
         caches = self._places.append(columns, tokens, width)
         seen = None
-        if any(row.column + 1 < width for row in rows):
+        if any(row.column + 1 < width for row in self._rows):
             seen = torch.arange(width, device=self._device) <= columns[:, None]  # [b, w]
-        logits = decode_one_token(self._model, tokens, positions, seen, caches)
-        self._choose(logits, self._places.history(slice(len(rows)), width), rows)
+        return decode_one_token(self._model, tokens, positions, seen, caches)
 
-    def _choose(self, logits: Tensor, history: Tensor, rows: Sequence[_Row[Q]]) -> None:
-        """Choose a token for each of these rows, from logits [b, v]."""
+    def _choose(
+        self, logits: Tensor, places: slice, width: int, rows: Sequence[_Row[Q]]
+    ) -> tuple[Tensor, Tensor]:
+        """Choose a token for each of these rows from logits [b, v]; return them and peaks, [b]."""
         generators = [row.prompt.generator for row in rows]
-        tokens, peaks = choose(logits, history, self._sampling, generators)
-        chosen, finite = torch.stack((tokens, peaks.isfinite())).tolist()  # the device's only wait
-        if not all(finite):
-            check_finite(peaks[:, None])
-        for row, token in zip(rows, chosen, strict=True):
-            row.tokens.append(token)
+        return choose(logits, self._places.history(places, width), self._sampling, generators)
+
+    def _keep(self, chosen: Sequence[tuple[Tensor, Tensor]], rows: Sequence[_Row[Q]]) -> None:
+        """Give each row its tokens, up to the one that ends it.
+
+        Args:
+            chosen: tokens and peaks of each step, [b]
+            rows: the b rows
+        """
+        tokens, peaks = (torch.stack(parts) for parts in zip(*chosen, strict=True))  # [steps, b]
+        told, finite = torch.stack((tokens, peaks.isfinite())).tolist()  # the device's only wait
+        for place, row in enumerate(rows):
+            for step in range(len(chosen)):
+                if row.tokens and self._finish_reason(row):
+                    break
+                if not finite[step][place]:
+                    check_finite(peaks[step, :, None])
+                row.tokens.append(told[step][place])
 
     def _leave(self) -> list[Ended[Q]]:
         """Take out rows that have ended; rows from the last places come into theirs."""

@@ -20,6 +20,7 @@ initializer_ranges      standard deviation of new weights that a config.json giv
 Tuning                  which parts are trained, and how
 LabelledRowsLoss        torchtune loss of logits of labelled rows
 linear_cross_entropy    cross entropy that never holds all logits
+labelled_cross_entropy  the same of rows that all have a label
 tensor_parallel_plan    which linear layers are split over devices
 pack                    pack weights for inference on a CPU by oneDNN
 KeyValues               keys and values of one layer, which attention appends to
@@ -30,7 +31,11 @@ from torchtune_qwen25vl.model._attention import KeyValues
 from torchtune_qwen25vl.model._component_builders import part_of, qwen2_5_vl
 from torchtune_qwen25vl.model._config import initializer_ranges
 from torchtune_qwen25vl.model._decoder import Qwen25VL
-from torchtune_qwen25vl.model._loss import LabelledRowsLoss, linear_cross_entropy
+from torchtune_qwen25vl.model._loss import (
+    LabelledRowsLoss,
+    labelled_cross_entropy,
+    linear_cross_entropy,
+)
 from torchtune_qwen25vl.model._model_builders import (
     lora_qwen2_5_vl_3b,
     lora_qwen2_5_vl_7b,
@@ -58,6 +63,7 @@ __all__ = [
     "Qwen25VL",
     "Tuning",
     "initializer_ranges",
+    "labelled_cross_entropy",
     "linear_cross_entropy",
     "lora_qwen2_5_vl_3b",
     "lora_qwen2_5_vl_7b",

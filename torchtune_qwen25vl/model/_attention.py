@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchtune.modules import MultiHeadAttention
 
 from torchtune_qwen25vl.model._positional_embeddings import rotate
+from torchtune_qwen25vl.model._segments import Segments, attend_within, cut, repeated, runs_of
 
 
 class KeyValues(Protocol):
@@ -19,6 +20,24 @@ class KeyValues(Protocol):
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append keys and values [b, n_kv, s, h_d] and return all of them."""
+
+
+def prepare(mask: Any, h: Tensor) -> Any:
+    """Make of a mask what all layers can use as it is.
+
+    Args:
+        mask: True where a token (row) may attend, bool [b, s, any]; a BlockMask of flex attention;
+            or the lengths of the samples of one packed row, int [n], none of which sees another
+        h: hidden states [b, s, d], in the dtype and on the device of the layers
+
+    Returns:
+        what is added to the scores, [b, 1, s, any]; `Segments`; or the BlockMask
+    """
+    if not isinstance(mask, Tensor):
+        return mask
+    if mask.ndim == 1:
+        return cut(runs_of(mask.tolist()), h[0])
+    return torch.zeros_like(mask, dtype=h.dtype).masked_fill_(~mask, -torch.inf)[:, None]
 
 
 class DecoderAttention(MultiHeadAttention):
@@ -35,26 +54,25 @@ class DecoderAttention(MultiHeadAttention):
         Args:
             x: hidden states [b, s, d]
             rotation: rotation of every token, [b or 1, s, 2, h_d]
-            mask: True where a token (row) may attend, bool [b, s, any]; a BlockMask of flex
-                attention; or the lengths of the samples of one packed row, int [n], none of which
-                sees another. Without one, tokens see what stands before them in `x`, and a single
-                token sees the whole cache.
+            mask: what `prepare` makes of one. Without it, tokens see what stands before them in
+                `x`, and a single token sees the whole cache.
             cache: keys and values so far, appended to; by default those of `setup_caches`
         """
         q, k, v = (self._heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = rotate(q, rotation), rotate(k, rotation)
+        q, k = rotate(q, rotation), rotate(k, rotation)  # [b, s, n_h or n_kv, h_d]
+        dropout_p = self.attn_dropout if self.training else 0.0
+        if isinstance(mask, Segments):
+            heads = (q[0], k[0], v[0])  # [s, n_h or n_kv, h_d]
+            out = attend_within(*heads, mask, is_causal=True, dropout_p=dropout_p)
+            return self.output_proj(out.flatten(1)[None])
         q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))  # [b, n_h or n_kv, s, h_d]
         if cache is None and self.cache_enabled:
             cache = self.kv_cache
         if cache is not None:
             k, v = cache.update(k, v)
-        dropout_p = self.attn_dropout if self.training else 0.0
         if not (mask is None or isinstance(mask, Tensor)):
-            out = self._attention_call(
-                q, *_repeated(q, k, v), mask=mask, dropout_p=dropout_p, is_causal=False
-            )
-        elif mask is not None and mask.ndim == 1:
-            out = _attend_by_sample(q, k, v, mask, dropout_p)
+            k, v = repeated(q, k, v, dim=1)
+            out = self._attention_call(q, k, v, mask=mask, dropout_p=dropout_p, is_causal=False)
         elif q.shape[2] == 1:
             out = _attend_from_one(q, k, v, mask, dropout_p)
         else:
@@ -63,12 +81,6 @@ class DecoderAttention(MultiHeadAttention):
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim))  # [b, s, n_h or n_kv, h_d]
-
-
-def _repeated(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Copy keys and values to every head that shares them."""
-    shared = q.shape[1] // k.shape[1]
-    return k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)
 
 
 def _attend(
@@ -81,9 +93,9 @@ def _attend(
         )
     shares = q.device.type == "cpu"  # fused kernels of a GPU take shared heads or a mask, not both
     if not shares:
-        k, v = _repeated(q, k, v)
+        k, v = repeated(q, k, v, dim=1)
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask[:, None], dropout_p=dropout_p, enable_gqa=shares
+        q, k, v, attn_mask=mask, dropout_p=dropout_p, enable_gqa=shares
     )
 
 
@@ -95,18 +107,5 @@ def _attend_from_one(
     Heads that share keys become queries of one head, so that the keys are read once.
     """
     queries = q.flatten(1, 2).unflatten(1, (k.shape[1], -1))  # [b, n_kv, n_h / n_kv, h_d]
-    mask = None if mask is None else mask[:, None]  # [b, 1, 1, any]
     out = F.scaled_dot_product_attention(queries, k, v, attn_mask=mask, dropout_p=dropout_p)
     return out.flatten(1, 2).unsqueeze(2)
-
-
-@torch.compiler.disable(recursive=False)
-def _attend_by_sample(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, dropout_p: float) -> Tensor:
-    """Attend within each sample of a packed row, [1, n_h, s, h_d].
-
-    A dense mask would make attention cost the square of the row.
-    """
-    pieces = (heads.split(lengths.tolist(), dim=2) for heads in (q, k, v))
-    samples = zip(*pieces, strict=True)
-    outputs = [_attend(q, k, v, None, dropout_p, is_causal=True) for q, k, v in samples]
-    return torch.cat(outputs, dim=2)

@@ -4,10 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import nn
-from torchtune.modules import (
-    FeedForward,
-    TiedLinear,
-)
+from torchtune.modules import TiedLinear
 from torchtune.modules.common_utils import _register_reparametrize_state_dict_hooks
 from torchtune.modules.peft import get_adapter_params
 
@@ -21,6 +18,7 @@ from torchtune_qwen25vl.model._encoder import (
     VisionEncoder,
     VisionLayer,
 )
+from torchtune_qwen25vl.model._fused import FeedForward
 from torchtune_qwen25vl.model._positional_embeddings import (
     MultimodalRotaryEmbedding,
     VisionRotaryEmbedding,

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from torchtune import modules
 from torchtune.modules import TransformerDecoder, TransformerSelfAttentionLayer
 
-from torchtune_qwen25vl.model._attention import KeyValues
+from torchtune_qwen25vl.model._attention import KeyValues, prepare
 from torchtune_qwen25vl.model._embedding import TiedEmbedding
 from torchtune_qwen25vl.model._encoder import VisionEncoder
 from torchtune_qwen25vl.model._observe import Observe, shown
@@ -49,17 +49,17 @@ class DecoderLayer(TransformerSelfAttentionLayer):
         rotation: Tensor,
         mask: Any = None,
         cache: KeyValues | None = None,
-        output_mask: Tensor | None = None,
+        wanted: Tensor | None = None,
         observe: Observe | None = None,
     ) -> Tensor:
-        """Transform [b, s, d]; with an output mask, bool [b, s], to the n wanted, [n, d].
+        """Transform [b, s, d]; where the indices of n among b * s tokens are given, to [n, d].
 
         `observe` is shown "attn", "mlp" and "layer"; the other arguments are those of
         `DecoderAttention`.
         """
         options: dict[str, Any] = {"rotation": rotation, "mask": mask, "cache": cache}
         x = x + shown(observe, "attn", self.attn(self.sa_norm(x), **options))
-        x = x if output_mask is None else x[output_mask]
+        x = x if wanted is None else x.flatten(0, 1).index_select(0, wanted)
         x = x + shown(observe, "mlp", self.mlp(self.mlp_norm(x)))
         return shown(observe, "layer", x)
 
@@ -130,7 +130,7 @@ class Qwen25VL(TransformerDecoder):
         output: Output = "recipe",
         add_to_grad: bool = False,
         encode_absent: bool | None = None,
-        placeholders: Tensor | None = None,
+        placeholder_rows: Tensor | None = None,
         observe: Observe | None = None,
     ) -> Any:
         """Compute logits.
@@ -141,7 +141,8 @@ class Qwen25VL(TransformerDecoder):
             encoder_input: `{"vision": {"pixel_values": [p, patch_dim], "grid_thw": int [i, 3]}}`,
                 the images and videos of all rows in the order of their placeholders
             input_pos: int [b, s, 3], axes t, h, w; for text also as in `MultimodalRotaryEmbedding`
-            output_mask: the tokens whose logits are wanted, bool [b, s]; None is all
+            output_mask: the tokens whose logits are wanted, bool [b, s], or their indices among all
+                b * s, int64 [n], for which no device has to be asked; None is all
             caches: keys and values of each layer, appended to; by default those of `setup_caches`
             output: "recipe" is what torchtune's recipes ask for by attributes, see below; "logits"
                 and "hidden" are these alone
@@ -149,8 +150,9 @@ class Qwen25VL(TransformerDecoder):
             encode_absent: send a grey unit through the encoder where a batch has no media. Ranks
                 that share the encoder's collectives must all take part in them. By default a
                 sharded model does so in every batch without media.
-            placeholders: the tokens that stand for images and videos, bool [b, s]; by default those
-                with a placeholder's id. Generated tokens never do, whatever their ids.
+            placeholder_rows: the tokens that stand for images and videos, as indices among all
+                b * s, int64 [m]; by default those with a placeholder's id, which the device has to
+                be asked for. Generated tokens never do, whatever their ids.
             observe: is shown what stands at each site, all tokens of it
 
         Returns:
@@ -164,8 +166,11 @@ class Qwen25VL(TransformerDecoder):
                 positions on three axes, or caches of `setup_caches` without mask or positions.
         """
         self._check(tokens, mask, encoder_input, input_pos, has_caches=caches is not None)
-        h = self._embed(tokens, encoder_input, placeholders, add_to_grad, encode_absent, observe)
+        rows = self._placeholder_rows(tokens, encoder_input, placeholder_rows)
+        h = self._embed(tokens, encoder_input, rows, add_to_grad, encode_absent, observe)
         h = shown(observe, "embed", h)  # [b, s, d]
+        mask = prepare(mask, h)
+        wanted = _indices(output_mask)
         rotation = self.pos_embeddings(input_pos, tokens.shape)  # [b or 1, s, 2, h_d]
         kept = self.output_hidden_states if output == "recipe" else []
         last, hidden = len(self.layers), []
@@ -178,15 +183,15 @@ class Qwen25VL(TransformerDecoder):
                 rotation=rotation,
                 mask=mask,
                 cache=None if caches is None else caches[index],
-                output_mask=output_mask if trims and index == last - 1 else None,
+                wanted=wanted if trims and index == last - 1 else None,
                 observe=None if observe is None else partial(observe, index=index),
             )
         if last in kept:
             hidden.append(h)
         if observe is not None:
             observe("norm", self.norm(h))
-        if output_mask is not None and not trims:
-            h = h[output_mask]
+        if wanted is not None and not trims:
+            h = h.flatten(0, 1).index_select(0, wanted)
         if output == "hidden":
             return self.norm(h)
         projected = self.unembed(h) if output == "recipe" else self.output(self.norm(h)).float()
@@ -196,7 +201,7 @@ class Qwen25VL(TransformerDecoder):
         self,
         tokens: Tensor,
         encoder_input: EncoderInput | None,
-        placeholders: Tensor | None,
+        rows: Tensor,
         add_to_grad: bool,
         encode_absent: bool | None,
         observe: Observe | None,
@@ -205,19 +210,24 @@ class Qwen25VL(TransformerDecoder):
         is_tied = isinstance(self.tok_embeddings, TiedEmbedding)
         options = {"add_to_grad": add_to_grad} if is_tied else {}
         h = self.tok_embeddings(tokens, **options)  # [b, s, d]
-        if placeholders is None and (encoder_input is not None or tokens.shape[1] > 1):
-            placeholders = self.placeholders(tokens)  # [b, s]
         if encoder_input is None:
-            # One token alone was generated and may be any; asking the device would stall decoding.
-            if placeholders is not None:
-                self._check_count(int(placeholders.sum()), 0)
+            self._check_count(len(rows), 0)
             encodes = isinstance(self, FSDPModule) if encode_absent is None else encode_absent
             return h + self._absent_media(h.device) if encodes else h
-        assert placeholders is not None
-        count = int(placeholders.sum())  # asked here: later the host would wait for the encoder
         vision_embeds = self.vision(**encoder_input["vision"], observe=observe)  # [m, d]
-        self._check_count(count, len(vision_embeds))
-        return h.masked_scatter(placeholders.unsqueeze(-1), vision_embeds.to(h.dtype))
+        self._check_count(len(rows), len(vision_embeds))
+        filled = h.flatten(0, 1).index_copy(0, rows, vision_embeds.to(h.dtype))
+        return filled.view_as(h)
+
+    def _placeholder_rows(
+        self, tokens: Tensor, encoder_input: EncoderInput | None, rows: Tensor | None
+    ) -> Tensor:
+        """Return the indices of placeholders, [m]."""
+        if rows is not None:
+            return rows
+        if encoder_input is None and tokens.shape[1] == 1:  # generated, and may be any
+            return tokens.new_empty(0)
+        return _indices(self.placeholders(tokens))
 
     @property
     def device(self) -> torch.device:
@@ -272,3 +282,8 @@ class Qwen25VL(TransformerDecoder):
                 "with caches set up, attention is no longer causal by itself and a position can no "
                 "longer be told from the index; pass mask and input_pos"
             )
+
+
+def _indices(mask: Tensor | None) -> Any:
+    """Return the indices of what is True, int64 [n]; indices and None stay what they are."""
+    return mask.flatten().nonzero()[:, 0] if mask is not None and mask.dtype == torch.bool else mask

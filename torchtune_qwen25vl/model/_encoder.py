@@ -10,8 +10,8 @@ are split into segments.
 Source: arXiv 2502.13923, section 2.1.1; models/qwen2_5_vl/modeling_qwen2_5_vl.py in transformers.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,8 +22,7 @@ from torchtune.modules import TransformerSelfAttentionLayer
 from torchtune_qwen25vl._position_ids import frame_lengths, patch_positions, window_order
 from torchtune_qwen25vl.model._observe import Observe, shown
 from torchtune_qwen25vl.model._positional_embeddings import VisionRotaryEmbedding, rotate
-
-Segments = Sequence[tuple[int, int]]  # segments of equal length in a row: how many, patches in each
+from torchtune_qwen25vl.model._segments import Runs, Segments, attend_within, cut, runs_of
 
 
 class Arrangement(NamedTuple):
@@ -36,8 +35,8 @@ class Arrangement(NamedTuple):
     """
 
     order: Tensor
-    windows: Segments
-    frames: Segments
+    windows: Runs
+    frames: Runs
 
 
 def arrange(
@@ -66,8 +65,8 @@ def arrange(
     by_length = sorted(range(len(windows)), key=lambda k: (frame_of[k], -lengths[k]))
     return Arrangement(
         torch.cat([windows[k] for k in by_length]),
-        _runs(lengths[k] for k in by_length),
-        _runs(frames),
+        runs_of(lengths[k] for k in by_length),
+        runs_of(frames),
     )
 
 
@@ -79,10 +78,6 @@ def _owners(lengths: Sequence[int], wholes: Sequence[int]) -> Iterator[int]:
             whole, left = whole + 1, wholes[whole + 1]
         yield whole
         left -= length
-
-
-def _runs(lengths: Iterable[int]) -> Segments:
-    return [(len(list(run)), length) for length, run in groupby(lengths)]
 
 
 class PatchEmbed(nn.Module):
@@ -126,25 +121,16 @@ class VisionAttention(nn.Module):
 
     def forward(self, x: Tensor, *, rotation: Tensor, segments: Segments) -> Tensor:
         """Attend, [p, d_v] -> [p, d_v]; `rotation` is [p, 2, h_d]."""
-        q = rotate(self._heads(self.q_proj(x)), rotation)  # [p, n_h, h_d]
-        k = rotate(self._heads(self.k_proj(x)), rotation)
-        v = self._heads(self.v_proj(x))
-        return self.output_proj(_attend(q, k, v, segments))  # [p, d_v]
+        attended = attend_within(*self.heads(x, rotation), segments)  # [p, n_h, h_d]
+        return self.output_proj(attended.flatten(1))  # [p, d_v]
+
+    def heads(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries and keys, both turned, and values, [p, n_h, h_d] each."""
+        q, k = (rotate(self._heads(proj(x)), rotation) for proj in (self.q_proj, self.k_proj))
+        return q, k, self._heads(self.v_proj(x))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1))
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
-    """Attend from [p, n_h, h_d] within each segment, [p, n_h * h_d]."""
-    sizes = [count * length for count, length in segments]
-    pieces = zip(segments, *(x.split(sizes) for x in (q, k, v)), strict=True)
-    outputs = []
-    for run, *qkv in pieces:
-        batched = [x.unflatten(0, run).transpose(1, 2) for x in qkv]  # [count, n_h, length, h_d]
-        attended = F.scaled_dot_product_attention(*batched)
-        outputs.append(attended.transpose(1, 2).flatten(0, 1))  # [count * length, n_h, h_d]
-    return torch.cat(outputs).flatten(1)
 
 
 class VisionLayer(TransformerSelfAttentionLayer):
@@ -156,7 +142,12 @@ class VisionLayer(TransformerSelfAttentionLayer):
         return x + self.mlp(self.mlp_norm(x))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: compiled code would be specialised to the segments of every new batch."""
+        """Compile what knows no segments, for any number of patches.
+
+        Attention is not compiled: it would be anew for the segments of every batch.
+        """
+        self.attn.heads = torch.compile(self.attn.heads, *args, dynamic=True, **kwargs)
+        self.mlp.compile(*args, dynamic=True, **kwargs)
 
 
 class PatchMerger(nn.Module):
@@ -227,7 +218,7 @@ class VisionEncoder(nn.Module):
 
         Args:
             pixel_values: [p, patch_dim], each image's patches in block order, one after the other
-            grid_thw: frames, rows and columns of patches, int [i, 3]
+            grid_thw: frames, rows and columns of patches, int [i, 3]; best on the CPU
             observe: is shown "vision" and "merger"
 
         Returns:
@@ -236,18 +227,19 @@ class VisionEncoder(nn.Module):
         Raises:
             ValueError: if the grids do not describe the patches.
         """
-        grids = grid_thw.tolist()  # the only host sync
+        grids = grid_thw.tolist()  # the host waits where they are not on the CPU
         self._check(grids, pixel_values)
         order, windows, frames = self.arrange(grids)
         positions = self._by_unit(patch_positions(grids, self.spatial_merge_size))[order]
-        inverse_order = order.argsort().to(pixel_values.device)
-        order = order.to(pixel_values.device)
+        to_device = partial(Tensor.to, device=pixel_values.device, non_blocking=True)
+        inverse_order, order, positions = map(to_device, (order.argsort(), order, positions))
 
-        rotation = self.rotary(positions.flatten(0, 1).to(pixel_values.device))
+        rotation = self.rotary(positions.flatten(0, 1))
         x = self._by_unit(pixel_values)[order].flatten(0, 1)  # [p, patch_dim], window by window
         x = self.patch_embed(x)  # [p, d_v]
+        in_windows, in_frames = cut(windows, x), cut(frames, x)
         for index, layer in enumerate(self.layers):
-            segments = frames if index in self.full_attn_indices else windows
+            segments = in_frames if index in self.full_attn_indices else in_windows
             x = layer(x, rotation=rotation, segments=segments)
             if observe is not None:
                 observe("vision", x, index=index)

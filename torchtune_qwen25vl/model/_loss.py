@@ -20,6 +20,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
+Kernel = Literal["torch", "liger"]
+
 
 class LabelledRowsLoss(nn.Module):
     """Mean cross entropy of logits that the model computed for labelled rows only.
@@ -61,7 +63,7 @@ def linear_cross_entropy(
     *,
     ignore_index: int = CROSS_ENTROPY_IGNORE_IDX,
     chunk_rows: int = 1024,
-    kernel: Literal["torch", "liger"] = "torch",
+    kernel: Kernel = "torch",
 ) -> Tensor:
     """Mean cross entropy of ``hidden @ weight.T``, without holding these logits.
 
@@ -82,6 +84,45 @@ def linear_cross_entropy(
 
     Reference: Liger Kernel, https://arxiv.org/abs/2410.10989 (gradients in the forward).
     """
+    _check(hidden, weight, labels, kernel)
+    labelled = labels != ignore_index
+    return labelled_cross_entropy(
+        hidden[labelled], weight, labels[labelled], chunk_rows=chunk_rows, kernel=kernel
+    )
+
+
+def labelled_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    chunk_rows: int = 1024,
+    kernel: Kernel = "torch",
+) -> Tensor:
+    """Do as `linear_cross_entropy` with rows that all have a label, without asking the device.
+
+    Args:
+        hidden: [n, d], after the final norm
+        weight: [v, d]
+        labels: [n]
+        chunk_rows: as there
+        kernel: as there
+
+    Raises:
+        ValueError, ImportError: as there.
+    """
+    _check(hidden, weight, labels, kernel)
+    if not torch.is_grad_enabled():  # else an autograd function is told that gradients are wanted
+        hidden, weight = hidden.detach(), weight.detach()
+    if kernel == "liger" and len(labels):
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        fused = LigerFusedLinearCrossEntropyLoss(accum_dtype=torch.float32)
+        return fused(weight, hidden, labels)
+    return _MeanCrossEntropy.apply(hidden, weight, labels, chunk_rows)
+
+
+def _check(hidden: Tensor, weight: Tensor, labels: Tensor, kernel: str) -> None:
     if hidden.shape[:-1] != labels.shape or hidden.shape[-1] != weight.shape[-1]:
         raise ValueError(
             f"linear_cross_entropy needs hidden [..., d], weight [v, d], labels [...], but got "
@@ -94,16 +135,6 @@ def linear_cross_entropy(
         )
     if kernel not in ("torch", "liger"):
         raise ValueError(f"kernel must be 'torch' or 'liger', got {kernel!r}")
-    if not torch.is_grad_enabled():  # else an autograd function is told that gradients are wanted
-        hidden, weight = hidden.detach(), weight.detach()
-    labelled = labels != ignore_index
-    hidden, labels = hidden[labelled], labels[labelled]  # [n, d], [n]
-    if kernel == "liger" and len(labels):
-        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
-
-        fused = LigerFusedLinearCrossEntropyLoss(accum_dtype=torch.float32)
-        return fused(weight, hidden, labels)
-    return _MeanCrossEntropy.apply(hidden, weight, labels, chunk_rows)
 
 
 class _MeanCrossEntropy(torch.autograd.Function):

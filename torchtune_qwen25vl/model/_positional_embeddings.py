@@ -11,7 +11,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from torchtune_qwen25vl.model._fused import fused
 
+
+@fused
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Turn all heads of x [..., n_h, h_d] alike, by a rotation [..., 2, h_d]."""
     cos, sin = rotation.unsqueeze(-3).unbind(-2)  # [..., 1, h_d]

@@ -4,14 +4,37 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchtune.modules import peft
 from torchtune.modules.low_precision import FrozenNF4Linear
-from torchtune.modules.peft import LORA_ATTN_MODULES, LoRALinear
+from torchtune.modules.peft import LORA_ATTN_MODULES
+
+from torchtune_qwen25vl._torchtune import linear_nf4
 
 Trainable = Literal["frozen", "full", "lora"]
 Linear = Callable[..., nn.Module]  # (name, in_dim, out_dim, *, bias) -> module
+
+
+class LoRALinear(peft.LoRALinear):
+    """torchtune's LoRA layer, which scales at the width of the rank and adds in the product.
+
+    Stock goes over the full width three times: it projects, scales, and adds.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Project [..., in_dim] to [..., out_dim]."""
+        if self._quantize_base:
+            out = linear_nf4(input=x, weight=self.weight)
+            out = out if self.bias is None else out + self.bias
+        else:
+            out = F.linear(x, self.weight, self.bias)
+        if self.disabled:
+            return out
+        scaled = (self.alpha / self.rank) * self.lora_a(self.dropout(x))  # [..., rank]
+        rows, weight = out.flatten(0, -2), self.lora_b.weight  # [n, out_dim], [out_dim, rank]
+        return torch.addmm(rows, scaled.flatten(0, -2), weight.T).view_as(out)
 
 
 class DoRALinear(peft.DoRALinear):

@@ -7,14 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torchtune import utils
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 from torchtune.modules.attention_utils import packed_block_causal_mask
 
 from torchtune_qwen25vl import _ranks
-from torchtune_qwen25vl._torchtune import targets
-from torchtune_qwen25vl.training._step import count_labels
-from torchtune_qwen25vl.transform import packed_collate, padded_collate, round_up
+from torchtune_qwen25vl.training._step import label_rows
+from torchtune_qwen25vl.transform import batch_to_device, packed_collate, padded_collate, round_up
 
 Batch = dict[str, Any]
 Mask = Literal["dense", "lengths", "flex"]
@@ -60,11 +58,13 @@ class StepCollate:
             rows = plan_rows(lengths, self.pack_to)
         chosen = [[samples[k] for k in row] for row in rows]
         batches = [self._collate(row) for row in chosen]
+        for batch in batches:
+            batch["label_rows"] = label_rows(batch)
         return StepBatches(
             batches=batches,
             lengths=[[lengths[k] for k in row] for row in rows],
             grids=[[grid for sample in row for grid in _grids(sample)] for row in chosen],
-            labels=[count_labels(targets(batch["labels"])) for batch in batches],
+            labels=[len(batch["label_rows"]) for batch in batches],
         )
 
     def _collate(self, samples: Sequence[Mapping[str, Any]]) -> Batch:
@@ -115,10 +115,16 @@ def plan_rows(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return [sorted(row) for row in rows]
 
 
-def to_device(data: StepBatches, device: torch.device, *, mask: Mask = "dense") -> None:
-    """Move the batches, in place; see `StepCollate` for `mask`."""
+def to_device(
+    data: StepBatches,
+    device: torch.device,
+    *,
+    mask: Mask = "dense",
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Move the batches, in place; see `StepCollate` for `mask`, `batch_to_device` for `dtype`."""
     for batch, lengths in zip(data.batches, data.lengths, strict=True):
-        utils.batch_to_device(batch, device)
+        batch_to_device(batch, device, dtype)
         if mask == "flex":
             padding = batch["tokens"].shape[1] - sum(lengths)
             batch["mask"] = packed_block_causal_mask([torch.tensor([*lengths, padding])])
@@ -133,9 +139,12 @@ def equal_numbers(data: StepBatches, device: torch.device) -> StepBatches:
     if not missing:
         return data
     last = data.batches[-1]
-    ignored = torch.full_like(last["labels"], CROSS_ENTROPY_IGNORE_IDX)
+    unlabelled = {
+        "labels": torch.full_like(last["labels"], CROSS_ENTROPY_IGNORE_IDX),
+        "label_rows": last["label_rows"][:0],
+    }
     return StepBatches(
-        batches=data.batches + [{**last, "labels": ignored}] * missing,
+        batches=data.batches + [{**last, **unlabelled}] * missing,
         lengths=data.lengths + [[]] * missing,
         grids=data.grids + [[]] * missing,
         labels=data.labels + [0] * missing,

@@ -15,11 +15,10 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchtune import utils
-from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
 from torchtune_qwen25vl import _ranks
-from torchtune_qwen25vl._torchtune import targets
-from torchtune_qwen25vl.model import Qwen25VL, linear_cross_entropy
+from torchtune_qwen25vl._torchtune import labelled_rows, targets
+from torchtune_qwen25vl.model import Qwen25VL, labelled_cross_entropy
 from torchtune_qwen25vl.training._parts import GradientCheck
 
 Kernel = Literal["torch", "liger"]
@@ -47,16 +46,16 @@ def summed_loss(
 
     Args:
         model: on the batch's device
-        batch: keyword arguments of the model, and "labels" [b, s]
+        batch: keyword arguments of the model, "labels" [b, s], and where the collate knew them,
+            "label_rows", see `label_rows`
         chunk_rows: see `linear_cross_entropy`
         kernel: see `linear_cross_entropy`
     """
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
-    wanted = targets(batch["labels"])  # [b, s]
-    is_labelled = wanted != CROSS_ENTROPY_IGNORE_IDX
-    hidden = model(**inputs, output_mask=is_labelled, output="hidden", add_to_grad=True)  # [n, d]
-    labels = wanted[is_labelled]  # [n]
-    mean = linear_cross_entropy(
+    inputs = {key: value for key, value in batch.items() if key not in ("labels", "label_rows")}
+    rows = label_rows(batch)
+    hidden = model(**inputs, output_mask=rows, output="hidden", add_to_grad=True)  # [n, d]
+    labels = targets(batch["labels"]).flatten()[rows]  # [n]
+    mean = labelled_cross_entropy(
         hidden, output_weight(model), labels, chunk_rows=chunk_rows, kernel=kernel
     )
     return mean * len(labels)
@@ -68,9 +67,14 @@ def output_weight(model: Qwen25VL) -> nn.Parameter:
     return getattr(output, "tied_module", output).weight
 
 
-def count_labels(wanted: Tensor) -> int:
-    """Labels among the targets [b, s]."""
-    return int((wanted != CROSS_ENTROPY_IGNORE_IDX).sum())
+def label_rows(batch: Mapping[str, Any]) -> Tensor:
+    """Return the indices among b * s of the tokens that have a target, int64 [n].
+
+    A collate makes them under this key; else the device has to be asked.
+    """
+    if "label_rows" in batch:
+        return batch["label_rows"]
+    return labelled_rows(batch["labels"]).flatten().nonzero()[:, 0]
 
 
 def train_step(
@@ -103,7 +107,7 @@ def train_step(
     """
     world_size, _ = utils.get_world_size_and_rank()
     device = batches[0]["tokens"].device
-    labels = sum(count_labels(targets(batch["labels"])) for batch in batches)
+    labels = sum(len(label_rows(batch)) for batch in batches)
     media = sum("encoder_input" in batch for batch in batches)
     all_labels, all_media = (int(n) for n in _ranks.sums([labels, media], device))
 
@@ -115,13 +119,13 @@ def train_step(
         # sharded gradients are averaged over ranks, so each rank scales its own up
         (summed * (world_size / max(all_labels, 1))).backward()
         total += summed.detach()
-    mean = _ranks.sums([float(total)], device)[0] / max(all_labels, 1)
-
     if check is not None:
         check(model, has_media=all_media > 0)
     trained = [p for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
-    grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    summed_here, grad_norm = torch.stack((total, whole.float())).tolist()  # the device's only wait
+    mean = _ranks.sums([summed_here], device)[0] / max(all_labels, 1)
     if not (math.isfinite(mean) and math.isfinite(grad_norm)):
         raise ValueError(
             f"loss and gradients must be finite, but the loss is {mean} and the gradients' norm "
@@ -151,7 +155,7 @@ def mean_loss(
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64)  # loss, labels
     for batch in batches:
-        labels = count_labels(targets(batch["labels"]))
+        labels = len(label_rows(batch))
         sums += torch.tensor([float(loss(model, batch)), labels], dtype=sums.dtype)
     model.train()
     total, all_labels = _ranks.sums(sums.tolist(), device)

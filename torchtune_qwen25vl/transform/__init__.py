@@ -16,6 +16,7 @@ padded_collate           samples to a row each, padded
 padded_collate_labelled  the same, with logits of labelled rows only
 PLACEHOLDER_PIXELS       pixels that a placeholder stands for
 PATCHES_PER_PLACEHOLDER  patches that become one placeholder
+batch_to_device          move a batch, without waiting for the device
 round_up                 a length rounded up to a multiple
 read_processor           settings of a folder's processor
 write_pixel_limits       write the pixel limits of a run into a folder
@@ -28,6 +29,7 @@ from torchtune_qwen25vl.transform._collate import (
     padded_collate_labelled,
     round_up,
 )
+from torchtune_qwen25vl.transform._device import batch_to_device
 from torchtune_qwen25vl.transform._geometry import (
     PATCHES_PER_PLACEHOLDER,
     PLACEHOLDER_PIXELS,
@@ -49,6 +51,7 @@ __all__ = [
     "Qwen25VLTransform",
     "Qwen25VLVideoTransform",
     "SkipSample",
+    "batch_to_device",
     "packed_collate",
     "packed_collate_labelled",
     "padded_collate",

@@ -7,6 +7,8 @@ Both return keyword arguments of the model, and the labels for the loss:
     input_pos  [b, s, 3]
     mask       [b, s, s], True where a query (row) may attend to a key (column); left padded or
                packed only: right padding needs none, as the causal order hides it
+    placeholder_rows int64 [m], where placeholders are among the b * s tokens, so that the model
+               need not ask its device; where all samples tell
     encoder_input {"vision": {"pixel_values": [p, patch], "grid_thw": [i, 3]}}, the images and
                videos of all samples in order; absent where no sample has any
 
@@ -57,14 +59,14 @@ def padded_collate(
     rows = _rows(batch)
     lengths = torch.tensor([len(row["tokens"]) for row in rows])  # [b]
     width = round_up(int(lengths.max()), pad_to_multiple_of)
-    fills = {"tokens": padding_idx, "labels": ignore_idx, "input_pos": 0}
+    fills = _fills(padding_idx, ignore_idx)
     collated: dict[str, Any] = {
         name: torch.stack([_pad(row[name], width, fills[name], padding_side) for row in rows])
         for name in rows[0]
     }
     if padding_side == "left":
         collated["mask"] = _left_padded_mask(lengths, width)
-    return collated | _encoder_input(batch)
+    return _indexed(collated) | _encoder_input(batch)
 
 
 def packed_collate(
@@ -102,14 +104,14 @@ def packed_collate(
             row["labels"][0] = ignore_idx
     lengths = [len(row["tokens"]) for row in rows]
     width = round_up(sum(lengths), pad_to_multiple_of)
-    fills = {"tokens": padding_idx, "labels": ignore_idx, "input_pos": 0}
+    fills = _fills(padding_idx, ignore_idx)
     collated: dict[str, Any] = {
         name: _pad(torch.cat([row[name] for row in rows]), width, fills[name], "right")[None]
         for name in rows[0]
     }
     if dense_mask:
         collated["mask"] = _block_causal_mask([*lengths, width - sum(lengths)])
-    return collated | _encoder_input(batch)
+    return _indexed(collated) | _encoder_input(batch)
 
 
 def padded_collate_labelled(
@@ -143,7 +145,9 @@ def _rows(batch: Sequence[Sample]) -> list[dict[str, Tensor]]:
             f"all samples of a batch have labels or none has, but {labelled} of {len(batch)} have; "
             "samples made with inference=True have none"
         )
-    fields = ("tokens", "labels", "input_pos") if labelled else ("tokens", "input_pos")
+    fields = ["tokens", "labels", "input_pos"] if labelled else ["tokens", "input_pos"]
+    if all("placeholders" in sample for sample in batch):
+        fields.append("placeholders")
     return [_row(sample, fields) for sample in batch]
 
 
@@ -154,7 +158,23 @@ def _row(sample: Sample, fields: Sequence[str]) -> dict[str, Tensor]:
             "come from Qwen25VLTransform"
         )
     # torchtune's dataset makes a list of numpy integers of the labels
-    return {name: torch.as_tensor(np.asarray(sample[name])) for name in fields}
+    row = {name: torch.as_tensor(np.asarray(sample[name])) for name in fields}
+    if len(set(map(len, row.values()))) > 1:
+        lengths = ", ".join(f"{name} {len(values)}" for name, values in row.items())
+        raise ValueError(f"the fields of a sample are of one length, got {lengths}; cut all alike")
+    return row
+
+
+def _fills(padding_idx: int, ignore_idx: int) -> dict[str, int]:
+    """Return what stands at padding."""
+    return {"tokens": padding_idx, "labels": ignore_idx, "input_pos": 0, "placeholders": False}
+
+
+def _indexed(collated: dict[str, Any]) -> dict[str, Any]:
+    """Tell placeholders by their indices."""
+    if (placeholders := collated.pop("placeholders", None)) is None:
+        return collated
+    return collated | {"placeholder_rows": placeholders.flatten().nonzero()[:, 0]}
 
 
 def _pad(values: Tensor, width: int, fill: int, side: str) -> Tensor:

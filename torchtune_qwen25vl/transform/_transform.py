@@ -23,7 +23,7 @@ from torchtune_qwen25vl.transform._patches import IMAGE_MEAN, IMAGE_STD
 from torchtune_qwen25vl.transform._pixels import as_pixels, size
 from torchtune_qwen25vl.transform._processor import read_processor
 from torchtune_qwen25vl.transform._tokenizer import Qwen25VLTokenizer
-from torchtune_qwen25vl.transform._turns import media_parts
+from torchtune_qwen25vl.transform._turns import PLACEHOLDERS, media_parts
 from torchtune_qwen25vl.transform._video import GEOMETRY, VIDEO, Qwen25VLVideoTransform
 
 RATES = {"fps", "num_frames"}
@@ -166,6 +166,7 @@ class Qwen25VLTransform(Transform):
                 "mask" bool [s], True where a token is not trained on
                 "labels" int64 [s], the tokens trained on, not shifted; not with `inference`
                 "input_pos" int64 [s, 3]
+                "placeholders" bool [s], True where a token stands for an image or a video
                 "encoder_input" {"vision": {"pixel_values": [p, 1176], "grid_thw": int64 [i, 3]}},
                     images and videos in the order of the conversation, where it has any
 
@@ -277,24 +278,23 @@ class Qwen25VLTransform(Transform):
         self, tokens: list[int], mask: list[bool], media: Sequence[Medium]
     ) -> dict[str, Any]:
         row = torch.tensor(tokens)
+        ids: Any = {f"{of}_token_id": self.special_tokens[n] for of, n in PLACEHOLDERS.items()}
         images = [medium.grid_thw for medium in media if medium.seconds is None]
         videos = [medium.grid_thw for medium in media if medium.seconds is not None]
         tensors: dict[str, Any] = {
             "tokens": row,
             "mask": torch.tensor(mask),
+            "placeholders": torch.isin(row, torch.tensor([*ids.values()])),
             "input_pos": mrope_position_ids(
                 row.unsqueeze(0),
                 torch.cat(images) if images else None,
                 torch.cat(videos) if videos else None,
                 [medium.seconds for medium in media if medium.seconds is not None],
-                image_token_id=self.special_tokens["<|image_pad|>"],
-                video_token_id=self.special_tokens["<|video_pad|>"],
+                **ids,
             ).squeeze(0),  # [s, 3]
         }
         if media:
-            pixel_values = torch.cat([medium.pixel_values for medium in media])
-            grid_thw = torch.cat([medium.grid_thw for medium in media])
-            tensors["encoder_input"] = {
-                "vision": {"pixel_values": pixel_values, "grid_thw": grid_thw}
-            }
+            fields = ("pixel_values", "grid_thw")
+            vision = {name: torch.cat([getattr(one, name) for one in media]) for name in fields}
+            tensors["encoder_input"] = {"vision": vision}
         return tensors
