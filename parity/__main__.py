@@ -136,10 +136,11 @@ def run_faults(arguments: argparse.Namespace) -> int:
 def run_bench(name: str, peer: str | None) -> int:
     """Print every row as soon as it is measured, then all of them as a table."""
     rows = []
-    for row in tqdm(bench.run(name, peer), "measuring", unit=" rows"):
+    columns, lines = bench.run(name, peer)
+    for row in tqdm(lines, "measuring", unit=" rows"):
         rows.append(row.cells)
         tqdm.write("  ".join(row.cells), file=sys.stderr)
-    print(report.table(rows, bench.COLUMNS))
+    print(report.table(rows, columns))
     return 0
 
 

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -18,6 +19,7 @@ BENCHES = (
     "captioning",
     "hidden_states",
     "conditioning",
+    "cost",
 )
 
 
@@ -42,15 +44,24 @@ class Row:
 COLUMNS = ("case", "threads", "ours ms", "theirs ms", "theirs / ours", "note")
 
 
-def run(name: str, peer: str | None = None) -> Iterator[Row]:
-    """The rows of one bench as they come: module parity.bench.NAME, function `rows`.
+class Line(Protocol):
+    """A line of a table."""
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The line as text."""
+
+
+def run(name: str, peer: str | None = None) -> tuple[tuple[str, ...], Iterator[Line]]:
+    """The columns of one bench, and its rows as they come: module parity.bench.NAME.
 
     Args:
         name: of the bench
         peer: another program to compare with, in function `rows_against`
     """
     module = importlib.import_module(f"parity.bench.{name}")
-    return module.rows() if peer is None else module.rows_against(peer)
+    rows = module.rows() if peer is None else module.rows_against(peer)
+    return getattr(module, "COLUMNS", COLUMNS), rows
 
 
 def as_in_jobs(model: Qwen25VL) -> Qwen25VL:
