@@ -7,6 +7,7 @@ from PIL import Image
 from torchtune_qwen25vl.captioning import Record
 from torchtune_qwen25vl.captioning._plan import Policy, make_plan
 from torchtune_qwen25vl.captioning._texts import TextFiles
+from torchtune_qwen25vl.device import _preflight
 from torchtune_qwen25vl.generation import RunningBatch
 from torchtune_qwen25vl.jobs import Past, find_items
 
@@ -87,6 +88,24 @@ def test_what_was_done_stays_done(tree):
     assert plan(items, past, existing="overwrite").settled == records
     again = plan(items, past, existing="overwrite", retry=["failed"])
     assert again.pending == items[:1]
+
+
+@pytest.mark.parametrize(("given", "allowed", "most"), [(None, 700, 700), (400, 700, 400)])
+def test_memory_says_how_many_tokens_a_batch_holds(run, monkeypatch, given, allowed, most):
+    """Unless the settings say fewer; never more."""
+    entered = []
+    made = RunningBatch.enter
+
+    def counted(self, prompts):
+        made(self, prompts)
+        lengths = [len(question.sample["tokens"]) + 150 for question in self.questions]
+        entered.append((len(lengths), len(lengths) * max(lengths)))
+
+    monkeypatch.setattr(RunningBatch, "enter", counted)
+    monkeypatch.setattr(_preflight, "token_budget", lambda *args, **options: allowed)
+    run(prompt="?", max_pixels=6272, batch_size=9, max_new_tokens=150, batch_tokens=given)
+    rows, tokens = max(entered)
+    assert tokens <= most < tokens / rows * (rows + 1)
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def _plan_batches(plan: Plan, settings: Settings, run: Run, workers: Workers) ->
     batches = plan_batches(
         {name: count.value for name, count in counts.items() if not count.problem},
         batch_size=settings.batch_size,
-        batch_tokens=settings.tokens_in_flight(run),
+        batch_tokens=settings.tokens_together(run.batch_tokens),
         text_tokens=settings.text_tokens,
     )
     left = [[name for name in batch if name not in plan.settled] for batch in batches]

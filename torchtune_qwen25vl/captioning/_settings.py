@@ -12,7 +12,7 @@ from torchtune_qwen25vl.captioning._prompts import Preset, Wording, read_preset
 from torchtune_qwen25vl.captioning._tables import input_of
 from torchtune_qwen25vl.captioning._texts import Existing, TextFiles
 from torchtune_qwen25vl.generation import check_options
-from torchtune_qwen25vl.jobs import JobSettings, Run, as_path
+from torchtune_qwen25vl.jobs import JobSettings, as_path
 from torchtune_qwen25vl.media import LACKING, SUFFIXES
 
 RETRIED = ("failed", "cut", "looped")
@@ -131,10 +131,6 @@ class Settings(JobSettings):
         """The most tokens of a row beside its image: no token is less than a character."""
         asked = len(self.full_preset.prompt) + len(self.system_prompt or "")
         return asked + self.full_preset.max_new_tokens
-
-    def tokens_in_flight(self, run: Run) -> int:
-        """The most tokens that go through the model together, by these settings and the memory."""
-        return min(self.batch_tokens, run.batch_tokens)
 
     @cached_property
     def wording(self) -> Wording:

@@ -30,7 +30,7 @@ def embed_batches(settings: Settings, plan: Plan, ranks: Ranks, encoder: Checked
         stack.enter_context(closing(ahead))
         loaded = encoder.load()
         stack.callback(loaded.release)
-        embedder = Embedder(loaded, min(settings.batch_tokens, plan.run.batch_tokens))
+        embedder = Embedder(loaded, settings.tokens_together(plan.run.batch_tokens))
         total = sum(map(len, batches))
         with Progress(total, STATES, unit="prompt", show=ranks.is_first) as progress:
             for batch in ahead:

@@ -35,6 +35,7 @@ class Settings(JobSettings):
     )
 
     min_pixels: int | None = None
+    batch_tokens: int = 4096
     # what goes in
     images_dir: str | None = None
     columns: Columns = field(default_factory=Columns)

@@ -135,7 +135,7 @@ def plan_run(
     batches = plan_batches(
         {name: count.value for name, count in counts.items() if not count.problem},
         batch_size=settings.batch_size,
-        batch_tokens=min(settings.batch_tokens, past.run.batch_tokens),
+        batch_tokens=settings.tokens_together(past.run.batch_tokens),
         text_tokens=settings.max_new_tokens,
     )
     left = [[name for name in batch if name not in plan.settled] for batch in batches]

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,7 +35,8 @@ def check_model(
     if settings.dry_run and (away := _describe_download(settings)):
         logger.info("%s", away)
         max_pixels = settings.max_pixels or device.MOST_PIXELS
-        return Run(settings.decisive(), max_pixels, settings.batch_tokens, format=None), None
+        most = settings.tokens_together(sys.maxsize)  # what memory allows, the files will tell
+        return Run(settings.decisive(), max_pixels, most, format=None), None
     source = _fetch(settings)
     found = device.check_model(
         source,

@@ -46,7 +46,7 @@ class JobSettings:
     min_pixels: int | None
     max_pixels: int | None = None  # null: as many as free memory allows, or see own_limits
     batch_size: int
-    batch_tokens: int
+    batch_tokens: int | None = None  # null: as many as free memory allows
     workers: int | None = None  # processes that read images; null: one for each spare core
     seconds_per_image: float = 120
 
@@ -93,6 +93,14 @@ class JobSettings:
     def decisive(self) -> dict[str, Any]:
         """Values of the settings that the results depend on."""
         return {key: getattr(self, key) for key in self.decides}
+
+    def tokens_together(self, allowed: int) -> int:
+        """The most tokens that go through the model together.
+
+        Args:
+            allowed: as many as free memory allows
+        """
+        return allowed if self.batch_tokens is None else min(self.batch_tokens, allowed)
 
     def start_workers(self, processes: int) -> Workers:
         """Start the processes that read images.
