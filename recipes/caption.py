@@ -99,7 +99,7 @@ def caption_batches(
             settings.full_preset,
             seed=settings.seed,
             batch_size=settings.batch_size,
-            batch_tokens=settings.tokens_in_flight(planned.run),
+            batch_tokens=settings.tokens_together(planned.run.batch_tokens),
             shrunk=lambda question, pixels: questioner.again(plan.items[question.name], pixels),
             min_pixels=settings.min_pixels,
         )

@@ -16,6 +16,7 @@ from parity.reference.models import (
     model,
     random_model,
     randomise,
+    sized_model,
 )
 from parity.reference.outputs import (
     VERSION,
@@ -102,6 +103,7 @@ __all__ = [
     "see",
     "since_4_52",
     "site_outputs",
+    "sized_model",
     "smart_resize",
     "step_loss",
     "video_patches",

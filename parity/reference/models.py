@@ -85,6 +85,14 @@ def config(name: str) -> Qwen2_5_VLConfig:
         "intermediate_size": 11008,
         "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
     }
+    published_7b = {
+        "hidden_size": 3584,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "intermediate_size": 18944,
+        "vocab_size": 152064,
+    }
     bench_vision = {**tiny_vision, "depth": 3, "hidden_size": 320, "intermediate_size": 856}
     few = {"depth": 2, "out_hidden_size": 2048, "fullatt_block_indexes": [1]}
     deep = {"depth": 32, "fullatt_block_indexes": [7, 15, 23, 31]}
@@ -107,6 +115,16 @@ def config(name: str) -> Qwen2_5_VLConfig:
             tiny_vision,
             tiny_text | {"vocab_size": 151936} | QWENS_IDS,
             True,
+        ),
+        "3B": (
+            published_vision | deep | {"out_hidden_size": 2048},
+            published_text | {"num_hidden_layers": 36, "vocab_size": 151936},
+            True,
+        ),
+        "7B": (
+            published_vision | deep | {"out_hidden_size": 3584},
+            published_text | published_7b,
+            False,
         ),
         "3B with few layers": (
             published_vision | few,
@@ -168,6 +186,23 @@ def random_model(name: str, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration
     randomise(model, seed, heavy_tails=name == "stress")
     if name == "quiet":
         quieten(model)
+    return model.eval()
+
+
+def sized_model(
+    name: str, device: torch.device, dtype: torch.dtype
+) -> Qwen2_5_VLForConditionalGeneration:
+    """A model of true size, made on its device with random weights of unit scale."""
+    with torch.device(device):
+        model = Qwen2_5_VLForConditionalGeneration._from_config(
+            config(name), attn_implementation="sdpa", **{DTYPE: dtype}
+        )
+    model.tie_weights()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=math.prod(parameter.shape[1:]) ** -0.5)
     return model.eval()
 
 

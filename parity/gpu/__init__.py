@@ -1,0 +1,1 @@
+"""`python -m parity.gpu`: the port on a GPU, proven and measured in eight minutes."""
