@@ -7,15 +7,19 @@ import shutil
 import pytest
 import tiny
 import torch
+from torch._dynamo.utils import counters
+from torchtune import training
 from training_samples import Transform, sample
 
 from parity import reference
+from parity.inputs import make_inputs
 from torchtune_qwen25vl.training import (
     StepCollate,
     gather_weights,
     make_model,
     save_adapter,
     save_model,
+    summed_loss,
     trained_names,
 )
 
@@ -194,6 +198,27 @@ def test_compiled_layers_compute_the_same(folder, monkeypatch):
     inputs = {k: value for k, value in batches[0].items() if k not in ("labels", "label_rows")}
     with torch.no_grad():
         assert (plain(**inputs) - compiled(**inputs)).abs().max() < 1e-5
+
+
+def test_layers_are_compiled_for_any_length(monkeypatch):
+    """Nine batches of other lengths, rows and images: nothing is compiled after the second."""
+    monkeypatch.setenv("TORCH_COMPILE_BACKEND", "eager")
+    torch._dynamo.reset()
+    counters.clear()
+    plain, compiled = tiny.model().train(), tiny.model().train()
+    training.compile_model(compiled, verbose=False)
+    graphs = []
+    for n in range(9):
+        image = (1, 4 + 2 * (n % 4), 6 + 2 * (n % 3))
+        layout = [[5 + n, image, 9 + 2 * n], [7 + 3 * n], *([[4]] if n % 2 else [])]
+        inputs = make_inputs(layout, tiny.IDS, seed=n)
+        batch = {**inputs.ours, "labels": inputs.labels}
+        loss = summed_loss(compiled, batch)
+        loss.backward()
+        assert torch.equal(loss, summed_loss(plain, batch))
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[1:] == [6] * 8
+    assert not counters["graph_break"]
 
 
 @pytest.mark.parametrize("key", ["torch_dtype", "dtype"])

@@ -114,6 +114,8 @@ def recorded(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
         with torch.cuda.graph(graph):
             out = step()
     except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         warnings.warn(f"tokens are decoded without a CUDA graph, and slower: {why}", stacklevel=3)
         return step

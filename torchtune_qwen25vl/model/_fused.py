@@ -43,7 +43,7 @@ def _compiled(plain: Piece) -> Piece:
         try:
             return piece[0](*tensors)
         except RuntimeError as error:
-            if piece[0] is plain:
+            if piece[0] is plain or isinstance(error, torch.OutOfMemoryError):
                 raise
             why = f"{type(error).__name__}: {error}".splitlines()[0]
             warnings.warn(f"{plain.__name__} runs uncompiled, and slower: {why}", stacklevel=3)
