@@ -84,13 +84,12 @@ def _answer(model: Qwen25VL, sample: dict[str, Any], tokens: list[int]) -> Answe
     positions = torch.as_tensor(sample["input_pos"])  # [s, 3]
     steps = positions.max() + 1 + torch.arange(len(tokens))
     stream = torch.cat((prompt, torch.tensor(tokens)))[None]  # [1, s + n]
-    is_media = model.placeholders(stream)
-    is_media[:, len(prompt) :] = False
+    rows = model.placeholders(stream)[0, : len(prompt)].nonzero()[:, 0]  # [m]
     logits = model(
         stream,
         input_pos=torch.cat((positions, steps[:, None].expand(-1, 3)))[None],
         encoder_input=sample.get("encoder_input"),
-        placeholders=is_media,
+        placeholder_rows=rows,
         output="logits",
     )[0, len(prompt) - 1 : -1]  # [n, v]
     scores = logits.log_softmax(-1)
