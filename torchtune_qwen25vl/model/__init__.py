@@ -21,6 +21,7 @@ Tuning                  which parts are trained, and how
 LabelledRowsLoss        torchtune loss of logits of labelled rows
 linear_cross_entropy    cross entropy that never holds all logits
 labelled_cross_entropy  the same of rows that all have a label
+linear_log_probs        log-probability of each label, likewise
 tensor_parallel_plan    which linear layers are split over devices
 pack                    pack weights for inference on a CPU by oneDNN
 KeyValues               keys and values of one layer, which attention appends to
@@ -31,6 +32,7 @@ from torchtune_qwen25vl.model._attention import KeyValues
 from torchtune_qwen25vl.model._component_builders import part_of, qwen2_5_vl
 from torchtune_qwen25vl.model._config import initializer_ranges
 from torchtune_qwen25vl.model._decoder import Qwen25VL
+from torchtune_qwen25vl.model._log_probs import linear_log_probs
 from torchtune_qwen25vl.model._loss import (
     LabelledRowsLoss,
     labelled_cross_entropy,
@@ -65,6 +67,7 @@ __all__ = [
     "initializer_ranges",
     "labelled_cross_entropy",
     "linear_cross_entropy",
+    "linear_log_probs",
     "lora_qwen2_5_vl_3b",
     "lora_qwen2_5_vl_7b",
     "lora_qwen2_5_vl_32b",
