@@ -22,7 +22,7 @@ from torchtune_qwen25vl.model._observe import Observe, shown
 from torchtune_qwen25vl.model._positional_embeddings import MultimodalRotaryEmbedding
 
 EncoderInput = Mapping[str, Mapping[str, Tensor]]
-Output = Literal["recipe", "logits", "hidden"]
+Output = Literal["recipe", "logits", "hidden", "vision"]
 
 
 class RMSNorm(modules.RMSNorm):
@@ -131,6 +131,7 @@ class Qwen25VL(TransformerDecoder):
         add_to_grad: bool = False,
         encode_absent: bool | None = None,
         placeholder_rows: Tensor | None = None,
+        vision_embeds: Tensor | None = None,
         observe: Observe | None = None,
     ) -> Any:
         """Compute logits.
@@ -145,7 +146,7 @@ class Qwen25VL(TransformerDecoder):
                 b * s, int64 [n], for which no device has to be asked; None is all
             caches: keys and values of each layer, appended to; by default those of `setup_caches`
             output: "recipe" is what torchtune's recipes ask for by attributes, see below; "logits"
-                and "hidden" are these alone
+                and "hidden" are these alone; "vision" is what the encoder returns, and no more
             add_to_grad: see `TiedEmbedding`; without effect where the embedding is not tied
             encode_absent: send a grey unit through the encoder where a batch has no media. Ranks
                 that share the encoder's collectives must all take part in them. By default a
@@ -153,21 +154,26 @@ class Qwen25VL(TransformerDecoder):
             placeholder_rows: the tokens that stand for images and videos, as indices among all
                 b * s, int64 [m]; by default those with a placeholder's id, which the device has to
                 be asked for. Generated tokens never do, whatever their ids.
+            vision_embeds: what stands at the placeholders, [m, d], in place of `encoder_input`: of
+                an image that is shown several times, what "vision" returned once
             observe: is shown what stands at each site, all tokens of it
 
         Returns:
             fp32 logits [b, s, v], or [n, v] of the n tokens wanted; for "hidden" normed hidden
-            states [b, s, d] or [n, d]. For "recipe" a list of chunks of the logits after
-            `set_num_output_chunks`; and with `output_hidden_states` the list of those states
-            followed by this.
+            states [b, s, d] or [n, d]; for "vision" [m, d]. For "recipe" a list of chunks of the
+            logits after `set_num_output_chunks`; and with `output_hidden_states` the list of those
+            states followed by this.
 
         Raises:
             ValueError: if placeholders and embeddings do not match in number, media come without
                 positions on three axes, or caches of `setup_caches` without mask or positions.
         """
-        self._check(tokens, mask, encoder_input, input_pos, has_caches=caches is not None)
-        rows = self._placeholder_rows(tokens, encoder_input, placeholder_rows)
-        h = self._embed(tokens, encoder_input, rows, add_to_grad, encode_absent, observe)
+        if output == "vision":
+            return self._encode(encoder_input, encode_absent)
+        media = encoder_input if vision_embeds is None else vision_embeds
+        self._check(tokens, mask, media, input_pos, has_caches=caches is not None)
+        rows = self._placeholder_rows(tokens, media, placeholder_rows)
+        h = self._embed(tokens, media, rows, add_to_grad, encode_absent, observe)
         h = shown(observe, "embed", h)  # [b, s, d]
         mask = prepare(mask, h)
         wanted = _indices(output_mask)
@@ -200,7 +206,7 @@ class Qwen25VL(TransformerDecoder):
     def _embed(
         self,
         tokens: Tensor,
-        encoder_input: EncoderInput | None,
+        media: EncoderInput | Tensor | None,
         rows: Tensor,
         add_to_grad: bool,
         encode_absent: bool | None,
@@ -210,22 +216,24 @@ class Qwen25VL(TransformerDecoder):
         is_tied = isinstance(self.tok_embeddings, TiedEmbedding)
         options = {"add_to_grad": add_to_grad} if is_tied else {}
         h = self.tok_embeddings(tokens, **options)  # [b, s, d]
-        if encoder_input is None:
+        if media is None:
             self._check_count(len(rows), 0)
-            encodes = isinstance(self, FSDPModule) if encode_absent is None else encode_absent
-            return h + self._absent_media(h.device) if encodes else h
-        vision_embeds = self.vision(**encoder_input["vision"], observe=observe)  # [m, d]
+            return h + self._absent_media() if self._encodes_absent(encode_absent) else h
+        if isinstance(media, Tensor):
+            vision_embeds = media  # [m, d]
+        else:
+            vision_embeds = self.vision(**media["vision"], observe=observe)
         self._check_count(len(rows), len(vision_embeds))
         filled = h.flatten(0, 1).index_copy(0, rows, vision_embeds.to(h.dtype))
         return filled.view_as(h)
 
     def _placeholder_rows(
-        self, tokens: Tensor, encoder_input: EncoderInput | None, rows: Tensor | None
+        self, tokens: Tensor, media: EncoderInput | Tensor | None, rows: Tensor | None
     ) -> Tensor:
         """Return the indices of placeholders, [m]."""
         if rows is not None:
             return rows
-        if encoder_input is None and tokens.shape[1] == 1:  # generated, and may be any
+        if media is None and tokens.shape[1] == 1:  # generated, and may be any
             return tokens.new_empty(0)
         return _indices(self.placeholders(tokens))
 
@@ -243,11 +251,21 @@ class Qwen25VL(TransformerDecoder):
         """Return which tokens have the id of a placeholder."""
         return (tokens == self.image_token_id) | (tokens == self.video_token_id)  # [b, s]
 
-    def _absent_media(self, device: torch.device) -> Tensor:
+    def _encode(self, encoder_input: EncoderInput | None, encode_absent: bool | None) -> Tensor:
+        """Return the embeddings of all media, [m, d]; none without media."""
+        if encoder_input is not None:
+            return self.vision(**encoder_input["vision"])
+        none = self.norm.scale.new_zeros(0, len(self.norm.scale))
+        return none + self._absent_media() if self._encodes_absent(encode_absent) else none
+
+    def _encodes_absent(self, asked: bool | None) -> bool:
+        return isinstance(self, FSDPModule) if asked is None else asked
+
+    def _absent_media(self) -> Tensor:
         """Return a zero that has been through the encoder as one unit of grey patches."""
         merge = self.vision.spatial_merge_size
         patch_dim = self.vision.patch_embed.proj.in_features
-        pixel_values = torch.zeros(merge**2, patch_dim, device=device)
+        pixel_values = torch.zeros(merge**2, patch_dim, device=self.device)
         return 0.0 * self.vision(pixel_values, torch.tensor([[1, merge, merge]])).sum()
 
     def _check_count(self, placeholders: int, embeddings: int) -> None:
@@ -262,7 +280,7 @@ class Qwen25VL(TransformerDecoder):
         self,
         tokens: Tensor,
         mask: Any,
-        encoder_input: EncoderInput | None,
+        media: EncoderInput | Tensor | None,
         input_pos: Tensor | None,
         *,
         has_caches: bool,
@@ -272,7 +290,7 @@ class Qwen25VL(TransformerDecoder):
                 f"tokens must not be longer than max_seq_len, got {tokens.shape[1]} > "
                 f"{self.max_seq_len}; shorten the sample or build the model with a larger one"
             )
-        if encoder_input is not None and (input_pos is None or input_pos.ndim != 3):
+        if media is not None and (input_pos is None or input_pos.ndim != 3):
             raise ValueError(
                 "images and videos need positions on three axes, input_pos [b, s, 3], got "
                 f"{None if input_pos is None else list(input_pos.shape)}; see mrope_position_ids"
