@@ -77,6 +77,11 @@ def label_rows(batch: Mapping[str, Any]) -> Tensor:
     return labelled_rows(batch["labels"]).flatten().nonzero()[:, 0]
 
 
+def labels_of(batch: Mapping[str, Any]) -> int:
+    """Count the labels of a batch."""
+    return len(label_rows(batch))
+
+
 def train_step(
     model: Qwen25VL,
     optimizer: Optimizer,
@@ -86,6 +91,7 @@ def train_step(
     max_grad_norm: float | None = None,
     check: GradientCheck | None = None,
     loss: Callable[[Qwen25VL, Mapping[str, Any]], Tensor] = summed_loss,
+    count: Callable[[Mapping[str, Any]], int] = labels_of,
 ) -> StepResult:
     """Accumulate the gradients of all batches, then step once.
 
@@ -100,6 +106,7 @@ def train_step(
         max_grad_norm: gradients are scaled down to this norm
         check: looks at the gradients before they are used
         loss: summed loss of one batch
+        count: how much is summed there, over which the mean is taken
 
     Raises:
         ValueError: if loss or gradients are not finite, or the check fails. The weights are as they
@@ -107,7 +114,7 @@ def train_step(
     """
     world_size, _ = utils.get_world_size_and_rank()
     device = batches[0]["tokens"].device
-    labels = sum(len(label_rows(batch)) for batch in batches)
+    labels = sum(count(batch) for batch in batches)
     media = sum("encoder_input" in batch for batch in batches)
     all_labels, all_media = (int(n) for n in _ranks.sums([labels, media], device))
 
@@ -147,6 +154,7 @@ def mean_loss(
     *,
     device: torch.device,
     loss: Callable[[Qwen25VL, Mapping[str, Any]], Tensor] = summed_loss,
+    count: Callable[[Mapping[str, Any]], int] = labels_of,
 ) -> float:
     """Mean loss over all labels of all batches of all ranks, without dropout.
 
@@ -155,8 +163,7 @@ def mean_loss(
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64)  # loss, labels
     for batch in batches:
-        labels = len(label_rows(batch))
-        sums += torch.tensor([float(loss(model, batch)), labels], dtype=sums.dtype)
+        sums += torch.tensor([float(loss(model, batch)), count(batch)], dtype=sums.dtype)
     model.train()
     total, all_labels = _ranks.sums(sums.tolist(), device)
     return total / max(all_labels, 1)
