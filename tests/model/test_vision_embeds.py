@@ -11,7 +11,7 @@ def test_embeddings_shown_again_are_as_good_as_images_encoded_again():
     assert embeds.shape == (int(inputs.is_placeholder.sum()), 64)
     given = {"input_pos": inputs.positions, "vision_embeds": embeds}
     assert torch.equal(model(inputs.tokens, **given), model(**inputs.ours))
-    with pytest.raises(ValueError, match="placeholders .* but the encoder returned 42 embeddings"):
+    with pytest.raises(ValueError, match=r"placeholders .* but the encoder returned 42 embeddings"):
         model(inputs.tokens, **{**given, "vision_embeds": embeds[1:]})
     with pytest.raises(ValueError, match="need positions on three axes"):
         model(inputs.tokens, vision_embeds=embeds)

@@ -10,6 +10,13 @@ Builder                   a row
 `coco_caption_dataset`    COCO's captions_*.json
 `caption_folder_dataset`  a folder of images with .txt sidecars
 
+Of preference, a chosen and a rejected answer, or one that was liked or not:
+
+`preference_dataset`           texts: prompt, chosen, rejected beside image (2U1, RLAIF-V, plain)
+`hf_preference_dataset`        messages or texts of these names beside image columns (TRL)
+`sharegpt_preference_dataset`  conversations, chosen, rejected or kto_tag (LLaMA-Factory)
+`swift_preference_dataset`     messages, rejected_response, rejected_images or label (ms-swift)
+
 `Options` are the arguments that all builders have in common, `SampleDataset` is what they build.
 
 `python -m torchtune_qwen25vl.data check CONFIG` reads a whole set before it is trained on.
@@ -22,10 +29,14 @@ from torchtune_qwen25vl.data.formats import (
     caption_folder_dataset,
     coco_caption_dataset,
     hf_dataset,
+    hf_preference_dataset,
     llava_dataset,
     openai_dataset,
+    preference_dataset,
     sharegpt_dataset,
+    sharegpt_preference_dataset,
     swift_dataset,
+    swift_preference_dataset,
 )
 
 __all__ = [
@@ -35,8 +46,12 @@ __all__ = [
     "caption_folder_dataset",
     "coco_caption_dataset",
     "hf_dataset",
+    "hf_preference_dataset",
     "llava_dataset",
     "openai_dataset",
+    "preference_dataset",
     "sharegpt_dataset",
+    "sharegpt_preference_dataset",
     "swift_dataset",
+    "swift_preference_dataset",
 ]

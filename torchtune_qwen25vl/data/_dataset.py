@@ -65,7 +65,7 @@ class SampleDataset(Dataset):
         """
         row = int(self._good[index])
         try:
-            return self._label(self._read(self.rows[row]))
+            return self._sample(self._read(self.rows[row]))
         except SkipSample as error:
             raise SkipSample(
                 f"{self.source}, row {row}: {error}; run the check command and give the dataset "
@@ -74,6 +74,9 @@ class SampleDataset(Dataset):
         except Exception as error:  # whatever a row makes fail, its name must not be lost
             reason = f"{error}" if isinstance(error, ValueError) else repr(error)
             raise ValueError(f"{self.source}, row {row}: {reason}") from error
+
+    def _sample(self, read: dict[str, Any]) -> dict[str, Any]:
+        return self._label(read)
 
     def answers(self, index: int) -> list[str]:
         """Return the texts of the answers of a row that can be read, as they are written there."""
@@ -86,9 +89,18 @@ def sample_dataset(
     parse: Callable[[dict[str, Any]], Conversation],
     *,
     source: str,
+    kinds: tuple[type[Reader], type[SampleDataset]] = (Reader, SampleDataset),
     **options: Any,
 ) -> SampleDataset:
     """Make a dataset of rows by the parser of their format and the options common to all formats.
+
+    Args:
+        model_transform: tokenizer of the recipe
+        rows: rows as stored
+        parse: parser of the format
+        source: name of the rows in error messages
+        kinds: kinds of the reader and of the dataset
+        **options: `Options`
 
     Raises:
         ValueError: if an option cannot be.
@@ -107,7 +119,8 @@ def sample_dataset(
             f"{source}: leaving out {len(bad_rows)} of {len(rows)} rows, {list(bad_rows[:20])} "
             f"{'and others ' * (len(bad_rows) > 20)}as {given.skip_bad_rows} lists them",
         )
-    read = Reader(
+    reader, dataset = kinds
+    read = reader(
         parse,
         limits={"min_pixels": model_transform.min_pixels, "max_pixels": model_transform.max_pixels},
         sampling=model_transform.video_transform.sampling,
@@ -115,7 +128,7 @@ def sample_dataset(
         root=_root(given.media_root, source),
         options=given,
     )
-    return SampleDataset(rows, read, model_transform, source=source, bad_rows=bad_rows)
+    return dataset(rows, read, model_transform, source=source, bad_rows=bad_rows)
 
 
 def _root(media_root: str | None, source: str) -> Path | None:

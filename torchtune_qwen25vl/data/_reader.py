@@ -50,12 +50,16 @@ class Reader:
 
     def answers(self, row: Mapping[str, Any]) -> list[str]:
         """Return the texts of a row's answers, as they are written there."""
-        turns = self.parse(dict(row)).turns
-        answers = [turn for turn in turns if turn.role == "assistant"]
+        answers = [turn for turn in self._turns(dict(row)) if turn.role == "assistant"]
         return [part["content"] for part in _parts(answers, "text")]
 
+    def _turns(self, row: dict[str, Any]) -> list[Turn]:
+        return self.parse(row).turns
+
     def _read(self, row: dict[str, Any]) -> dict[str, Any]:
-        conversation = self.parse(row)
+        return self._sample(self.parse(row))
+
+    def _sample(self, conversation: Conversation) -> dict[str, Any]:
         turns = fill_places(conversation, prepend_media=self.options.prepend_media)
         turns = _mapped(turns, self._load)
         turns = self._boxed(turns, conversation.objects)
