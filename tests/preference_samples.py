@@ -2,6 +2,7 @@
 
 import tiny
 import torch
+import training_samples
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 from training_samples import from_dataset
 
@@ -76,3 +77,10 @@ class Pairs:
             return unpaired(kind, index)
         has_media = any(isinstance(part, tuple) for part in KINDS[kind][0])
         return pair(kind, index, other_images=has_media and index % 4 == 3)
+
+
+class Transform(training_samples.Transform):
+    """The same, with the limit that packing asks for."""
+
+    def __init__(self, max_seq_len=80):
+        self.max_seq_len = max_seq_len

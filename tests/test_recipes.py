@@ -100,7 +100,7 @@ def assert_saved(saved, folder, rows):
 
 def test_every_config_is_run():
     """Those of other recipes than these have tests of their own."""
-    others = ["caption", "embed_prompts", "hidden_states", "image", "shapes_tiny"]
+    others = ["caption", "embed_prompts", "hidden_states", "image", "preference", "shapes_tiny"]
     assert sorted([*STOCK, *OURS, *others]) == sorted(_cli._configs())
 
 
@@ -128,6 +128,16 @@ def test_our_own_recipe(train, folder, rows, name):
     run = train(name, kind, *rates, "epochs=1", "dataloader.num_workers=0")
     assert_learned(losses(run))
     assert_saved(run / "model", folder(kind), rows)
+
+
+def test_preference(train, folder, tmp_path):
+    pairs = tiny_folder.write_pairs(tmp_path / "pairs")
+    quick = ["parts.decoder.lr=1e-2", "epochs=1", "dataloader.num_workers=0"]
+    run = train("preference", "tied", f"dataset.source={pairs}", *quick)
+    curve = losses(run)
+    assert curve[0] == pytest.approx(math.log(2), rel=1e-5)
+    assert_learned(curve)
+    assert_saved(run / "model", folder("tied"), pairs.with_name("rows.json"))
 
 
 def test_the_first_loss_is_that_of_transformers(train, folder, rows):

@@ -77,6 +77,19 @@ def write_pictures(folder: Path, rows: int = 8) -> Path:
     return path
 
 
+def write_pairs(folder: Path, rows: int = 8) -> Path:
+    """Write the same pictures and questions, each with its answer and one that is none."""
+    conversations = json.loads(write_pictures(folder, rows).read_text())
+    lines = []
+    for line in conversations:
+        asked, told = (turn["value"] for turn in line["conversations"])
+        pair = {"prompt": asked, "chosen": told, "rejected": QUESTION, "image": line.get("image")}
+        lines.append({key: value for key, value in pair.items() if value is not None})
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
 def first_batch(folder: Path, rows: Path) -> dict[str, Any]:
     """What a recipe trains on first if it does not shuffle and takes two rows at a time."""
     dataset = llava_dataset(Qwen25VLTransform.from_folder(folder), source=str(rows))

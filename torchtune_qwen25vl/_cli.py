@@ -38,6 +38,10 @@ JOBS: dict[str, type[jobs.JobSettings]] = {
     "embed_prompts": conditioning.Settings,
     "image": conditioning.ImageSettings,
 }
+TRAINED: dict[str, type[training.Settings]] = {
+    "finetune": training.Settings,
+    "preference": training.PreferenceSettings,
+}
 
 _Text = TypeVar("_Text", str, str | None)
 _LAUNCH = re.compile(r"^# +tune-qwen25vl run .*?(\w+) --config \S+", re.MULTILINE)
@@ -191,7 +195,7 @@ def validate(components: Callable[[argparse.Namespace], None], args: argparse.Na
     launch = _LAUNCH.search(args.config.read_text())
     recipe = launch[1] if launch else None
     try:
-        if recipe in ("finetune", *JOBS):
+        if recipe in (*TRAINED, *JOBS):
             _check_keys(recipe, cfg)
             for warning in warnings_of(cfg):
                 print(warning)
@@ -205,8 +209,8 @@ def validate(components: Callable[[argparse.Namespace], None], args: argparse.Na
 
 def _check_keys(recipe: str, cfg: DictConfig) -> None:
     """Read the settings of a recipe of ours as it does."""
-    if recipe == "finetune":
-        settings = training.read_settings(cfg)
+    if recipe in TRAINED:
+        settings = training.read_settings(cfg, TRAINED[recipe])
         training.tuning(training.read_parts(settings.parts), settings.adapters or {})
     else:
         if cfg.get("inputs") is None:

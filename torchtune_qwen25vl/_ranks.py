@@ -32,6 +32,15 @@ def from_first(value: T) -> T:
     return values[0]
 
 
+def gathered(value: T) -> list[T]:
+    """Return the values of all ranks, in their order, on every rank."""
+    values: list[Any] = [value]
+    if dist.is_initialized():
+        values *= dist.get_world_size()
+        dist.all_gather_object(values, value)
+    return values
+
+
 def sums(numbers: Sequence[float], device: torch.device) -> list[float]:
     """Return the sum of each number over all ranks, added in fp64 on the device of the ranks."""
     if not dist.is_initialized():

@@ -11,6 +11,11 @@ def test_embeddings_shown_again_are_as_good_as_images_encoded_again():
     assert embeds.shape == (int(inputs.is_placeholder.sum()), 64)
     given = {"input_pos": inputs.positions, "vision_embeds": embeds}
     assert torch.equal(model(inputs.tokens, **given), model(**inputs.ours))
+    index = torch.arange(len(embeds))
+    reversed_back = {**given, "vision_embeds": embeds.flip(0), "image_index": index.flip(0)}
+    assert torch.equal(model(inputs.tokens, **reversed_back), model(**inputs.ours))
+    shown = model(**inputs.ours, image_index=index.flip(0))
+    assert torch.equal(shown, model(inputs.tokens, **{**given, "vision_embeds": embeds.flip(0)}))
     with pytest.raises(ValueError, match=r"placeholders .* but the encoder returned 42 embeddings"):
         model(inputs.tokens, **{**given, "vision_embeds": embeds[1:]})
     with pytest.raises(ValueError, match="need positions on three axes"):

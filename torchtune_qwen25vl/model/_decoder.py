@@ -132,6 +132,7 @@ class Qwen25VL(TransformerDecoder):
         encode_absent: bool | None = None,
         placeholder_rows: Tensor | None = None,
         vision_embeds: Tensor | None = None,
+        image_index: Tensor | None = None,
         observe: Observe | None = None,
     ) -> Any:
         """Compute logits.
@@ -154,8 +155,9 @@ class Qwen25VL(TransformerDecoder):
             placeholder_rows: the tokens that stand for images and videos, as indices among all
                 b * s, int64 [m]; by default those with a placeholder's id, which the device has to
                 be asked for. Generated tokens never do, whatever their ids.
-            vision_embeds: what stands at the placeholders, [m, d], in place of `encoder_input`: of
-                an image that is shown several times, what "vision" returned once
+            vision_embeds: what "vision" returned, [any, d], in place of `encoder_input`
+            image_index: which of the embeddings stands at each placeholder, int [m], for an image
+                that is encoded once and shown several times; by default they stand in order
             observe: is shown what stands at each site, all tokens of it
 
         Returns:
@@ -172,8 +174,8 @@ class Qwen25VL(TransformerDecoder):
             return self._encode(encoder_input, encode_absent)
         media = encoder_input if vision_embeds is None else vision_embeds
         self._check(tokens, mask, media, input_pos, has_caches=caches is not None)
-        rows = self._placeholder_rows(tokens, media, placeholder_rows)
-        h = self._embed(tokens, media, rows, add_to_grad, encode_absent, observe)
+        places = self._placeholder_rows(tokens, media, placeholder_rows), image_index
+        h = self._embed(tokens, media, places, add_to_grad, encode_absent, observe)
         h = shown(observe, "embed", h)  # [b, s, d]
         mask = prepare(mask, h)
         wanted = _indices(output_mask)
@@ -207,12 +209,13 @@ class Qwen25VL(TransformerDecoder):
         self,
         tokens: Tensor,
         media: EncoderInput | Tensor | None,
-        rows: Tensor,
+        places: tuple[Tensor, Tensor | None],
         add_to_grad: bool,
         encode_absent: bool | None,
         observe: Observe | None,
     ) -> Tensor:
         """Look up the tokens and put the embeddings of media in place of their placeholders."""
+        rows, image_index = places
         is_tied = isinstance(self.tok_embeddings, TiedEmbedding)
         options = {"add_to_grad": add_to_grad} if is_tied else {}
         h = self.tok_embeddings(tokens, **options)  # [b, s, d]
@@ -223,6 +226,8 @@ class Qwen25VL(TransformerDecoder):
             vision_embeds = media  # [m, d]
         else:
             vision_embeds = self.vision(**media["vision"], observe=observe)
+        if image_index is not None:
+            vision_embeds = vision_embeds[image_index]
         self._check_count(len(rows), len(vision_embeds))
         filled = h.flatten(0, 1).index_copy(0, rows, vision_embeds.to(h.dtype))
         return filled.view_as(h)

@@ -1,6 +1,9 @@
 """What a training loop needs beside the model: batches, steps, parts, speed, checkpoints.
 
+Recipe             a run, but for what a step is
+run                run a recipe on this rank
 Settings           every key of the YAML, checked
+PreferenceSettings the same of the recipe preference
 read_settings      read them
 Part               how vision, merger or decoder is trained
 read_parts         read one of each
@@ -28,6 +31,15 @@ summed_loss        summed cross entropy of a batch
 train_step         forward, backward, checks and the optimiser
 StepResult         what a step came to
 mean_loss          loss of validation data
+TreeCollate        samples of a step to trees: a prompt once, two answers behind it
+place_trees        move trees to the device, with their masks
+read_loss          read a loss of preference: dpo, ipo, hinge, simpo, orpo, kto, mpo
+Objective          summed loss of a batch of trees, held against a reference
+Figures            rewards and log-probabilities since the last report
+keep_log_probs     compute a reference once, and keep it in a file
+WithReference      a data set with what was kept
+shard_again        shard what a forward without a backward has left whole
+Key                which sample, in which pass
 GradientCheck      every trained part has gradients, every frozen part none
 Throughput         speed, memory and waiting time
 save_step          write a checkpoint
@@ -49,6 +61,7 @@ from torchtune_qwen25vl.training._batches import StepBatches, StepCollate, equal
 from torchtune_qwen25vl.training._ends import Stopped, StopRequest, in_one_line
 from torchtune_qwen25vl.training._model import gather_weights, make_model, save_adapter, save_model
 from torchtune_qwen25vl.training._muon import MuonAdamW
+from torchtune_qwen25vl.training._objective import Figures, Objective
 from torchtune_qwen25vl.training._parts import (
     GradientCheck,
     Part,
@@ -58,7 +71,12 @@ from torchtune_qwen25vl.training._parts import (
     tuning,
 )
 from torchtune_qwen25vl.training._plan import count_steps, describe, warmup_steps
+from torchtune_qwen25vl.training._preference import read_loss
+from torchtune_qwen25vl.training._preference_settings import PreferenceSettings
+from torchtune_qwen25vl.training._recipe import Recipe, run
+from torchtune_qwen25vl.training._reference import WithReference, keep_log_probs, shard_again
 from torchtune_qwen25vl.training._samples import (
+    Key,
     Share,
     TrainSampler,
     ValidationSampler,
@@ -78,12 +96,18 @@ from torchtune_qwen25vl.training._state import (
 from torchtune_qwen25vl.training._step import StepResult, mean_loss, summed_loss, train_step
 from torchtune_qwen25vl.training._stochastic import StochasticAdamW
 from torchtune_qwen25vl.training._throughput import Throughput
+from torchtune_qwen25vl.training._trees import TreeCollate, place_trees
 from torchtune_qwen25vl.training._walk import Walk, plan_walk
 
 __all__ = [
+    "Figures",
     "GradientCheck",
+    "Key",
     "MuonAdamW",
+    "Objective",
     "Part",
+    "PreferenceSettings",
+    "Recipe",
     "Settings",
     "Share",
     "StepBatches",
@@ -94,13 +118,16 @@ __all__ = [
     "Stopped",
     "Throughput",
     "TrainSampler",
+    "TreeCollate",
     "ValidationSampler",
     "Walk",
+    "WithReference",
     "count_steps",
     "describe",
     "equal_numbers",
     "gather_weights",
     "in_one_line",
+    "keep_log_probs",
     "last_checkpoint",
     "load_step",
     "load_weights",
@@ -109,15 +136,19 @@ __all__ = [
     "mean_loss",
     "named_checkpoint",
     "parameter_groups",
+    "place_trees",
     "plan_walk",
     "read_identity",
+    "read_loss",
     "read_parts",
     "read_settings",
+    "run",
     "save_adapter",
     "save_model",
     "save_step",
     "seed_step",
     "set_aside",
+    "shard_again",
     "summed_loss",
     "to_device",
     "train_step",

@@ -171,16 +171,17 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def check_kinds(values: Mapping[str, Any]) -> None:
-    """Check every value that is there against the table.
+def check_kinds(values: Mapping[str, Any], kinds: Mapping[str, Kind] = KINDS) -> None:
+    """Check every value that is there against a table.
 
     Args:
         values: settings by name; sections are mappings
+        kinds: kinds by name, those within a section with a dot
 
     Raises:
         ValueError: if a value is of another kind, naming its key.
     """
-    for key, kind in KINDS.items():
+    for key, kind in kinds.items():
         for value in _at(values, key.split(".")):
             if not kind.holds(value):
                 raise ValueError(f"{key} is {kind.words}, got {key}={value!r}")

@@ -1,7 +1,6 @@
 """What a preference recipe minimises: a loss of the log-probabilities of a batch's answers.
 
-Shapes: b rows of a batch, s tokens, t trees of two answers each; n labelled tokens, m placeholders,
-d embed_dim.
+Shapes: b rows of a batch, s tokens, t trees of two answers each; n labelled tokens, d embed_dim.
 """
 
 import inspect
@@ -67,11 +66,11 @@ class Objective:
             model: policy, on the batch's device
             batch: of `TreeCollate`, placed by `place_trees`
         """
-        embeds = self.encoder(model, batch)
+        media = self.encoder(model, batch)
         reference = batch.get("reference")
         if self.has_reference and reference is None:
-            reference = self.reference_log_probs(model, batch, embeds)
-        policy = answer_log_probs(model, batch, embeds, chunk_rows=self.chunk_rows)
+            reference = self.reference_log_probs(model, batch, media)
+        policy = answer_log_probs(model, batch, media, chunk_rows=self.chunk_rows)
         lengths = answer_lengths(batch)
         answers = Answers(policy, reference, lengths, batch["liked"])[self._counts(lengths)]
         losses = self.loss(answers)
@@ -80,20 +79,20 @@ class Objective:
 
     @torch.no_grad()
     def reference_log_probs(
-        self, policy: Qwen25VL, batch: Batch, embeds: Tensor | None = None
+        self, policy: Qwen25VL, batch: Batch, media: Batch | None = None
     ) -> Tensor:
         """Compute the reference's log-probability of each answer, [t, 2].
 
         Args:
             policy: model that is trained
             batch: as in `__call__`
-            embeds: what the policy sees at the placeholders, [m, d], if it is computed already
+            media: the policy's arguments of media, if they are there already
         """
         model = policy if self.reference is None else self.reference
         with disable_adapter(policy):
-            if embeds is None or not self.shares_embeds:
-                embeds = self.of_reference(model, batch)
-            return answer_log_probs(model, batch, embeds, chunk_rows=self.chunk_rows)
+            if media is None or not self.shares_embeds:
+                media = self.of_reference(model, batch)
+            return answer_log_probs(model, batch, media, chunk_rows=self.chunk_rows)
 
     def count(self, batch: Batch) -> int:
         """Count the trees whose loss is summed."""
@@ -105,25 +104,27 @@ class Objective:
 
 
 class Encoder:
-    """The embeddings of a step's images, each encoded once where that can be.
+    """The model's arguments of a batch's images, each of them encoded once where that can be.
 
     Args:
-        frozen: whether embeddings are kept from batch to batch
+        frozen: whether embeddings are kept from batch to batch of a step; else the model encodes
+            the images of a batch in the same forward, as its gradients need it
     """
 
     def __init__(self, *, frozen: bool) -> None:
         self.frozen = frozen
-        self.embeds: Tensor | None = None
+        self.embeds: Tensor | None = None  # of the step so far, [any, d]
 
-    def __call__(self, model: Qwen25VL, batch: Batch) -> Tensor:
-        """Return what stands at the placeholders of a batch, [m, d]."""
+    def __call__(self, model: Qwen25VL, batch: Batch) -> Batch:
+        """Return the arguments, after encoding what is new if encoder and merger are frozen."""
         options = {key: batch[key] for key in ("encoder_input", "encode_absent") if key in batch}
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+        index = {"image_index": batch["image_index"]}
+        if not self.frozen:
+            return options | index
+        with torch.no_grad():
             embeds = model(batch["tokens"], output="vision", **options)
-        if self.frozen:
-            embeds = embeds if self.embeds is None else torch.cat([self.embeds, embeds])
-            self.embeds = embeds
-        return embeds[batch["image_index"]]
+        self.embeds = embeds if self.embeds is None else torch.cat([self.embeds, embeds])
+        return index | {"vision_embeds": self.embeds}
 
 
 class Figures:
@@ -166,14 +167,14 @@ class Figures:
 
 
 def answer_log_probs(
-    model: Qwen25VL, batch: Batch, embeds: Tensor, *, chunk_rows: int = 1024
+    model: Qwen25VL, batch: Batch, media: Batch, *, chunk_rows: int = 1024
 ) -> Tensor:
     """Compute the summed log-probability of the labelled tokens of each answer, [t, 2].
 
     Args:
         model: on the batch's device
         batch: of `TreeCollate`, placed by `place_trees`
-        embeds: what stands at the placeholders, [m, d]
+        media: arguments of its images, of `Encoder`
         chunk_rows: see `linear_log_probs`
     """
     wanted = targets(batch["labels"])  # [b, s]
@@ -182,7 +183,7 @@ def answer_log_probs(
         batch["tokens"],
         input_pos=batch["input_pos"],
         mask=batch["mask"],
-        vision_embeds=embeds,
+        **media,
         output_mask=is_labelled,
         output="hidden",
         add_to_grad=True,

@@ -3,10 +3,10 @@
 import inspect
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, overload
 
 from omegaconf import DictConfig, OmegaConf
 from torchtune.config._errors import InstantiationError
@@ -74,10 +74,7 @@ class Settings:
         values = {key: getattr(self, key) for key in self.__dataclass_fields__}
         check_kinds(values)
         check_keys("dataloader", self.dataloader, DATALOADER)
-        for holds, rule, *keys in _rules(self):
-            if not holds:
-                got = ", ".join(f"{key}={values[key]!r}" for key in keys)
-                raise ValueError(f"{rule}, got {got}")
+        refuse_broken(_rules(self), values)
         for key in (*COMPONENTS, *COMPONENTS_OR_NULL):
             if values[key] is not None:
                 _check_component(key, values[key])
@@ -94,19 +91,46 @@ class Settings:
         return {**{key: getattr(self, key) for key in values}, **sections}
 
 
-def read_settings(cfg: DictConfig) -> Settings:
+S = TypeVar("S", bound=Settings)
+
+
+@overload
+def read_settings(cfg: DictConfig) -> Settings: ...
+@overload
+def read_settings(cfg: DictConfig, kind: type[S]) -> S: ...
+def read_settings(cfg: DictConfig, kind: type[Settings] = Settings) -> Settings:
     """Read the settings of a YAML.
+
+    Args:
+        cfg: YAML
+        kind: settings of the recipe
 
     Raises:
         ValueError: if it has a key that means nothing, lacks one, or two contradict each other.
     """
-    known = Settings.__dataclass_fields__
+    known = kind.__dataclass_fields__
     if unknown := sorted(set(map(str, cfg)) - set(known)):
         raise ValueError(f"unknown keys {unknown}; the recipe reads {sorted(known)}")
     try:
-        return Settings(**{str(key): cfg[key] for key in cfg})
+        return kind(**{str(key): cfg[key] for key in cfg})
     except TypeError as error:
         raise ValueError(f"the YAML is not complete: {error}") from error
+
+
+def refuse_broken(rules: Iterable[tuple[Any, ...]], values: Mapping[str, Any]) -> None:
+    """Refuse settings that break a rule.
+
+    Args:
+        rules: of each whether it holds, its words, and the keys it is about
+        values: settings by key
+
+    Raises:
+        ValueError: with the words of the first that is broken.
+    """
+    for holds, rule, *keys in rules:
+        if not holds:
+            got = ", ".join(f"{key}={values[key]!r}" for key in keys)
+            raise ValueError(f"{rule}, got {got}")
 
 
 def _rules(settings: Settings) -> Iterator[tuple[Any, ...]]:

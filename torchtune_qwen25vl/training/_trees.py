@@ -46,7 +46,8 @@ class TreeCollate:
 
     Beside tokens, labels, input_pos and encoder_input a batch has "spans" int [b, s, 2], number of
     the tree and of the branch of each token; "image_index" int [m], which of the embeddings stands
-    at each placeholder; "liked" bool [t]; and where the samples have it, "reference" [t, 2].
+    at each placeholder; of each tree "samples", the number of its sample in the step, and "liked";
+    and where the samples have it, "reference" [t, 2].
 
     Args:
         padding_idx: token at padding
@@ -104,6 +105,7 @@ class TreeCollate:
             encoded = encoded if self.across_batches else Encoded(images)
             batch = self._collate([trees[k] for k in group])
             batch["image_index"], new = encoded.show(batch["image_index"])
+            batch["samples"] = torch.tensor(group)
             marks = _marks([samples[k] for k in group])
             batches.append(batch | encoded.encoder_input(new) | marks)
             grids.append([images.grids[k] for k in new])

@@ -1,0 +1,179 @@
+"""Teach Qwen2.5-VL which of two answers is the better one, images included.
+
+    tune-qwen25vl run preference --config preference dataset.source=pairs.jsonl
+    tune-qwen25vl run --nproc_per_node 8 preference --config preference dataset.source=pairs.jsonl
+
+The loss is dpo, ipo, hinge, simpo, orpo, mpo, or kto for answers that were liked or not. Parts,
+adapters, packing, checkpoints and results are those of the recipe finetune, and so are the keys of
+the YAML. A prompt stands once in its row, with both answers behind it; every distinct image goes
+through the encoder once a step where encoder and merger are frozen, else once a batch.
+
+What the policy is held against is the model without its adapters, or that of `reference_dir`, or
+with `precompute_reference` log-probabilities that are computed once, before the first step, and
+kept in `reference-dataset.jsonl`. A step trains on `batch_size * gradient_accumulation_steps` rows
+of every rank, and its loss is the mean over all of them, however they are packed.
+"""
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from omegaconf import DictConfig
+from torchtune import config, training
+from tqdm import tqdm
+
+from torchtune_qwen25vl import Qwen25VL
+from torchtune_qwen25vl import training as ours
+from torchtune_qwen25vl.weights import find_weights, fingerprint
+
+
+class PreferenceRecipe(ours.Recipe[ours.PreferenceSettings]):
+    """Sets everything up, trains, and saves the result.
+
+    Args:
+        cfg: settings of the YAML
+
+    Raises:
+        ValueError: if a setting is wrong, before anything is loaded.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        super().__init__(cfg, ours.read_settings(cfg, ours.PreferenceSettings))
+        if self.settings.reference_dir is not None:
+            self.reference_source, _ = find_weights(self.settings.reference_dir)
+            self.model_identity["reference"] = fingerprint(self.reference_source)
+        media = (self.parts["vision"], self.parts["merger"])
+        self.frozen_media = all(part.train == "frozen" for part in media)
+
+    def prepare(self) -> None:
+        """Make the loss and what it compares with; compute what is kept of that."""
+        settings = self.settings
+        other = settings.reference_dir is not None
+        self.objective = ours.Objective(
+            ours.read_loss(settings.loss),
+            paired=settings.paired,
+            has_reference=settings.has_reference,
+            reference=self.make_reference() if other else None,
+            frozen_media=self.frozen_media,
+            chunk_rows=settings.loss_chunk_rows,
+        )
+        if settings.precompute_reference:
+            self.dataset = self.with_reference("dataset", self.walk.identity(), self.walk.places)
+            if self.val_dataset is not None:
+                number = len(self.val_dataset)
+                self.val_dataset = self.with_reference("val_dataset", {"samples": number}, number)
+            self.objective.reference = None  # its memory is free from here on
+            ours.shard_again(self.model)
+
+    def make_reference(self) -> Qwen25VL:
+        """Make the model of reference_dir, of which nothing is trained."""
+        frozen = {name: ours.Part("frozen") for name in self.parts}
+        model = ours.make_model(
+            self.reference_source,
+            ours.tuning(frozen, {}),
+            dtype=training.get_dtype(self.settings.dtype, self.device),
+            device=self.device,
+            seed=self.settings.seed,
+        )
+        return model.eval()
+
+    def with_reference(self, name: str, rows: dict[str, Any], places: int) -> Any:
+        """Return a data set of the YAML with the reference's log-probabilities in its samples."""
+        dataset = getattr(self, name)
+        empty = self.walk.empty if name == "dataset" else ()
+
+        def compute(steps: list[list[ours.Key]]) -> Iterator[dict[int, list[float]]]:
+            loader = self.loader(dataset, steps, empty=empty)
+            bar = tqdm(steps, desc="reference", disable=self.rank > 0, unit="step")
+            for keys, data in zip(bar, loader, strict=True):
+                self.objective.begin_step()
+                found = {}
+                for batch in self.ready(data).batches:
+                    log_probs = self.objective.reference_log_probs(self.model, batch).tolist()
+                    for sample, values in zip(batch["samples"].tolist(), log_probs, strict=True):
+                        found[keys[sample]] = values
+                yield {key.place: values for key, values in found.items() if key.counted}
+
+        log_probs = ours.keep_log_probs(
+            self.output_dir / f"reference-{name}.jsonl",
+            compute,
+            identity={**self.model_identity, **rows, **self.settings.reference_identity(name)},
+            places=places,
+            share=self.share,
+        )
+        return ours.WithReference(dataset, log_probs, empty)
+
+    def take_step(self, loader: Iterator[ours.StepBatches]) -> float:
+        """Train on the next batches, log what came of it, and return the loss."""
+        settings = self.settings
+        data = self.ready(self.throughput.waiting(loader))
+        ours.seed_step(settings.seed, self.step)
+        rates = {f"lr_{group['name']}": group["lr"] for group in self.optimizer.param_groups}
+        self.objective.begin_step()
+        result = ours.train_step(
+            self.model,
+            self.optimizer,
+            data.batches,
+            scheduler=self.scheduler,
+            max_grad_norm=settings.clip_grad_norm,
+            check=self.check,
+            loss=self.objective,
+            count=self.objective.count,
+        )
+        self.step += 1
+        self.throughput.add(data)
+        if self.due(settings.log_every_n_steps):
+            step = {"loss": result.loss, "rows": result.labels, "grad_norm": result.grad_norm}
+            figures = self.objective.figures.report(self.device)
+            self.log(step | figures | rates | self.throughput.report())
+        return result.loss
+
+    def collate(self) -> ours.TreeCollate:
+        """Make the collate from the samples of a step to batches of trees."""
+        return ours.TreeCollate(
+            self.tokenizer.pad_id,
+            (self.model.image_token_id, self.model.video_token_id),
+            batch_size=self.settings.batch_size,
+            pack_to=self.settings.pack_to,
+            paired=self.settings.paired,
+            across_batches=self.frozen_media,
+            mask="flex" if self.flexes else "dense",
+        )
+
+    def ready(self, data: ours.StepBatches) -> ours.StepBatches:
+        """Put batches on the device, equally many on every rank."""
+        ours.place_trees(data, self.device, mask="flex" if self.flexes else "dense")
+        return ours.equal_numbers(data, self.device)
+
+    def validate(self) -> dict[str, float]:
+        """Return the mean loss and figures over the rows of the validation data."""
+
+        def batches() -> Iterator[dict[str, Any]]:
+            for data in self.val_steps():
+                self.objective.begin_step()
+                yield from data.batches
+
+        of_training = self.objective.figures
+        self.objective.figures = ours.Figures(paired=self.settings.paired)
+        loss = ours.mean_loss(
+            self.model,
+            batches(),
+            device=self.device,
+            loss=self.objective,
+            count=self.objective.count,
+        )
+        figures = self.objective.figures.report(self.device)
+        self.objective.figures = of_training
+        return {"val_loss": loss} | {f"val_{name}": value for name, value in figures.items()}
+
+
+@config.parse
+def recipe_main(cfg: DictConfig) -> None:
+    """Entry point: the YAML, with `key=value` from the command line over it."""
+    settings = ours.read_settings(cfg, ours.PreferenceSettings)
+    ours.run(partial(PreferenceRecipe, cfg), settings)
+
+
+if __name__ == "__main__":
+    sys.exit(ours.in_one_line(recipe_main))
