@@ -9,6 +9,7 @@ from parity.faults import (
     integers,
     packed_weights,
     pixels,
+    preference,
     quantization,
     tokens,
     training,
@@ -27,6 +28,7 @@ FAULTS: dict[str, Fault] = {
     **conditioning.FAULTS,
     **packed_weights.FAULTS,
     **training.FAULTS,
+    **preference.FAULTS,
     **weights.FAULTS,
     **quantization.FAULTS,
 }

@@ -46,6 +46,7 @@ from parity.reference.pipelines import (
     prompt_embeds,
     whole_pipeline,
 )
+from parity.reference.preference import TrainedPreference, train_preference
 from parity.reference.processors import (
     Qwen2VLImageProcessor,
     image_processor,
@@ -70,6 +71,7 @@ __all__ = [
     "Qwen2_5_VLConfig",
     "Qwen2_5_VLForConditionalGeneration",
     "RefusalError",
+    "TrainedPreference",
     "TypedTextEncoder",
     "answer",
     "ask",
@@ -106,6 +108,7 @@ __all__ = [
     "sized_model",
     "smart_resize",
     "step_loss",
+    "train_preference",
     "video_patches",
     "vision_layers",
     "whole_pipeline",

@@ -17,6 +17,7 @@ from parity.stages.packed_weights import PACKED_WEIGHTS
 from parity.stages.pixels import PIXELS, VIDEO_PIXELS
 from parity.stages.positions import POSITIONS, WINDOW_ORDER
 from parity.stages.precision import BF16
+from parity.stages.preference import PREFERENCE
 from parity.stages.quantization import NF4
 from parity.stages.tokens import CHAT_TOKENS
 from parity.stages.training import TRAINING
@@ -42,6 +43,7 @@ STAGES: tuple[Stage, ...] = (
     PACKED_WEIGHTS,
     PROMPT_EMBEDDINGS,
     TRAINING,
+    PREFERENCE,
     WEIGHTS,
     NF4,
 )

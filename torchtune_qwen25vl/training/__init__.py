@@ -35,6 +35,7 @@ TreeCollate        samples of a step to trees: a prompt once, two answers behind
 place_trees        move trees to the device, with their masks
 read_loss          read a loss of preference: dpo, ipo, hinge, simpo, orpo, kto, mpo
 Objective          summed loss of a batch of trees, held against a reference
+answer_log_probs   summed log-probability of each answer of a batch
 Figures            rewards and log-probabilities since the last report
 keep_log_probs     compute a reference once, and keep it in a file
 WithReference      a data set with what was kept
@@ -61,7 +62,7 @@ from torchtune_qwen25vl.training._batches import StepBatches, StepCollate, equal
 from torchtune_qwen25vl.training._ends import Stopped, StopRequest, in_one_line
 from torchtune_qwen25vl.training._model import gather_weights, make_model, save_adapter, save_model
 from torchtune_qwen25vl.training._muon import MuonAdamW
-from torchtune_qwen25vl.training._objective import Figures, Objective
+from torchtune_qwen25vl.training._objective import Figures, Objective, answer_log_probs
 from torchtune_qwen25vl.training._parts import (
     GradientCheck,
     Part,
@@ -122,6 +123,7 @@ __all__ = [
     "ValidationSampler",
     "Walk",
     "WithReference",
+    "answer_log_probs",
     "count_steps",
     "describe",
     "equal_numbers",
