@@ -30,6 +30,7 @@ from torchtune_qwen25vl.training import (
     Share,
     _kinds,
     _parts,
+    _recipe,
     _settings,
     count_steps,
     read_parts,
@@ -187,8 +188,10 @@ def test_what_is_missing_is_named(cfg):
 
 
 def test_every_setting_is_used():
-    tree = ast.parse(RECIPE.read_text())
-    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    trees = map(ast.parse, (RECIPE.read_text(), Path(_recipe.__file__).read_text()))
+    used = {
+        node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+    }
     assert Settings.__dataclass_fields__.keys() - used == set()
 
 

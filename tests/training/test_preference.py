@@ -1,7 +1,6 @@
 """The recipe preference, run as a user runs it."""
 
 import ast
-import inspect
 import json
 import os
 import signal
@@ -21,8 +20,8 @@ from safetensors.torch import load_file
 from parity import reference
 from torchtune_qwen25vl.training import (
     PreferenceSettings,
-    Recipe,
     _preference_settings,
+    _recipe,
     read_settings,
 )
 
@@ -124,8 +123,7 @@ def test_every_setting_has_a_kind_and_is_used():
         PreferenceSettings.__base__.__dataclass_fields__
     )
     assert set(_preference_settings.PREFERENCE) == own
-    sources = [RECIPE.read_text(), inspect.getsource(sys.modules[Recipe.__module__])]
-    trees = map(ast.parse, sources)
+    trees = map(ast.parse, (RECIPE.read_text(), Path(_recipe.__file__).read_text()))
     used = {n.attr for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
     assert PreferenceSettings.__dataclass_fields__.keys() - used == {"loss_kernel"}  # refused
 

@@ -23,6 +23,7 @@ TrainSampler       the samples of every step
 ValidationSampler  every sample once
 make_loader        batches of one step after another, prepared by workers
 StepCollate        samples of a step to batches, padded or packed
+Mask               what packed rows are masked by
 StepBatches        one rank's share of one step
 to_device          move it to the device
 equal_numbers      as many batches on every rank
@@ -58,7 +59,13 @@ Stopped            a run that SIGTERM has ended
 in_one_line        call a recipe, and say in one line what went wrong
 """
 
-from torchtune_qwen25vl.training._batches import StepBatches, StepCollate, equal_numbers, to_device
+from torchtune_qwen25vl.training._batches import (
+    Mask,
+    StepBatches,
+    StepCollate,
+    equal_numbers,
+    to_device,
+)
 from torchtune_qwen25vl.training._ends import Stopped, StopRequest, in_one_line
 from torchtune_qwen25vl.training._model import gather_weights, make_model, save_adapter, save_model
 from torchtune_qwen25vl.training._muon import MuonAdamW
@@ -104,6 +111,7 @@ __all__ = [
     "Figures",
     "GradientCheck",
     "Key",
+    "Mask",
     "MuonAdamW",
     "Objective",
     "Part",
