@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 import torch
-import transformers
 
-from parity import report
+from parity import reference, report
 from parity.gpu import _equal, _speed
 from parity.gpu._figures import COLUMNS, TINY, TRUE, Figure, Sizes
 
@@ -69,7 +68,7 @@ def measured(device: torch.device, sizes: Sizes, *, seconds: float) -> Iterator[
 def machine(device: torch.device) -> dict[str, str]:
     """Name the device and the versions."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    versions = {"torch": torch.__version__, "transformers": reference.VERSION}
     return {"device": name, "python": platform.python_version(), **versions}
 
 

@@ -17,7 +17,7 @@ from torchtune.training import set_activation_checkpointing
 from parity import reference
 from parity.inputs import LAYOUTS
 from parity.trace import inputs_for, ours_like, trace_theirs
-from torchtune_qwen25vl.model._decoder import RMSNorm
+from torchtune_qwen25vl.model._decoder_layer import RMSNorm
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from torchtune.modules.common_utils import _register_reparametrize_state_dict_ho
 from torchtune.modules.peft import get_adapter_params
 
 from torchtune_qwen25vl.model._attention import DecoderAttention
-from torchtune_qwen25vl.model._decoder import DecoderLayer, Qwen25VL, RMSNorm
+from torchtune_qwen25vl.model._decoder import Qwen25VL
+from torchtune_qwen25vl.model._decoder_layer import DecoderLayer, RMSNorm
 from torchtune_qwen25vl.model._embedding import TiedEmbedding
 from torchtune_qwen25vl.model._encoder import (
     PatchEmbed,
