@@ -36,16 +36,16 @@ class FinetuneRecipe(ours.Recipe[ours.Settings]):
 
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__(cfg, ours.read_settings(cfg))
-        self.mask: ours.Mask = "dense"
-        if self.settings.pack_to is not None:
-            self.mask = "flex" if self.flexes else "lengths"
+        packs = self.settings.pack_to is not None
+        self.mask = ours.row_mask(self.device) if packs else "dense"
 
     def prepare(self) -> None:
         """Make the loss."""
         settings = self.settings
-        self.loss = partial(
+        loss = partial(
             ours.summed_loss, chunk_rows=settings.loss_chunk_rows, kernel=settings.loss_kernel
         )
+        self.loss = ours.computed_in(settings.precision, self.device, self.model, loss)
 
     def take_step(self, loader: Iterator[ours.StepBatches]) -> float:
         """Train on the next batches, log what came of it, and return the loss."""
@@ -79,7 +79,7 @@ class FinetuneRecipe(ours.Recipe[ours.Settings]):
 
     def ready(self, data: ours.StepBatches) -> ours.StepBatches:
         """Put batches on the device, equally many on every rank."""
-        ours.to_device(data, self.device, mask=self.mask)
+        ours.to_device(data, self.device, mask=self.mask, dtype=self.model.dtype)
         return ours.equal_numbers(data, self.device)
 
     def validate(self) -> dict[str, float]:

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 from omegaconf import DictConfig
-from torchtune import config, training
+from torchtune import config
 from tqdm import tqdm
 
 from torchtune_qwen25vl import Qwen25VL
@@ -58,6 +58,9 @@ class PreferenceRecipe(ours.Recipe[ours.PreferenceSettings]):
             frozen_media=self.frozen_media,
             chunk_rows=settings.loss_chunk_rows,
         )
+        computed = partial(ours.computed_in, settings.precision, self.device, self.model)
+        self.loss = computed(self.objective)
+        self.of_reference = computed(self.objective.reference_log_probs)
         if settings.precompute_reference:
             self.dataset = self.with_reference("dataset", self.walk.identity(), self.walk.places)
             if self.val_dataset is not None:
@@ -72,7 +75,7 @@ class PreferenceRecipe(ours.Recipe[ours.PreferenceSettings]):
         model = ours.make_model(
             self.reference_source,
             ours.tuning(frozen, {}),
-            dtype=training.get_dtype(self.settings.dtype, self.device),
+            precision=self.settings.precision,
             device=self.device,
             seed=self.settings.seed,
         )
@@ -90,7 +93,7 @@ class PreferenceRecipe(ours.Recipe[ours.PreferenceSettings]):
                 self.objective.begin_step()
                 found = {}
                 for batch in self.ready(data).batches:
-                    log_probs = self.objective.reference_log_probs(self.model, batch).tolist()
+                    log_probs = self.of_reference(self.model, batch).tolist()
                     for sample, values in zip(batch["samples"].tolist(), log_probs, strict=True):
                         found[keys[sample]] = values
                 yield {key.place: values for key, values in found.items() if key.counted}
@@ -118,7 +121,7 @@ class PreferenceRecipe(ours.Recipe[ours.PreferenceSettings]):
             scheduler=self.scheduler,
             max_grad_norm=settings.clip_grad_norm,
             check=self.check,
-            loss=self.objective,
+            loss=self.loss,
             count=self.objective.count,
         )
         self.step += 1
@@ -160,7 +163,7 @@ class PreferenceRecipe(ours.Recipe[ours.PreferenceSettings]):
             self.model,
             batches(),
             device=self.device,
-            loss=self.objective,
+            loss=self.loss,
             count=self.objective.count,
         )
         figures = self.objective.figures.report(self.device)

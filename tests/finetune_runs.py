@@ -37,7 +37,7 @@ def config(folder, output_dir, **changes):
             "gradient_accumulation_steps": 2,
             "pack_to": 64,
             "device": "cpu",
-            "dtype": "fp32",
+            "precision": "fp32",
             "metric_logger": {
                 "_component_": "torchtune.training.metric_logging.DiskLogger",
                 "log_dir": "${output_dir}",

@@ -38,7 +38,7 @@ def curve(folder):
         "batch_size": 2,
         "pack_to": 64,
         "device": "cpu",
-        "dtype": "fp32",
+        "precision": "fp32",
         "metric_logger": {"_component_": "loss_curve.Losses"},
     }
     return run(OmegaConf.create(cfg)).logger.losses

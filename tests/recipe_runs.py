@@ -15,13 +15,12 @@ from torchtune_qwen25vl import _cli
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "device=cpu",
-    "dtype=fp32",
     "seed=0",
     "batch_size=2",
     "gradient_accumulation_steps=1",
     "epochs=2",
 ]
-OF_STOCK_RECIPES = ["shuffle=False", "max_steps_per_epoch=2", "optimizer.lr=1e-3"]
+OF_STOCK_RECIPES = ["dtype=fp32", "shuffle=False", "max_steps_per_epoch=2", "optimizer.lr=1e-3"]
 
 
 def run_alone(name, folder, rows, output_dir, changes=()):
@@ -44,7 +43,8 @@ def path_of(name):
 def overrides(name, folder, rows, output_dir, changes=()):
     """What stands behind the config on the command line."""
     own = [f"model_dir={folder}", f"dataset.source={rows}", f"output_dir={output_dir}"]
-    return [*own, *SMALL, *(OF_STOCK_RECIPES if "/" in name else []), *changes]
+    of_recipe = OF_STOCK_RECIPES if "/" in name else ["precision=fp32"]
+    return [*own, *SMALL, *of_recipe, *changes]
 
 
 def losses(output_dir):

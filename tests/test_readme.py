@@ -61,7 +61,7 @@ def test_there_are_exactly_two_commands_to_set_up():
 
 
 SMALL = {"device": "cpu", "min_pixels": 3136, "max_new_tokens": 2, "workers": 0}
-SMALLER = {"device": "cpu", "dtype": "fp32", "dataloader.num_workers": 0}
+SMALLER = {"device": "cpu", "precision": "fp32", "dataloader.num_workers": 0}
 
 
 def run(command, monkeypatch):

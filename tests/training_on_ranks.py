@@ -17,6 +17,8 @@ LORA = {"lora_attn_modules": ["q_proj", "v_proj"], "apply_lora_to_mlp": True, "l
 TUNINGS = {
     "full": {},
     "full, tied": {},
+    "full, bf16_mixed": {},
+    "full, bf16_stochastic": {},
     "adapters": {**LORA, "decoder_trainable": "lora", "vision_trainable": "lora"},
     "frozen vision": {**LORA, "decoder_trainable": "lora", "vision_trainable": "frozen"},
 }
@@ -45,7 +47,7 @@ def gradients(folder, tuning, mixture, *, checkpointed):
     model = training.make_model(
         folder / ("tied" if tuning.endswith("tied") else "model"),
         TUNINGS[tuning],
-        dtype=torch.float32,
+        precision=tuning.removeprefix("full, ") if "bf16" in tuning else "fp32",
         device=device,
         seed=0,
         checkpoint_activations=checkpointed,
@@ -73,7 +75,9 @@ def gradients(folder, tuning, mixture, *, checkpointed):
                 seen[name] = grad.full_tensor() if hasattr(grad, "full_tensor") else grad.clone()
 
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
-    result = training.train_step(model, optimizer, batches, check=look)
+    precision = "bf16_mixed" if "mixed" in tuning else "fp32"
+    loss = training.computed_in(precision, device, model, training.summed_loss)
+    result = training.train_step(model, optimizer, batches, check=look, loss=loss)
     return {"loss": torch.tensor(result.loss), "norm": torch.tensor(result.grad_norm), **seen}
 
 

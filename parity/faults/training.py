@@ -8,6 +8,7 @@ import torch
 from parity.faults._fault import Fault, edited, replaced
 from torchtune_qwen25vl import packed_collate
 from torchtune_qwen25vl.training import parameter_groups
+from torchtune_qwen25vl.training._stochastic import round_stochastically
 
 
 def _train_everything(model: Any) -> None:
@@ -28,8 +29,15 @@ def _no_decay(right: Callable) -> Callable:
     return lambda *args: [group | {"weight_decay": 0.0} for group in right(*args)]
 
 
+def _to_the_nearest(right: Callable) -> Callable:
+    return lambda exact: exact.bfloat16()
+
+
 FAULTS: dict[str, Fault] = {
     "a frozen part trained": edited(_train_everything, "training"),
     "first packed label kept": replaced(packed_collate, _keep_first_labels, "training"),
     "weight decay lost": replaced(parameter_groups, _no_decay, "training"),
+    "updates rounded to the nearest": replaced(
+        round_stochastically, _to_the_nearest, "updates survive"
+    ),
 }

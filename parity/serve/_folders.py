@@ -124,7 +124,7 @@ def _train(base: Path, out: Path, data: Path, *, vision: str, save: str = "model
         "gradient_accumulation_steps": 1,
         "epochs": 2,
         "device": "cpu",
-        "dtype": "fp32",
+        "precision": "fp32",
         "dataloader": {"num_workers": 0},
         "enable_activation_checkpointing": False,
         "save": save,

@@ -21,6 +21,7 @@ from parity.stages.preference import PREFERENCE
 from parity.stages.quantization import NF4
 from parity.stages.tokens import CHAT_TOKENS
 from parity.stages.training import TRAINING
+from parity.stages.updates import UPDATES
 from parity.stages.weights import WEIGHTS
 
 STAGES: tuple[Stage, ...] = (
@@ -44,6 +45,7 @@ STAGES: tuple[Stage, ...] = (
     PROMPT_EMBEDDINGS,
     TRAINING,
     PREFERENCE,
+    UPDATES,
     WEIGHTS,
     NF4,
 )

@@ -87,7 +87,14 @@ def cfg(folder, tmp_path):
         ({"warmup_ratio": 0.1}, "warmup_ratio or lr_scheduler.num_warmup_steps, not both"),
         ({"warmup_ratio": 1.0}, "warmup_ratio is a number from 0 to below 1, or null"),
         ({"lr_scheduler.num_training_steps": 9}, "lr_scheduler takes no num_training_steps"),
-        ({"dtype": "fp16"}, "dtype is one of .*, got dtype='fp16'"),
+        ({"precision": "fp16"}, "precision is one of .*, got precision='fp16'"),
+        ({"dtype": "bf16"}, "dtype is called precision, one of bf16_stochastic, .*got dtype=bf16"),
+        ({"precision": "bf16"}, "precision bf16 is for adapters alone: merger .* AdamW rounds"),
+        ({"precision": "bf16_stochastic"}, "merger is trained in full in bf16, where AdamW rounds"),
+        (
+            {"precision": "bf16_mixed", "adapters.quantize_base": True},
+            "precision bf16_mixed holds all weights in fp32, and adapters.quantize_base .* NF4",
+        ),
         ({"val_dataset": None}, "eval_every_n_steps and val_dataset need each other"),
         ({"parts.vision.train": "frozen"}, "parts.vision: a frozen part takes no lr"),
         ({"parts.vision.rate": 1}, r"parts.vision has no keys \['rate'\]; it takes \['train'"),
@@ -227,11 +234,15 @@ def test_trains_from_nothing_and_learns(folder, tmp_path):
     assert reference.load(str(tmp_path / "model"), torch.float32) is not None
 
 
-def test_goes_on_as_if_it_had_never_stopped(cfg, folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("precision", ["fp32", "bf16_stochastic", "bf16_mixed"])
+def test_goes_on_as_if_it_had_never_stopped(cfg, folder, tmp_path, monkeypatch, precision):
     """Bit for bit, with dropout and samples drawn at random, and with other workers."""
+    optimizer = {"_component_": "torchtune_qwen25vl.training.StochasticAdamW"}
+    cfg.precision, cfg.optimizer = precision, optimizer
     run(cfg)
     expected = losses(cfg.output_dir)
-    other = config(folder, tmp_path / "other", enable_activation_checkpointing=True)
+    changes = {"precision": precision, "optimizer": optimizer}
+    other = config(folder, tmp_path / "other", enable_activation_checkpointing=True, **changes)
     flagship = recipe()
     real = flagship.ours.train_step
     taken = []
@@ -294,7 +305,7 @@ def test_what_a_run_depends_on_may_not_change(cfg, folder, tmp_path, monkeypatch
         "lr_scheduler": {"lr_scheduler.num_cycles": 0.4},
         "from_scratch": {"from_scratch": True},
         "clip_grad_norm": {"clip_grad_norm": 1.0},
-        "dtype": {"dtype": "bf16"},
+        "precision": {"precision": "bf16_mixed"},
         "shuffle": {"shuffle": False},
         "seed": {"seed": 1},
         "tokenizer": {"tokenizer._component_": "training_samples.OtherTransform"},
@@ -420,22 +431,9 @@ def test_the_plan_is_printed_first(cfg, capsys):
             f"{name}: {way.train}, {trained:,} of {sum(numbers):,} parameters are trained, "
             f"peak rate {way.lr:g}"
         )
-    assert re.match(r"gradients and moments .* take \d+\.\d\d GB .*; \d+\.\d\d GB are free", memory)
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "dtype", "warned"),
-    [
-        ("torch.optim.AdamW", "bf16", ["merger"]),
-        ("torch.optim.AdamW", "fp32", []),
-        ("torchtune_qwen25vl.training.StochasticAdamW", "bf16", []),
-    ],
-)
-def test_the_plan_warns_of_updates_that_are_rounded_away(cfg, capsys, optimizer, dtype, warned):
-    cfg.optimizer._component_, cfg.dtype = optimizer, dtype
-    recipe().FinetuneRecipe(cfg).setup()
-    printed = capsys.readouterr().out
-    assert re.findall(r"WARNING: (\w+) is trained in bf16, where AdamW rounds", printed) == warned
+    weights = r"weights take \d+\.\d\d GB; "
+    moments = r"gradients and moments .* take \d+\.\d\d GB .*; \d+\.\d\d GB are free"
+    assert re.match(weights + moments, memory)
 
 
 @pytest.mark.parametrize(
@@ -518,8 +516,11 @@ def test_two_ranks_have_the_gradients_of_one(two_ranks, tuning, mixture):
     two = torch.load(two_ranks / f"{tuning}, {mixture}.pt")
     one = training_on_ranks.gradients(two_ranks, tuning, mixture, checkpointed=False)
     assert two.keys() == one.keys()
+    # sums of bf16 in another order; gradients of biases of k nearly cancel, and were 5 % off
+    tolerance = 0.1 if "bf16" in tuning else 1e-6
     for name, gradient in one.items():
-        assert (two[name] - gradient).norm() <= 1e-6 * gradient.norm(), name
+        assert two[name].dtype == gradient.dtype
+        assert (two[name].float() - gradient.float()).norm() <= tolerance * gradient.norm(), name
         assert gradient.any(), name
 
 

@@ -43,7 +43,7 @@ def folder(tmp_path_factory):
 
 
 def make(folder, tuning=TUNED, **options):
-    options = {"dtype": torch.float32, "device": CPU, "seed": 0} | options
+    options = {"precision": "fp32", "device": CPU, "seed": 0} | options
     return make_model(folder, tuning, **options)
 
 
@@ -234,7 +234,8 @@ def test_weights_trained_in_fp32_say_so(folder, tmp_path, key):
     (source / "config.json").write_text(json.dumps(settings))
     for dtype, name in ((torch.float32, "float32"), (torch.bfloat16, "bfloat16")):
         target = tmp_path / name
-        weights = gather_weights(make(source, {}, dtype=dtype), CPU)
+        precision = "fp32" if dtype == torch.float32 else "bf16_stochastic"
+        weights = gather_weights(make(source, {}, precision=precision), CPU)
         tuning = {"lora_rank": 4, "lora_alpha": 3}
         save_model(target, weights, source=source, from_scratch=False, tuning=tuning, limits=LIMITS)
         saved = json.loads((target / "config.json").read_text())

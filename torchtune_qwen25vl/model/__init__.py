@@ -24,6 +24,7 @@ labelled_cross_entropy  the same of rows that all have a label
 linear_log_probs        log-probability of each label, likewise
 tensor_parallel_plan    which linear layers are split over devices
 pack                    pack weights for inference on a CPU by oneDNN
+has_segment_kernel      whether torch has one kernel for all samples of a packed row
 KeyValues               keys and values of one layer, which attention appends to
 Observe                 is shown what stands at the sites of a model while a forward runs
 """
@@ -56,6 +57,7 @@ from torchtune_qwen25vl.model._model_builders import (
 from torchtune_qwen25vl.model._observe import Observe
 from torchtune_qwen25vl.model._packed import pack
 from torchtune_qwen25vl.model._parallelism import tensor_parallel_plan
+from torchtune_qwen25vl.model._segments import has_segment_kernel
 from torchtune_qwen25vl.model._tuning import Tuning
 
 __all__ = [
@@ -64,6 +66,7 @@ __all__ = [
     "Observe",
     "Qwen25VL",
     "Tuning",
+    "has_segment_kernel",
     "initializer_ranges",
     "labelled_cross_entropy",
     "linear_cross_entropy",

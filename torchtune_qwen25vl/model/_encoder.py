@@ -93,8 +93,9 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Linear(patch_dim, embed_dim, bias=False)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Embed [p, patch_dim] as [p, d_v], in the dtype of the weights."""
-        return self.proj(pixel_values.to(self.proj.weight.dtype))
+        """Embed [p, patch_dim] as [p, d_v], in the dtype of the weights, under autocast too."""
+        dtype = self.proj.weight.dtype
+        return self.proj(pixel_values.to(dtype)).to(dtype)
 
 
 class VisionAttention(nn.Module):

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from torchtune_qwen25vl.model._autocast import as_autocast
+
 
 def linear_log_probs(
     hidden: Tensor, weight: Tensor, labels: Tensor, *, chunk_rows: int = 1024
@@ -40,7 +42,9 @@ def linear_log_probs(
             f"linear_log_probs needs the whole output weight, but got a shard "
             f"{weight.placements}; shard the root module with reshard_after_forward=False"
         )
-    return _LogProbs.apply(hidden, weight, labels, chunk_rows)
+    factors = as_autocast(hidden, weight)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _LogProbs.apply(*factors, labels, chunk_rows)
 
 
 class _LogProbs(torch.autograd.Function):

@@ -20,6 +20,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
+from torchtune_qwen25vl.model._autocast import as_autocast
+
 Kernel = Literal["torch", "liger"]
 
 
@@ -119,7 +121,9 @@ def labelled_cross_entropy(
 
         fused = LigerFusedLinearCrossEntropyLoss(accum_dtype=torch.float32)
         return fused(weight, hidden, labels)
-    return _MeanCrossEntropy.apply(hidden, weight, labels, chunk_rows)
+    factors = as_autocast(hidden, weight)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _MeanCrossEntropy.apply(*factors, labels, chunk_rows)
 
 
 def _check(hidden: Tensor, weight: Tensor, labels: Tensor, kernel: str) -> None:

@@ -50,6 +50,11 @@ def cut(runs: Runs, row: Tensor) -> Segments:
     return Segments(runs, offsets.to(row.device, non_blocking=True))
 
 
+def has_segment_kernel() -> bool:
+    """Say whether torch has one kernel for all segments of a row, in bf16 and on a GPU."""
+    return varlen_attn is not None
+
+
 def _has_kernel(row: Tensor) -> bool:
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else row.dtype
     return varlen_attn is not None and row.is_cuda and dtype in (torch.bfloat16, torch.float16)

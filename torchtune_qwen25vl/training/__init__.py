@@ -24,6 +24,9 @@ ValidationSampler  every sample once
 make_loader        batches of one step after another, prepared by workers
 StepCollate        samples of a step to batches, padded or packed
 Mask               what packed rows are masked by
+Precision          what weights are held in, and products computed in
+row_mask           choose it for a device
+computed_in        have a forward computed in the precision of a run
 StepBatches        one rank's share of one step
 to_device          move it to the device
 equal_numbers      as many batches on every rank
@@ -64,6 +67,7 @@ from torchtune_qwen25vl.training._batches import (
     StepBatches,
     StepCollate,
     equal_numbers,
+    row_mask,
     to_device,
 )
 from torchtune_qwen25vl.training._ends import Stopped, StopRequest, in_one_line
@@ -79,6 +83,7 @@ from torchtune_qwen25vl.training._parts import (
     tuning,
 )
 from torchtune_qwen25vl.training._plan import count_steps, describe, warmup_steps
+from torchtune_qwen25vl.training._precision import Precision, computed_in
 from torchtune_qwen25vl.training._preference import read_loss
 from torchtune_qwen25vl.training._preference_settings import PreferenceSettings
 from torchtune_qwen25vl.training._recipe import Recipe, run
@@ -115,6 +120,7 @@ __all__ = [
     "MuonAdamW",
     "Objective",
     "Part",
+    "Precision",
     "PreferenceSettings",
     "Recipe",
     "Settings",
@@ -132,6 +138,7 @@ __all__ = [
     "Walk",
     "WithReference",
     "answer_log_probs",
+    "computed_in",
     "count_steps",
     "describe",
     "equal_numbers",
@@ -152,6 +159,7 @@ __all__ = [
     "read_loss",
     "read_parts",
     "read_settings",
+    "row_mask",
     "run",
     "save_adapter",
     "save_model",

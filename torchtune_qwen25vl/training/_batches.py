@@ -11,12 +11,18 @@ from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 from torchtune.modules.attention_utils import packed_block_causal_mask
 
 from torchtune_qwen25vl import _ranks
+from torchtune_qwen25vl.model import has_segment_kernel
 from torchtune_qwen25vl.training._step import label_rows
 from torchtune_qwen25vl.transform import batch_to_device, packed_collate, padded_collate, round_up
 
 Batch = dict[str, Any]
 Mask = Literal["dense", "lengths", "flex"]
 FLEX_BLOCK = 128  # rows and columns of a block of flex attention
+
+
+def row_mask(device: torch.device) -> Mask:
+    """Choose how the samples of packed rows are told apart on a device, see `StepCollate`."""
+    return "flex" if device.type == "cuda" and not has_segment_kernel() else "lengths"
 
 
 class StepBatches(NamedTuple):

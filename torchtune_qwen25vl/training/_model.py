@@ -18,6 +18,7 @@ from torchtune_qwen25vl.model import (
     part_of,
     qwen2_5_vl_from_config,
 )
+from torchtune_qwen25vl.training._precision import Precision, dtype_of, shard
 from torchtune_qwen25vl.transform import write_pixel_limits
 from torchtune_qwen25vl.weights import (
     Checkpoint,
@@ -37,7 +38,7 @@ def make_model(
     source: Path,
     tuning: Mapping[str, Any],
     *,
-    dtype: torch.dtype,
+    precision: Precision,
     device: torch.device,
     seed: int,
     from_scratch: bool = False,
@@ -52,7 +53,7 @@ def make_model(
     Args:
         source: folder of config.json and the weights
         tuning: arguments of `Tuning`, see `tuning`
-        dtype: dtype of all weights
+        precision: what weights are held in, and products computed in
         device: where the weights go
         seed: seed of the weights that are new
         from_scratch: whether to start from random weights, reading config.json only
@@ -64,6 +65,7 @@ def make_model(
         ValueError: if the weights are not exactly those of config.json.
     """
     sharded = utils.get_world_size_and_rank()[0] > 1
+    dtype = dtype_of(precision, device)
     with training.set_default_dtype(dtype), torch.device("meta"):
         model = qwen2_5_vl_from_config(source, **tuning)
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
@@ -75,7 +77,7 @@ def make_model(
     if checkpoint_activations:
         training.set_activation_checkpointing(model, {modules.TransformerSelfAttentionLayer})
     if sharded:
-        training.shard_model(model, [training.get_shard_conditions], cpu_offload=False)
+        shard(model, precision)
         # the loss projects with the output weight after the forward
         model.set_reshard_after_forward(False, recurse=False)
         training.load_from_full_model_state_dict(model, dict(weights), device, strict=True)

@@ -7,14 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.optim import Optimizer
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
-from torchtune_qwen25vl._rounding import lost_updates
 from torchtune_qwen25vl.device import look
 from torchtune_qwen25vl.training._parts import Part, parameters_of
 from torchtune_qwen25vl.training._samples import Key, SeededDataset, Share
-from torchtune_qwen25vl.training._stochastic import StochasticAdamW
 from torchtune_qwen25vl.training._walk import Walk
 
 LOOKED_AT = 8  # samples that are read for their lengths
@@ -58,7 +55,6 @@ def warmup_steps(schedule: Mapping[str, Any], ratio: float | None, steps: int) -
 
 def describe(
     model: nn.Module,
-    optimizer: Optimizer,
     parts: Mapping[str, Part],
     dataset: Any,
     walk: Walk,
@@ -72,7 +68,6 @@ def describe(
 
     Args:
         model: model on its device, with its weights
-        optimizer: optimiser of its trained weights
         parts: how each part is trained
         dataset: data set of the training; a few of its samples are read
         walk: places of the run
@@ -87,7 +82,7 @@ def describe(
     ]
     lines += [_of_part(model, name, part) for name, part in parts.items()]
     lines.append(_of_memory(model))
-    return "\n".join([*lines, *_of_rounding(model, parts, optimizer)])
+    return "\n".join(lines)
 
 
 def _of_data(dataset: Any, walk: Walk, share: Share, steps: int, seed: int) -> Iterator[str]:
@@ -116,25 +111,18 @@ def _of_part(model: nn.Module, name: str, part: Part) -> str:
 
 
 def _of_memory(model: nn.Module) -> str:
-    trained = [_local(p) for p in model.parameters() if p.requires_grad]
-    needed = 3 * sum(p.numel() * p.element_size() for p in trained)
+    held = sum(map(_bytes, model.parameters()))
+    needed = 3 * sum(_bytes(p) for p in model.parameters() if p.requires_grad)
     machine = look(str(next(model.parameters()).device))
     return (
-        f"gradients and moments (two, as of AdamW) take {needed / 1e9:.2f} GB beside the weights "
-        f"and the activations; {machine.free / 1e9:.2f} GB are free on {machine.name}"
+        f"weights take {held / 1e9:.2f} GB; gradients and moments (two, as of AdamW) take "
+        f"{needed / 1e9:.2f} GB beside the weights and the activations; {machine.free / 1e9:.2f} "
+        f"GB are free on {machine.name}"
     )
 
 
-def _of_rounding(
-    model: nn.Module, parts: Mapping[str, Part], optimizer: Optimizer
-) -> Iterator[str]:
-    """Warn of bf16 weights whose small updates are rounded away."""
-    rounds = getattr(optimizer, "bf16_stochastic_round", False)  # of torchao's
-    if rounds or isinstance(optimizer, StochasticAdamW):
-        return
-    for name, part in parts.items():
-        if part.train == "full" and parameters_of(model, name)[0].dtype == torch.bfloat16:
-            yield lost_updates(name, type(optimizer).__name__)
+def _bytes(parameter: torch.Tensor) -> int:
+    return _local(parameter).nbytes
 
 
 def _local(parameter: torch.Tensor) -> torch.Tensor:

@@ -65,7 +65,7 @@ class PreferenceSettings(Settings):
             for key in ("tokenizer", dataset)
         }
         sections[dataset].pop("skip_bad_rows", None)  # rows that are left out are told apart
-        return {**sections, "dtype": self.dtype, "seed": self.seed}
+        return {**sections, "precision": self.precision, "seed": self.seed}
 
 
 def _rules(settings: PreferenceSettings) -> Iterator[tuple[Any, ...]]:

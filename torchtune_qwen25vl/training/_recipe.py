@@ -139,23 +139,22 @@ class Recipe(ABC, Generic[S]):
 
     def make_model(self) -> Qwen25VL:
         """Make the model as the run begins with it."""
-        settings = self.settings
+        settings, on_gpu = self.settings, self.device.type == "cuda"
         return make_model(
             self.source,
             self.tuning,
-            dtype=training.get_dtype(settings.dtype, self.device),
+            precision=settings.precision,
             device=self.device,
             seed=settings.seed,
             from_scratch=settings.from_scratch,
             checkpoint_activations=settings.enable_activation_checkpointing,
-            compile_layers=settings.compile,
+            compile_layers=on_gpu if settings.compile is None else settings.compile,
         )
 
     def plan(self, warmup: int) -> str:
         """Write what the run is going to do, a few lines for people."""
         return describe(
             self.model,
-            self.optimizer,
             self.parts,
             self.dataset,
             self.walk,

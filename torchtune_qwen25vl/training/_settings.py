@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, get_args, overload
 
 from omegaconf import DictConfig, OmegaConf
 from torchtune.config._errors import InstantiationError
@@ -14,6 +14,7 @@ from torchtune.config._utils import _get_component_from_path
 
 from torchtune_qwen25vl.training._kinds import DATALOADER, check_keys, check_kinds
 from torchtune_qwen25vl.training._plan import WARMUP
+from torchtune_qwen25vl.training._precision import Precision, problem_of
 
 COMPONENTS = ("optimizer", "lr_scheduler", "tokenizer", "dataset", "metric_logger")
 COMPONENTS_OR_NULL = ("val_dataset", "after_training")
@@ -56,8 +57,8 @@ class Settings:
     pack_to: int | None = None  # tokens of a packed row; null pads
     # on what
     device: str  # cuda, cpu, ...
-    dtype: Literal["bf16", "fp32"] = "bf16"
-    compile: bool = False
+    precision: Precision = "bf16_stochastic"  # see training/_precision.py
+    compile: bool | None = None  # null: on a GPU
     enable_activation_checkpointing: bool = False
     seed: int = 0
     # what is written, and when
@@ -81,7 +82,7 @@ class Settings:
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that may not change for a run to go on as if it had never stopped."""
-        values = ("clip_grad_norm", "dtype", "shuffle", "seed", "warmup_ratio")
+        values = ("clip_grad_norm", "precision", "shuffle", "seed", "warmup_ratio")
         sections = {
             key: OmegaConf.to_container(getattr(self, key), resolve=True)
             for key in ("optimizer", "lr_scheduler", "tokenizer", "dataset")
@@ -109,6 +110,11 @@ def read_settings(cfg: DictConfig, kind: type[Settings] = Settings) -> Settings:
         ValueError: if it has a key that means nothing, lacks one, or two contradict each other.
     """
     known = kind.__dataclass_fields__
+    if "dtype" in cfg:
+        raise ValueError(
+            f"dtype is called precision, one of {', '.join(get_args(Precision))}, got "
+            f"dtype={cfg['dtype']}"
+        )
     if unknown := sorted(set(map(str, cfg)) - set(known)):
         raise ValueError(f"unknown keys {unknown}; the recipe reads {sorted(known)}")
     try:
@@ -172,6 +178,10 @@ def _rules(settings: Settings) -> Iterator[tuple[Any, ...]]:
         f"({limit}); raise it, or lower that",
         "pack_to",
     )
+    trained = {str(name): str(part.get("train")) for name, part in s.parts.items()}
+    nf4 = bool((s.adapters or {}).get("quantize_base"))
+    problem = problem_of(s.precision, s.optimizer, trained, nf4)
+    yield not problem, problem, "precision"
     if s.loss_kernel == "liger":
         yield (
             s.loss_chunk_rows == Settings.loss_chunk_rows,  # the default
