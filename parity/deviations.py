@@ -159,6 +159,15 @@ DEVIATIONS = (
         "text resumes behind the grid",
     ),
     Deviation(
+        "preference",
+        "",
+        "4.56",
+        "goes with no trl that trains it",
+        hides=("reference with adapters on",),
+        refusal=reference.NotThereError.__name__,
+        cases=("text", "images"),
+    ),
+    Deviation(
         "prompt embeddings",
         "",
         "5.0",

@@ -138,6 +138,23 @@ def test_cp_copies_recipes_and_configs(probe, tune, tmp_path, capsys):
         tune("cp", "sizes/large", tmp_path / "none.yaml")
 
 
+def test_cp_takes_the_config_of_a_name_that_a_recipe_has_too(tune, tmp_path, capsys):
+    configs = ROOT / "recipes" / "configs"
+    tune("cp", "preference", tmp_path / "mine.yaml")
+    assert (tmp_path / "mine.yaml").read_text() == (configs / "preference.yaml").read_text()
+    tune("cp", "preference", tmp_path / "mine.py")
+    assert (tmp_path / "mine.py").read_text() == (ROOT / "recipes" / "preference.py").read_text()
+    (tmp_path / "mine.py").unlink()
+    tune("cp", "caption", tmp_path / "mine.yaml", "--no-clobber")
+    assert not (tmp_path / "mine.py").exists()
+    assert "loss:" in (tmp_path / "mine.yaml").read_text()
+    tune("cp", "caption", tmp_path / "new" / "mine.yaml", "--make-parents")
+    assert (tmp_path / "new" / "mine.yaml").read_text() == (configs / "caption.yaml").read_text()
+    with pytest.raises(SystemExit) as refused:
+        tune("cp", "caption", tmp_path / "none" / "mine.yaml")
+    assert refused.value.code == 2
+
+
 def test_cat_prints_ours(probe, tune, capsys):
     tune("cat", "sizes/small")
     assert capsys.readouterr().out == "word: small\n"

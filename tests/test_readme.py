@@ -1,6 +1,7 @@
 """What the README says runs."""
 
 import csv
+import json
 import pathlib
 import re
 import shlex
@@ -115,6 +116,23 @@ def test_the_guide_from_data_to_captions(folder, tmp_path, monkeypatch):
     assert (tmp_path / "photos" / "one.txt").read_text().strip()
     for command in section("Caption a folder"):
         assert not run([*command, "model=models/Qwen2.5-VL-3B-Instruct"], monkeypatch)
+
+
+def test_the_guide_to_preference(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    folder.rename(tmp_path / "models" / "Qwen2.5-VL-3B-Instruct")
+    pairs = tiny_folder.write_pairs(tmp_path / "rows", rows=4)
+    shutil.copytree(pairs.parent, tmp_path, dirs_exist_ok=True)
+    copy, check, train = section("Prefer one answer to another")
+    assert not run(copy, monkeypatch)
+    assert not run(check, monkeypatch)
+    assert tiny_folder.QUESTION in capsys.readouterr().out.split("--- and its rejected answer")[1]
+    small = [f"{key}={value}" for key, value in SMALLER.items()]
+    assert not run([*train, *small], monkeypatch)
+    assert (tmp_path / "runs" / "preference" / "model" / "config.json").is_file()
+    row = README.split("A row is `")[1].split("`")[0]
+    assert json.loads(row).keys() == {"image", "prompt", "chosen", "rejected"}
 
 
 def test_the_example_that_learns(folder, tmp_path, monkeypatch):

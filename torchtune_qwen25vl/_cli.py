@@ -10,6 +10,7 @@ is for stands in the first line of its header, and `ls` shows it.
 import argparse
 import ast
 import re
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -38,10 +39,7 @@ JOBS: dict[str, type[jobs.JobSettings]] = {
     "embed_prompts": conditioning.Settings,
     "image": conditioning.ImageSettings,
 }
-TRAINED: dict[str, type[training.Settings]] = {
-    "finetune": training.Settings,
-    "preference": training.PreferenceSettings,
-}
+TRAINED = {"finetune": training.Settings, "preference": training.PreferenceSettings}
 
 _Text = TypeVar("_Text", str, str | None)
 _LAUNCH = re.compile(r"^# +tune-qwen25vl run .*?(\w+) --config \S+", re.MULTILINE)
@@ -58,6 +56,7 @@ def main() -> None:
     commands["validate"].set_defaults(
         func=partial(validate, commands["validate"].get_default("func"))
     )
+    commands["cp"].set_defaults(func=partial(copy, commands["cp"].get_default("func")))
     args = tune.parse_args()
     if hasattr(args, "config"):  # `validate` takes a path only
         args.config = _configs().get(str(args.config), args.config)
@@ -181,6 +180,22 @@ def table() -> str:
     )
 
 
+def copy(stock: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
+    """Copy by torchtune's `stock`, but to a YAML the config, whose name a recipe may have too."""
+    source, target = _configs().get(args.file), args.destination
+    if source is None or target.suffix != ".yaml":
+        stock(args)
+    elif args.no_clobber and target.exists():
+        print(f"{target} is there already, and stays as it is")
+    else:
+        try:
+            if args.make_parents:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            print(f"Copied file to {shutil.copy(source, target)}")
+        except OSError as error:
+            _refuse(f"{target} cannot be written: {error}")
+
+
 def validate(components: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
     """Check the keys of a config for one of our recipes, as it would, and then all components.
 
@@ -210,7 +225,7 @@ def validate(components: Callable[[argparse.Namespace], None], args: argparse.Na
 def _check_keys(recipe: str, cfg: DictConfig) -> None:
     """Read the settings of a recipe of ours as it does."""
     if recipe in TRAINED:
-        settings = training.read_settings(cfg, TRAINED[recipe])
+        settings: training.Settings = training.read_settings(cfg, TRAINED[recipe])
         training.tuning(training.read_parts(settings.parts), settings.adapters or {})
     else:
         if cfg.get("inputs") is None:

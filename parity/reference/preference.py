@@ -61,12 +61,19 @@ def train_preference(
         from datasets import Dataset
         from peft import LoraConfig
         from trl import DPOConfig, DPOTrainer
-    except ImportError as error:
-        raise NotThereError(f"trl: {error}") from error
+    except (ImportError, RuntimeError) as error:  # trl turns the one into the other
+        raise NotThereError("no trl that goes with this transformers") from error
+
+    losses: list[float] = []
 
     class Trainer(DPOTrainer):
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
             return dataset
+
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            loss = super().compute_loss(*args, **kwargs)
+            losses.append(float(loss.detach()))  # some versions round what they log
+            return loss
 
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of transformers, at names that trl uses
@@ -84,7 +91,6 @@ def train_preference(
                 max_grad_norm=0.0,
                 bf16=False,
                 gradient_checkpointing=False,
-                train_sampling_strategy="sequential",
                 max_length=None,
                 logging_steps=1,
                 report_to="none",
@@ -96,18 +102,21 @@ def train_preference(
             ),
             train_dataset=Dataset.from_list([{"number": k} for k in range(len(batches))]),
             processing_class=_tokenizer(),
-            data_collator=_batch_of(batches),
+            data_collator=_one_after_the_other(batches),
             peft_config=LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets),
         )
         trainer.remove_callback(PrinterCallback)
         first = _adapters(trainer.model)
         trainer.train()
-    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    logged = [entry | {"loss": loss} for entry, loss in zip(steps, losses, strict=True)]
     return TrainedPreference(first, _adapters(trainer.model), logged)
 
 
-def _batch_of(batches: Sequence[Mapping[str, Tensor]]) -> Callable[[list], dict[str, Tensor]]:
-    return lambda rows: dict(batches[rows[0]["number"]])
+def _one_after_the_other(batches: Sequence[Mapping[str, Tensor]]) -> Callable[[Any], Any]:
+    """A collate that hands out batches in their order, whichever row was drawn."""
+    in_order = iter(batches)
+    return lambda rows: dict(next(in_order))
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

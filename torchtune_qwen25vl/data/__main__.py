@@ -156,7 +156,10 @@ def _print_preview(
     for row in range(min(count, len(dataset))):
         print(f"--- {key} {dataset.source}, row {row}")
         try:
-            print(preview(dataset[row], tokenizer))
+            sample = dataset[row]
+            print(preview(sample, tokenizer))
+            if "rejected" in sample:
+                print(f"--- and its rejected answer\n{preview(sample['rejected'], tokenizer)}")
         except ValueError as error:
             print(f"bad: {error}")
 
