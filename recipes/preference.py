@@ -40,6 +40,7 @@ class PreferenceRecipe(ours.Recipe[ours.PreferenceSettings]):
 
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__(cfg, ours.read_settings(cfg, ours.PreferenceSettings))
+        self.model_identity["reference"] = None
         if self.settings.reference_dir is not None:
             self.reference_source, _ = find_weights(self.settings.reference_dir)
             self.model_identity["reference"] = fingerprint(self.reference_source)

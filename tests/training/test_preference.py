@@ -290,6 +290,13 @@ def test_what_a_run_depends_on_may_not_change(folder, tmp_path):
             OmegaConf.update(other, key, value, force_add=True)
         with pytest.raises(ValueError, match=rf"\(then, now\) \{{'{name}': \("):
             recipe().PreferenceRecipe(other).setup()
+    against = simple(
+        folder, tmp_path / "2", max_steps=1, save_every_n_steps=1, reference_dir=str(folder)
+    )
+    run(against)
+    against.reference_dir = None
+    with pytest.raises(ValueError, match=r"\(then, now\) \{'reference': \("):
+        recipe().PreferenceRecipe(against).setup()
 
 
 def test_validation_changes_nothing(folder, tmp_path):

@@ -113,6 +113,16 @@ def test_the_prompt_stands_once_and_ends_before_the_token_that_predicts_the_answ
     assert answer_lengths(batch).tolist() == [[chosen, rejected]]
 
 
+def test_a_first_token_that_is_labelled_is_predicted_by_nothing():
+    model = tiny.model().double()
+    made = samples.pair("text", 2)
+    for answer in (made, made["rejected"]):
+        answer["labels"] = samples.from_dataset(answer["tokens"])
+    right = torch.stack([alone(model, made), alone(model, made["rejected"])])
+    found = log_probs(model, placed(collate()([made])))[0]
+    torch.testing.assert_close(found, right, rtol=1e-10, atol=1e-10)
+
+
 def test_answers_to_other_images_share_what_stands_before_the_first_that_differs():
     made = samples.pair("two images", 3, other_images=True)
     second = made["rejected"]["encoder_input"]["vision"]["pixel_values"]
@@ -184,6 +194,13 @@ def test_unpaired_answers_move_on_by_one_row_of_their_batch():
     assert_same(model, data, torch.stack(expected))
     liked = [batch["liked"].tolist() for batch in data.batches]
     assert liked == [[False, True], [True, False], [True]]
+
+
+def test_rows_of_the_other_kind_are_refused():
+    with pytest.raises(ValueError, match=r"a row has one answer alone, .*; set loss.name to kto"):
+        collate()([samples.pair("text", 1), samples.unpaired("text", 2)])
+    with pytest.raises(ValueError, match=r"but a row is a pair .*; set loss.name to dpo"):
+        collate(paired=False)([samples.unpaired("text", 1), samples.pair("text", 2)])
 
 
 def test_rows_that_only_fill_up_a_step_have_no_labels():

@@ -86,7 +86,13 @@ class TreeCollate:
         }
 
     def __call__(self, samples: Sequence[Sample]) -> StepBatches:
-        """Collate all samples of a step."""
+        """Collate all samples of a step.
+
+        Raises:
+            ValueError: if a sample is a pair and none is asked for, or the other way round, or a
+                tree is longer than a packed row.
+        """
+        _check_kind(samples, paired=self.paired)
         images = Images()
         answers = [self._answer(sample, images) for sample in samples]
         every = list(range(len(samples)))
@@ -119,6 +125,8 @@ class TreeCollate:
     def _answer(self, sample: Sample, images: Images) -> Row:
         names = ("tokens", "labels", "input_pos")
         row = {name: torch.as_tensor(np.asarray(sample[name])) for name in names}
+        row["labels"] = row["labels"].clone()
+        row["labels"][0] = CROSS_ENTROPY_IGNORE_IDX  # else what stands before would predict it
         row["embeds"] = torch.full_like(row["tokens"], TEXT)
         row["embeds"][torch.isin(row["tokens"], self.placeholders)] = images.numbers(sample)
         return row
@@ -172,6 +180,19 @@ def tree_mask(spans: Tensor, *, flex: bool) -> Any:
     return sees(rows[:, None, None], None, index[:, None], index)  # [b, s, s]
 
 
+def _check_kind(samples: Sequence[Sample], *, paired: bool) -> None:
+    if paired and not all("rejected" in sample for sample in samples):
+        raise ValueError(
+            "the loss compares a chosen with a rejected answer, but a row has one answer alone, "
+            "marked by whether it was liked; set loss.name to kto"
+        )
+    if not paired and not all("liked" in sample for sample in samples):
+        raise ValueError(
+            "the loss kto takes answers that were liked or not, but a row is a pair of a chosen "
+            "and a rejected one; set loss.name to dpo or another loss of pairs"
+        )
+
+
 def _tree(own: Row, other: Row) -> Row:
     """Plant two answers: what they begin with alike, and the rest of each; with "branch" [s]."""
     shared = min(prompt_length(own), prompt_length(other))
@@ -209,7 +230,7 @@ def _joined(*rows: Row) -> Row:
 
 
 def _marks(samples: Sequence[Sample]) -> dict[str, Tensor]:
-    marks = {"liked": torch.tensor([bool(sample.get("liked", True)) for sample in samples])}
+    marks = {"liked": torch.tensor([sample.get("liked", True) for sample in samples])}
     if "reference" in samples[0]:
         marks["reference"] = torch.stack([torch.as_tensor(s["reference"]) for s in samples])
     return marks
