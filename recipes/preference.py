@@ -63,10 +63,10 @@ class PreferenceRecipe(ours.Recipe[ours.PreferenceSettings]):
         self.loss = computed(self.objective)
         self.of_reference = computed(self.objective.reference_log_probs)
         if settings.precompute_reference:
-            self.dataset = self.with_reference("dataset", self.walk.identity(), self.walk.places)
+            self.dataset = self.with_reference("dataset", self.walk)
             if self.val_dataset is not None:
-                number = len(self.val_dataset)
-                self.val_dataset = self.with_reference("val_dataset", {"samples": number}, number)
+                walk = ours.plan_walk(self.val_dataset, None)
+                self.val_dataset = self.with_reference("val_dataset", walk)
             self.objective.reference = None  # its memory is free from here on
             ours.shard_again(self.model)
 
@@ -82,13 +82,12 @@ class PreferenceRecipe(ours.Recipe[ours.PreferenceSettings]):
         )
         return model.eval()
 
-    def with_reference(self, name: str, rows: dict[str, Any], places: int) -> Any:
+    def with_reference(self, name: str, walk: ours.Walk) -> ours.WithReference:
         """Return a data set of the YAML with the reference's log-probabilities in its samples."""
         dataset = getattr(self, name)
-        empty = self.walk.empty if name == "dataset" else ()
 
         def compute(steps: list[list[ours.Key]]) -> Iterator[dict[int, list[float]]]:
-            loader = self.loader(dataset, steps, empty=empty)
+            loader = self.loader(dataset, steps, empty=walk.empty)
             bar = tqdm(steps, desc="reference", disable=self.rank > 0, unit="step")
             for keys, data in zip(bar, loader, strict=True):
                 self.objective.begin_step()
@@ -102,11 +101,15 @@ class PreferenceRecipe(ours.Recipe[ours.PreferenceSettings]):
         log_probs = ours.keep_log_probs(
             self.output_dir / f"reference-{name}.jsonl",
             compute,
-            identity={**self.model_identity, **rows, **self.settings.reference_identity(name)},
-            places=places,
+            identity={
+                **self.model_identity,
+                **walk.identity(),
+                **self.settings.reference_identity(name),
+            },
+            places=walk.places,
             share=self.share,
         )
-        return ours.WithReference(dataset, log_probs, empty)
+        return ours.WithReference(dataset, log_probs, walk.empty)
 
     def take_step(self, loader: Iterator[ours.StepBatches]) -> float:
         """Train on the next batches, log what came of it, and return the loss."""

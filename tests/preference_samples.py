@@ -52,11 +52,6 @@ def unpaired(kind, seed):
     return {**sample(parts, chosen, seed), "liked": seed % 3 > 0}
 
 
-def same_image(made, other):
-    """The same sample with the image of another one, of the same size."""
-    return {**made, "encoder_input": other["encoder_input"]}
-
-
 def ignored(made):
     """A sample that only fills up a step."""
     return {**made, "labels": torch.full_like(made["labels"], CROSS_ENTROPY_IGNORE_IDX)}
