@@ -118,7 +118,7 @@ class Encoder:
     def __call__(self, model: Qwen25VL, batch: Batch) -> Batch:
         """Return the arguments, after encoding what is new if encoder and merger are frozen."""
         options = {key: batch[key] for key in ("encoder_input", "encode_absent") if key in batch}
-        index = {"image_index": batch["image_index"]}
+        index = {key: batch[key] for key in ("image_index", "placeholder_rows")}
         if not self.frozen:
             return options | index
         with torch.no_grad():

@@ -22,14 +22,13 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
-from torchtune import utils
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
 from torchtune_qwen25vl._torchtune import labelled_rows
 from torchtune_qwen25vl.training._batches import FLEX_BLOCK, Batch, Mask, StepBatches, plan_rows
 from torchtune_qwen25vl.training._images import Encoded, Images
 from torchtune_qwen25vl.training._step import labels_of
-from torchtune_qwen25vl.transform import round_up
+from torchtune_qwen25vl.transform import batch_to_device, round_up
 
 Sample = Mapping[str, Any]
 Row = dict[str, Tensor]  # of a prompt with an answer, or of a tree: each field [s, ...]
@@ -46,8 +45,8 @@ class TreeCollate:
 
     Beside tokens, labels, input_pos and encoder_input a batch has "spans" int [b, s, 2], number of
     the tree and of the branch of each token; "image_index" int [m], which of the embeddings stands
-    at each placeholder; of each tree "samples", the number of its sample in the step, and "liked";
-    and where the samples have it, "reference" [t, 2].
+    at each placeholder, and "placeholder_rows" int [m], where that is; of each tree "samples", the
+    number of its sample in the step, and "liked"; where the samples have it, "reference" [t, 2].
 
     Args:
         padding_idx: token at padding
@@ -147,13 +146,15 @@ class TreeCollate:
                 last = (0, 0) * (batch[name].ndim - 2)
                 batch[name] = pad(batch[name], (*last, 0, missing), value=fill)
         embeds = batch.pop("embeds")
-        return batch | {"image_index": embeds[embeds != TEXT]}
+        shown = embeds != TEXT  # [b, s]
+        places = shown.flatten().nonzero()[:, 0]  # [m]
+        return batch | {"image_index": embeds[shown], "placeholder_rows": places}
 
 
 def place_trees(data: StepBatches, device: torch.device, *, mask: Mask = "dense") -> None:
     """Move batches of trees, in place, and make their masks there; see `TreeCollate`."""
     for batch in data.batches:
-        utils.batch_to_device(batch, device)
+        batch_to_device(batch, device)
         batch["mask"] = tree_mask(batch["spans"], flex=mask == "flex")
 
 
