@@ -1,5 +1,6 @@
 """What a model is run on and in, decided from what torch says."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -103,6 +104,19 @@ def test_the_environment_can_force_four_bits(monkeypatch):
     assert choice.four_bit
     assert "QWEN_FORCE_4BIT" in str(choice)
     assert not device.choose(GPU, {BF16}, four_bit="off").four_bit
+
+
+@pytest.mark.parametrize(
+    ("machine", "price"),
+    [(GPU, "about 5 to 10 times .* (estimated)"), (CPU, "about 17 times .* (measured on one CPU)")],
+)
+def test_what_four_bits_cost_is_said(machine, price):
+    pattern = price.replace("(", r"\(").replace(")", r"\)")
+    assert re.search(pattern, str(device.choose(machine, {BF16}, four_bit="on")))
+    plain = device.choose(machine, {BF16}, four_bit="off")
+    assert "NF4" not in str(plain)
+    *_, coarsest = downgrades(plain, machine)
+    assert re.search(pattern, str(coarsest))
 
 
 def test_the_reasons_are_one_line():

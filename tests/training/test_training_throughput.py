@@ -11,7 +11,7 @@ from training_samples import Transform, sample
 
 from torchtune_qwen25vl.training import StepCollate, Throughput, summed_loss
 from torchtune_qwen25vl.training._step import output_weight
-from torchtune_qwen25vl.training._throughput import FlopCounter
+from torchtune_qwen25vl.training._throughput import FlopCounter, peak_tflops
 
 LORA = {"lora_attn_modules": ["q_proj", "v_proj"], "apply_lora_to_mlp": True, "lora_rank": 4}
 CPU = torch.device("cpu")
@@ -94,3 +94,25 @@ def test_a_report_counts_since_the_last_one(monkeypatch):
 def test_no_mfu_without_a_known_peak():
     throughput = Throughput(tiny.model(), CPU, tflops=None)
     assert "mfu" not in throughput.report()
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.0),
+        ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA H100 NVL", 835.0),
+        ("NVIDIA H200", 989.0),
+        ("NVIDIA A100-SXM4-80GB", 312.0),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("NVIDIA L4", 121.0),
+        ("NVIDIA L40S", 362.0),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),  # another chip under a name that begins alike
+        ("NVIDIA H100 PCIe MIG 1g.10gb", None),  # a part of a card
+        ("AMD Instinct MI300X", None),
+    ],
+)
+def test_a_peak_is_known_by_the_cards_exact_name(name, peak, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_tflops(torch.device("cuda")) == peak
+    assert peak_tflops(torch.device("cpu")) is None

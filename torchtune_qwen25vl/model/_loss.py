@@ -116,14 +116,14 @@ def labelled_cross_entropy(
     _check(hidden, weight, labels, kernel)
     if not torch.is_grad_enabled():  # else an autograd function is told that gradients are wanted
         hidden, weight = hidden.detach(), weight.detach()
+    hidden, weight = as_autocast(hidden, weight)
     if kernel == "liger" and len(labels):
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
         fused = LigerFusedLinearCrossEntropyLoss(accum_dtype=torch.float32)
         return fused(weight, hidden, labels)
-    factors = as_autocast(hidden, weight)
     with torch.autocast(hidden.device.type, enabled=False):
-        return _MeanCrossEntropy.apply(*factors, labels, chunk_rows)
+        return _MeanCrossEntropy.apply(hidden, weight, labels, chunk_rows)
 
 
 def _check(hidden: Tensor, weight: Tensor, labels: Tensor, kernel: str) -> None:

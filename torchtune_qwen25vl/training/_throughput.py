@@ -21,19 +21,15 @@ from torchtune_qwen25vl._position_ids import frame_lengths, window_order
 from torchtune_qwen25vl.model import Qwen25VL, part_of
 from torchtune_qwen25vl.training._batches import StepBatches
 from torchtune_qwen25vl.training._parts import PARTS, parameters_of
+from torchtune_qwen25vl.training._peaks import PEAK_TFLOPS
 from torchtune_qwen25vl.training._step import output_weight
 
 LABELLED = "labelled"  # what only labelled tokens go through: the last MLP and the output
-# dense bf16, without sparsity, in TFLOP/s; from the makers' data sheets
-PEAK_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0}
 
 
 def peak_tflops(device: torch.device) -> float | None:
     """Return the peak of a device in bf16, TFLOP/s, None if it is not known."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for key, peak in PEAK_TFLOPS.items() if key in name), None)
+    return PEAK_TFLOPS.get(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
 class FlopCounter:

@@ -1,0 +1,49 @@
+"""How many operations GPUs do at best, by the exact names that torch has for them.
+
+Dense products of bf16 added up in fp32, TFLOP/s, by the makers' data sheets and white papers:
+without sparsity, at the power that the card ships with. Cards for games add up in fp32 at half
+rate, so a 4090 has 165 where its box says 330.
+"""
+
+PEAK_TFLOPS = {
+    **dict.fromkeys(
+        (
+            "NVIDIA A100-SXM4-40GB",
+            "NVIDIA A100-SXM4-80GB",
+            "NVIDIA A100-SXM-64GB",
+            "NVIDIA A100-PCIE-40GB",
+            "NVIDIA A100 80GB PCIe",
+            "NVIDIA A800-SXM4-80GB",
+            "NVIDIA A800 80GB PCIe",
+        ),
+        312.0,
+    ),
+    "NVIDIA A30": 165.0,
+    "NVIDIA A40": 149.7,
+    "NVIDIA A10": 125.0,
+    "NVIDIA A10G": 70.0,
+    "NVIDIA RTX A6000": 154.8,
+    "NVIDIA RTX A5000": 111.1,
+    "NVIDIA GeForce RTX 3090": 71.0,
+    "NVIDIA GeForce RTX 3090 Ti": 80.0,
+    "NVIDIA L40S": 362.0,
+    "NVIDIA L40": 181.0,
+    "NVIDIA L4": 121.0,
+    "NVIDIA RTX 6000 Ada Generation": 364.2,
+    "NVIDIA GeForce RTX 4090": 165.2,
+    "NVIDIA GeForce RTX 4080": 97.5,
+    "NVIDIA H100 80GB HBM3": 989.0,
+    "NVIDIA H100 PCIe": 756.0,
+    "NVIDIA H100 NVL": 835.0,
+    "NVIDIA H800": 989.0,
+    "NVIDIA H200": 989.0,
+    "NVIDIA H200 NVL": 835.0,
+    "NVIDIA H20": 148.0,
+    "NVIDIA GH200 480GB": 989.0,
+    "NVIDIA B200": 2250.0,
+    "NVIDIA GB200": 2500.0,
+    "NVIDIA GeForce RTX 5090": 209.5,
+    "NVIDIA GeForce RTX 5080": 112.6,
+    "NVIDIA RTX PRO 6000 Blackwell Workstation Edition": 503.8,
+    "NVIDIA RTX PRO 6000 Blackwell Server Edition": 503.8,
+}
