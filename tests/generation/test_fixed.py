@@ -139,6 +139,30 @@ def test_a_cache_writes_each_row_in_its_own_column():
         assert (held != 0).sum() == 3 * 2 * 4
 
 
+def test_a_step_is_recorded_once_it_pays(model, monkeypatch):
+    """After a few tokens, and once: short answers go without."""
+
+    class OnGPU(torch.Tensor):
+        is_cuda = True
+
+    recorded = []
+
+    def record(step):
+        recorded.append(len(taken))
+        return step
+
+    monkeypatch.setattr(_fixed, "recorded", record)
+    places = _places.Places(model)
+    places.reserve(2, 64)
+    step, taken = places.fixed_step(), []
+    for column in range(_fixed.RECORD_AFTER + 3):
+        tokens = torch.tensor([5, 6]).as_subclass(OnGPU)
+        with torch.no_grad():
+            step(tokens, torch.full((2,), column), torch.full((2,), column))
+        taken.append(column)
+    assert recorded == [_fixed.RECORD_AFTER]
+
+
 def test_what_cannot_be_recorded_is_run_as_it_is():
     """Without a GPU nothing can be recorded."""
     if torch.cuda.is_available():

@@ -1,7 +1,7 @@
 """Decoding in shapes that never change, so that a GPU can be handed a whole step at once.
 
 A token of 3B is a thousand kernels, which a GPU runs faster than a host can launch them. Where
-nothing grows, the host records them once as a CUDA graph, and from then on launches the graph. So
+nothing grows, the host records them as a CUDA graph, and from then on launches the graph. So
 the caches are as long as they may become, every row writes at a column that a tensor tells, and
 the mask covers all columns. Of what comes out, the host reads several tokens at a time.
 
@@ -21,6 +21,7 @@ from torchtune_qwen25vl.generation._forward import decode_one_token
 
 ASK_EVERY = 8  # tokens after which the host looks which rows have ended
 WIDTHS = 256  # columns are a multiple of this, so that few widths are recorded
+RECORD_AFTER = 8  # steps; recording takes as long as a few, which a short answer would not win back
 WARM_UPS = 3  # runs before recording, in which libraries set themselves up
 
 
@@ -71,7 +72,7 @@ class FixedStep:
         self._index = torch.arange(width, device=device)
         pairs = zip(keys, values, strict=True)
         self._caches = [FixedCache(*pair, self._columns) for pair in pairs]
-        self._run: Callable[[], Tensor] | None = None
+        self._run, self._steps = self.decode, 0
 
     def __call__(self, tokens: Tensor, positions: Tensor, columns: Tensor) -> Tensor:
         """Append one token per row; return logits of the next one, fp32 [b, v].
@@ -86,8 +87,9 @@ class FixedStep:
         self._tokens[:rows] = tokens
         self._positions[:rows] = positions
         self._columns[:rows] = columns
-        if self._run is None:
-            self._run = recorded(self.decode) if tokens.is_cuda else self.decode
+        if self._steps == RECORD_AFTER and tokens.is_cuda:
+            self._run = recorded(self.decode)
+        self._steps += 1
         return self._run()[:rows]
 
     def decode(self) -> Tensor:
