@@ -264,7 +264,7 @@ def test_a_failed_run_keeps_the_report_there_is(check, tmp_path, monkeypatch):
     ("changes", "warned"),
     [
         ({"optimizer": {"_component_": "torch.optim.AdamW"}}, ["vision"]),
-        ({"optimizer": {"_component_": "torch.optim.AdamW"}, "dtype": "fp32"}, []),
+        ({"optimizer": {"_component_": "torch.optim.AdamW"}, "precision": "fp32"}, []),
         ({"optimizer": {"_component_": "torchtune_qwen25vl.training.StochasticAdamW"}}, []),
         ({"optimizer": {"_component_": "torchao._AdamW", "bf16_stochastic_round": True}}, []),
         (
@@ -282,7 +282,7 @@ def test_updates_that_training_would_round_away(check, recipe, changes, warned):
     OmegaConf.save(OmegaConf.merge(cfg, {"parts": parts}, changes), recipe)
     code, _, printed = check()
     assert code == 0
-    assert re.findall(r"WARNING: (\w+) is trained in bf16, where", printed.out) == warned
+    assert re.findall(r"WARNING: (\w+) is trained in full in bf16, where", printed.out) == warned
 
 
 def test_help_says_what_there_is(capsys):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from torchtune_qwen25vl.model._autocast import as_autocast
+from torchtune_qwen25vl.model._autocast import apply_in_autocast
 
 
 def linear_log_probs(
@@ -42,9 +42,7 @@ def linear_log_probs(
             f"linear_log_probs needs the whole output weight, but got a shard "
             f"{weight.placements}; shard the root module with reshard_after_forward=False"
         )
-    factors = as_autocast(hidden, weight)
-    with torch.autocast(hidden.device.type, enabled=False):
-        return _LogProbs.apply(*factors, labels, chunk_rows)
+    return apply_in_autocast(_LogProbs, hidden, weight, labels, chunk_rows)
 
 
 class _LogProbs(torch.autograd.Function):

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
-from torchtune_qwen25vl.model._autocast import as_autocast
+from torchtune_qwen25vl.model._autocast import apply_in_autocast
 
 Kernel = Literal["torch", "liger"]
 
@@ -116,14 +116,12 @@ def labelled_cross_entropy(
     _check(hidden, weight, labels, kernel)
     if not torch.is_grad_enabled():  # else an autograd function is told that gradients are wanted
         hidden, weight = hidden.detach(), weight.detach()
-    hidden, weight = as_autocast(hidden, weight)
     if kernel == "liger" and len(labels):
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
         fused = LigerFusedLinearCrossEntropyLoss(accum_dtype=torch.float32)
         return fused(weight, hidden, labels)
-    with torch.autocast(hidden.device.type, enabled=False):
-        return _MeanCrossEntropy.apply(hidden, weight, labels, chunk_rows)
+    return apply_in_autocast(_MeanCrossEntropy, hidden, weight, labels, chunk_rows)
 
 
 def _check(hidden: Tensor, weight: Tensor, labels: Tensor, kernel: str) -> None:
