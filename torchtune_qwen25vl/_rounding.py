@@ -14,10 +14,10 @@ def is_stochastic(optimizer: Mapping[str, Any]) -> bool:
 
 
 def lost_updates(part: str, optimizer: str) -> str:
-    """Say what becomes of a part that this optimizer trains in full in bf16."""
+    """Say what becomes of a part whose weights this optimizer trains in bf16."""
     return (
-        f"{part} is trained in full in bf16, where {optimizer} rounds most updates away: at such "
-        f"rates 3 to 16 % of the weights move. Set optimizer._component_={ROUNDING} with "
+        f"{part} has weights trained in bf16, where {optimizer} rounds most updates away: at such "
+        f"rates 3 to 16 % of them move. Set optimizer._component_={ROUNDING} with "
         "precision=bf16_stochastic, or precision=bf16_mixed, or precision=fp32"
     )
 
@@ -30,5 +30,5 @@ def warnings_of(config: Mapping[str, Any]) -> Iterator[str]:
     if config.get("precision", "bf16_stochastic") in ("bf16", "bf16_stochastic"):
         name = str(optimizer.get("_component_", "")).rpartition(".")[2]
         for part, settings in (config.get("parts") or {}).items():
-            if settings.get("train") == "full":
+            if settings.get("train") in ("full", "dora"):
                 yield f"WARNING: {lost_updates(part, name)}"

@@ -282,7 +282,7 @@ def test_updates_that_training_would_round_away(check, recipe, changes, warned):
     OmegaConf.save(OmegaConf.merge(cfg, {"parts": parts}, changes), recipe)
     code, _, printed = check()
     assert code == 0
-    assert re.findall(r"WARNING: (\w+) is trained in full in bf16, where", printed.out) == warned
+    assert re.findall(r"WARNING: (\w+) has weights trained in bf16, where", printed.out) == warned
 
 
 def test_help_says_what_there_is(capsys):

@@ -89,11 +89,18 @@ def cfg(folder, tmp_path):
         ({"lr_scheduler.num_training_steps": 9}, "lr_scheduler takes no num_training_steps"),
         ({"precision": "fp16"}, "precision is one of .*, got precision='fp16'"),
         ({"dtype": "bf16"}, "dtype is called precision, one of bf16_stochastic, .*got dtype=bf16"),
-        ({"precision": "bf16"}, "precision bf16 is for adapters alone: merger .* AdamW rounds"),
-        ({"precision": "bf16_stochastic"}, "merger is trained in full in bf16, where AdamW rounds"),
+        ({"precision": "bf16"}, "precision bf16 is for adapters of LoRA alone: merger .* AdamW"),
         (
-            {"precision": "bf16_mixed", "adapters.quantize_base": True},
-            "precision bf16_mixed holds all weights in fp32, and adapters.quantize_base .* NF4",
+            {"precision": "bf16_stochastic"},
+            "merger has weights trained in bf16, where AdamW rounds",
+        ),
+        (
+            {"precision": "bf16", "parts.merger.train": "lora", "parts.decoder.train": "dora"},
+            "precision bf16 is for adapters of LoRA alone: decoder .* AdamW",
+        ),
+        (
+            {"precision": "bf16_mixed", "parts.decoder.train": "qlora"},
+            "precision bf16_mixed holds all weights in fp32, and a part with qlora .* NF4",
         ),
         ({"val_dataset": None}, "eval_every_n_steps and val_dataset need each other"),
         ({"parts.vision.train": "frozen"}, "parts.vision: a frozen part takes no lr"),

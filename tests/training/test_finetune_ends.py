@@ -250,3 +250,29 @@ def test_faults_of_ours_keep_their_traceback():
 def test_cuda_without_cuda_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match=r"cannot use cuda, it finds no accelerator: .*device=cpu"):
         recipe().FinetuneRecipe(simple(folder, tmp_path, device="cuda"))
+
+
+def test_a_row_that_a_worker_cannot_read_ends_the_run(reading, tmp_path):
+    """In one line, though workers outlive the signals by which Python ends its children."""
+    rows = write_rows(tmp_path / "rows.jsonl", ["red"] * 40)
+    lines = rows.read_text().splitlines()
+    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "red"}]
+    lines[17] = json.dumps({"image": "gone.png", "conversations": turns})  # the plan reads others
+    rows.write_text("\n".join(lines) + "\n")
+    cfg = of_rows(reading, tmp_path / "out", rows, shuffle=False, dataloader={"num_workers": 1})
+    cfg.max_steps, cfg.lr_scheduler = 8, CONSTANT
+    OmegaConf.save(cfg, tmp_path / "run.yaml")
+    tests = str(Path(__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(RECIPE.parents[1]), tests))}
+    done = subprocess.run(
+        [sys.executable, str(RECIPE), "--config", str(tmp_path / "run.yaml")],
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "gone.png" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert losses(tmp_path / "out").keys() <= {1, 2, 3, 4}

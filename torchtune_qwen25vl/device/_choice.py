@@ -167,10 +167,10 @@ def _price_of_nf4(machine: Machine) -> str:
     """Say what tokens cost where every weight is unpacked whenever it is used.
 
     That is ten operations a layer, which move 24 bytes a weight where bf16 moves 2. On a CPU (Zen
-    4, one thread) a layer of 3B took 17 times as long for one row, and 4 times for 256.
+    4, one thread) layers of 3B took 17 to 42 times as long for one row, and 4 to 7 for 256.
     """
     if machine.device.type == "cpu":
-        return "NF4 takes about 17 times as long for a token as bf16 (measured on one CPU)"
+        return "NF4 takes 17 to 42 times as long for a token as bf16 (measured on one CPU)"
     return "NF4 takes about 5 to 10 times as long for a token as bf16 (estimated)"
 
 

@@ -1,5 +1,6 @@
 """How a run ends before its last step: a signal to stop, or an error that is told in one line."""
 
+import multiprocessing
 import signal
 import sys
 from collections.abc import Callable
@@ -73,6 +74,23 @@ def in_one_line(recipe: Callable[[], Any]) -> int:
         return _say("stopped; the same command goes on from the last checkpoint", 130)
     except OF_USERS as error:
         return _say(_line(error), 2)
+    finally:
+        _end_workers()
+
+
+def _end_workers() -> None:
+    """End the dataloaders' workers that an error has left, which no signal but one would end.
+
+    Python waits for them when it exits. torch would raise for each of them that is killed.
+    """
+    left = multiprocessing.active_children()
+    if not left:
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in left:
+        worker.kill()
+        worker.join()
+    signal.signal(signal.SIGCHLD, before)
 
 
 def _line(error: BaseException) -> str:

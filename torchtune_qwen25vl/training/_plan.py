@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
+from torchtune_qwen25vl._torchtune import NF4Tensor
 from torchtune_qwen25vl.device import look
 from torchtune_qwen25vl.training._parts import Part, parameters_of
 from torchtune_qwen25vl.training._samples import Key, SeededDataset, Share
@@ -122,7 +123,11 @@ def _of_memory(model: nn.Module) -> str:
 
 
 def _bytes(parameter: torch.Tensor) -> int:
-    return _local(parameter).nbytes
+    held = _local(parameter)
+    if isinstance(held, NF4Tensor):
+        names, _ = held.__tensor_flatten__()
+        return sum(getattr(held, name).nbytes for name in names)
+    return held.nbytes
 
 
 def _local(parameter: torch.Tensor) -> torch.Tensor:

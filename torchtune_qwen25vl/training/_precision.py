@@ -4,7 +4,8 @@ bf16_stochastic  weights in bf16, which the optimiser rounds up or down at rando
                  takes its updates on average: 2 bytes a weight, and 4 of moments
 bf16_mixed       weights in fp32, products in bf16: 4 bytes a weight, and 8 of moments
 fp32             all in fp32
-bf16             weights in bf16, rounded to the nearest: for adapters, whose rates are large enough
+bf16             weights in bf16, rounded to the nearest: for adapters of LoRA, which are small and
+                 whose rates are large enough; the magnitudes of DoRA are as large as weights
 """
 
 from collections.abc import Callable, Mapping
@@ -68,25 +69,24 @@ def shard(model: nn.Module, precision: Precision) -> None:
 
 
 def problem_of(
-    precision: Precision, optimizer: Mapping[str, Any], trained: Mapping[str, str], nf4: bool
+    precision: Precision, optimizer: Mapping[str, Any], trained: Mapping[str, str]
 ) -> str:
     """Say why a precision does not go with the rest of a YAML, and what would; empty if it does.
 
     Args:
         precision: as the YAML has it
         optimizer: its section
-        trained: how each part is trained: "full", "lora" or "frozen"
-        nf4: whether frozen layers are held in NF4
+        trained: how each part is trained, see `Part`
     """
     name = str(optimizer.get("_component_", "")).rpartition(".")[2]
-    full = [part for part, how in trained.items() if how == "full"]
-    if precision == "bf16_stochastic" and full and not is_stochastic(optimizer):
-        return lost_updates(full[0], name)
-    if precision == "bf16" and full:
-        return f"precision bf16 is for adapters alone: {lost_updates(full[0], name)}"
-    if precision == "bf16_mixed" and nf4:
+    large = [part for part, how in trained.items() if how in ("full", "dora")]
+    if precision == "bf16_stochastic" and large and not is_stochastic(optimizer):
+        return lost_updates(large[0], name)
+    if precision == "bf16" and large:
+        return f"precision bf16 is for adapters of LoRA alone: {lost_updates(large[0], name)}"
+    if precision == "bf16_mixed" and "qlora" in trained.values():
         return (
-            "precision bf16_mixed holds all weights in fp32, and adapters.quantize_base holds them "
-            "in NF4: take bf16_stochastic"
+            "precision bf16_mixed holds all weights in fp32, and a part with qlora holds them in "
+            "NF4: take bf16_stochastic"
         )
     return ""

@@ -262,9 +262,8 @@ class Recipe(ABC, Generic[S]):
         self.tokenizer = config.instantiate(self.settings.tokenizer)
         checkpoint = state.named_checkpoint(self.output_dir, name)
         self.model = self.make_model()
-        state.load_weights(
-            checkpoint, self.model, identity={**self.model_identity, "tuning": self.tuning}
-        )
+        identity = {"tuning": self.tuning, "precision": self.settings.precision}
+        state.load_weights(checkpoint, self.model, identity={**self.model_identity, **identity})
         return self.save()
 
     def finish(self, folder: Path) -> None:

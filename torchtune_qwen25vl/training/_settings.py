@@ -179,8 +179,7 @@ def _rules(settings: Settings) -> Iterator[tuple[Any, ...]]:
         "pack_to",
     )
     trained = {str(name): str(part.get("train")) for name, part in s.parts.items()}
-    nf4 = bool((s.adapters or {}).get("quantize_base"))
-    problem = problem_of(s.precision, s.optimizer, trained, nf4)
+    problem = problem_of(s.precision, s.optimizer, trained)
     yield not problem, problem, "precision"
     if s.loss_kernel == "liger":
         yield (
