@@ -150,7 +150,8 @@ class PreferenceRecipe(ours.Recipe[ours.PreferenceSettings]):
 
     def ready(self, data: ours.StepBatches) -> ours.StepBatches:
         """Put batches on the device, equally many on every rank."""
-        ours.place_trees(data, self.device, mask="flex" if self.flexes else "dense")
+        mask: ours.Mask = "flex" if self.flexes else "dense"
+        ours.place_trees(data, self.device, mask=mask, dtype=self.model.dtype)
         return ours.equal_numbers(data, self.device)
 
     def validate(self) -> dict[str, float]:

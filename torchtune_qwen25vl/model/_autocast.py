@@ -6,17 +6,20 @@ import torch
 from torch import Tensor
 
 
-def is_autocast(tensor: Tensor) -> bool:
-    """Say whether products on the device of a tensor are computed in another dtype."""
-    device = tensor.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+def product_dtype(factor: Tensor) -> torch.dtype:
+    """Return the dtype in which a product with this factor is computed."""
+    return torch.get_autocast_dtype(factor.device.type) if _is_on(factor) else factor.dtype
 
 
 def apply_in_autocast(function: Any, hidden: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     """Apply an autograd function to the factors of a product, in the dtype of autocast."""
-    if not is_autocast(hidden):
+    if not _is_on(hidden):
         return function.apply(hidden, weight, *rest)
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device)
-    with torch.autocast(device, enabled=False):
+    dtype = product_dtype(hidden)
+    with torch.autocast(hidden.device.type, enabled=False):
         return function.apply(hidden.to(dtype), weight.to(dtype), *rest)
+
+
+def _is_on(tensor: Tensor) -> bool:
+    device = tensor.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

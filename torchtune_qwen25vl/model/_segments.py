@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torchtune_qwen25vl.model._autocast import product_dtype
+
 VARLEN = "torch.nn.attention.varlen"  # from torch 2.10 on
 varlen_attn: Any = import_module(VARLEN).varlen_attn if find_spec(VARLEN) else None
 
@@ -56,8 +58,8 @@ def has_segment_kernel() -> bool:
 
 
 def _has_kernel(row: Tensor) -> bool:
-    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else row.dtype
-    return varlen_attn is not None and row.is_cuda and dtype in (torch.bfloat16, torch.float16)
+    halves = product_dtype(row) in (torch.bfloat16, torch.float16)
+    return has_segment_kernel() and row.is_cuda and halves
 
 
 @torch.compiler.disable

@@ -151,10 +151,19 @@ class TreeCollate:
         return batch | {"image_index": embeds[shown], "placeholder_rows": places}
 
 
-def place_trees(data: StepBatches, device: torch.device, *, mask: Mask = "dense") -> None:
-    """Move batches of trees, in place, and make their masks there; see `TreeCollate`."""
+def place_trees(
+    data: StepBatches,
+    device: torch.device,
+    *,
+    mask: Mask = "dense",
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Move batches of trees, in place, and make their masks there; see `TreeCollate`.
+
+    `dtype` is that of `batch_to_device`.
+    """
     for batch in data.batches:
-        batch_to_device(batch, device)
+        batch_to_device(batch, device, dtype)
         batch["mask"] = tree_mask(batch["spans"], flex=mask == "flex")
 
 

@@ -15,31 +15,26 @@ from torchtune_qwen25vl.data._conversation import Conversation
 from torchtune_qwen25vl.data._dataset import SampleDataset
 from torchtune_qwen25vl.data.formats._openai import turns_of_parts
 from torchtune_qwen25vl.data.formats._shared import (
+    MEDIA_COLUMNS,
     conversations,
-    listed,
+    media_of,
     refuse_media,
     required,
     tools_of,
-    videos_of,
 )
 from torchtune_qwen25vl.transform import Qwen25VLTransform
 
 
 def parse_hf(row: dict[str, Any]) -> Conversation:
     """Parse one row with media in columns; only a completion is trained on, not its prompt."""
-    refuse_media(row, "images", "image", "videos", "video")
+    refuse_media(row, *MEDIA_COLUMNS)
     if row.get("messages") is not None:
         turns = turns_of_parts(row["messages"], "user")
     else:
         prompt = turns_of_parts(required(row, "prompt"), "user")
         turns = [replace(turn, trained=False) for turn in prompt]
         turns += turns_of_parts(required(row, "completion"), "assistant")
-    return Conversation(
-        turns,
-        images=listed(row.get("images")) + listed(row.get("image")),
-        videos=videos_of(row.get("videos")) + videos_of(row.get("video")),
-        tools=tools_of(row.get("tools")),
-    )
+    return Conversation(turns, **media_of(row), tools=tools_of(row.get("tools")))
 
 
 def hf_dataset(model_transform: Qwen25VLTransform, *, source: str, **options: Any) -> SampleDataset:

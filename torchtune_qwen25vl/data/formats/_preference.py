@@ -14,13 +14,14 @@ from torchtune_qwen25vl.data._dataset import SampleDataset
 from torchtune_qwen25vl.data._preference import Preference, preference_rows
 from torchtune_qwen25vl.data.formats._openai import turns_of_parts
 from torchtune_qwen25vl.data.formats._shared import (
+    MEDIA_COLUMNS,
     listed,
+    media_of,
     opened,
     parts_of,
     refuse_media,
     required,
     tools_of,
-    videos_of,
 )
 from torchtune_qwen25vl.data.formats._sharegpt import ConversationParser, sharegpt_parser
 from torchtune_qwen25vl.data.formats._swift import swift_parser
@@ -28,7 +29,6 @@ from torchtune_qwen25vl.transform import Qwen25VLTransform
 
 REJECTED_IMAGES = "rejected_images"
 UNREAD = ("rejected_image", "rejected_videos", "rejected_video", "chosen_images", "chosen_image")
-MEDIA_COLUMNS = ("images", "image", "videos", "video")
 
 
 def parse_hf_preference(row: dict[str, Any]) -> Preference:
@@ -40,7 +40,7 @@ def parse_hf_preference(row: dict[str, Any]) -> Preference:
     """
     refuse_media(row, *MEDIA_COLUMNS)
     prompt = turns_of_parts(row["prompt"], "user") if row.get("prompt") is not None else []
-    asked = Conversation(prompt, **_columns(row), tools=tools_of(row.get("tools")))
+    asked = Conversation(prompt, **media_of(row), tools=tools_of(row.get("tools")))
     if row.get("completion") is not None:
         answer = turns_of_parts(row["completion"], "assistant")
         return _unpaired(row, "label", replace(asked, turns=[*prompt, *answer]))
@@ -61,7 +61,7 @@ def parse_plain_preference(row: dict[str, Any]) -> Preference:
     refuse_media(row, *MEDIA_COLUMNS)
     if "chosen" not in row and isinstance(row.get("text"), str):
         row = {**row, **json.loads(row["text"])}
-    columns = _columns(row)
+    columns = media_of(row)
     question = required(row, "question" if row.get("prompt") is None else "prompt")
     parts = parts_of(question, role="user", join_newline=True)
     if not any(part["content"] is None for part in parts):
@@ -217,13 +217,6 @@ def _preferences(
 ) -> SampleDataset:
     rows, common = opened(source, options)
     return preference_rows(model_transform, rows, parse, source=source, **common)
-
-
-def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "images": listed(row.get("images")) + listed(row.get("image")),
-        "videos": videos_of(row.get("videos")) + videos_of(row.get("video")),
-    }
 
 
 def _pair(row: Mapping[str, Any], chosen: Conversation, rejected: Conversation) -> Preference:

@@ -20,6 +20,7 @@ _SUFFIXES = ("", "s", "_url", "_urls", "_path", "_paths", "_file", "_files")
 MEDIA = {f"{kind}{end}" for kind in ("image", "img", "video", "audio") for end in _SUFFIXES}
 """Keys, in any case, under which some format has media."""
 
+MEDIA_COLUMNS = ("images", "image", "videos", "video")
 STILLS = frozenset(SUFFIXES) - {".gif"}
 """Suffixes of files that are frames, where they stand for a video; a .gif may be a whole one."""
 
@@ -66,6 +67,14 @@ def videos_of(value: Any) -> list[Any]:
 def _is_still(source: Any) -> bool:
     name = source.get("path") if isinstance(source, Mapping) else source
     return isinstance(name, str) and Path(name).suffix.lower() in STILLS
+
+
+def media_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return "images" and "videos" of a row that has media in `MEDIA_COLUMNS`."""
+    return {
+        "images": listed(row.get("images")) + listed(row.get("image")),
+        "videos": videos_of(row.get("videos")) + videos_of(row.get("video")),
+    }
 
 
 def listed(value: Any) -> list[Any]:
