@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torchtune import training
 
-from torchtune_qwen25vl._rounding import is_stochastic, lost_updates
+from torchtune_qwen25vl._rounding import ROUNDING, is_stochastic, lost_updates
 
 Precision = Literal["bf16_stochastic", "bf16_mixed", "fp32", "bf16"]
 P = ParamSpec("P")
@@ -83,7 +83,12 @@ def problem_of(
     if precision == "bf16_stochastic" and large and not is_stochastic(optimizer):
         return lost_updates(large[0], name)
     if precision == "bf16" and large:
-        return f"precision bf16 is for adapters of LoRA alone: {lost_updates(large[0], name)}"
+        return (
+            f"precision bf16 is for adapters of LoRA alone: {large[0]} has larger weights, most of "
+            f"which an AdamW that rounds to the nearest leaves as they are. Set "
+            f"optimizer._component_={ROUNDING} with precision=bf16_stochastic, or "
+            "precision=bf16_mixed, or precision=fp32"
+        )
     if precision == "bf16_mixed" and "qlora" in trained.values():
         return (
             "precision bf16_mixed holds all weights in fp32, and a part with qlora holds them in "
