@@ -1,6 +1,7 @@
 """The script for a GPU, tried on the CPU with small models."""
 
 import json
+import math
 
 from parity.gpu import __main__ as gpu
 from parity.gpu import _equal, _speed
@@ -8,6 +9,7 @@ from parity.gpu._figures import Figure
 
 
 def test_the_script_runs_and_measures_every_part(monkeypatch, capsys):
+    # What a token takes is the difference of two times: of a busy machine any number is right.
     monkeypatch.setattr(gpu, "PARTS", (_equal.tokens, _equal.packed, *gpu.PARTS[3:5]))
     assert gpu.PARTS[2:] == (_speed.inference, _speed.steps)
     assert gpu.main(["--tiny"]) == 0
@@ -21,7 +23,7 @@ def test_the_script_runs_and_measures_every_part(monkeypatch, capsys):
         *("a token of 1", "a token of 3", "captions", "1 prompts of 38 tokens with it"),
         *("a LoRA step, padded", "a LoRA step, packed", "a full step, theirs, padded"),
     ):
-        assert of[f"tied, {work}"]["ours"] > 0
+        assert math.isfinite(of[f"tied, {work}"]["ours"])
 
 
 def test_a_part_that_breaks_or_takes_too_long_is_told(monkeypatch, capsys):
