@@ -135,6 +135,20 @@ def test_the_guide_to_preference(folder, tmp_path, monkeypatch, capsys):
     assert json.loads(row).keys() == {"image", "prompt", "chosen", "rejected"}
 
 
+def test_the_guide_to_distillation(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for size in (3, 7):
+        shutil.copytree(folder, tmp_path / "models" / f"Qwen2.5-VL-{size}B-Instruct")
+    rows = tiny_folder.write_pictures(tmp_path / "rows", rows=4)
+    shutil.copytree(rows.parent, tmp_path, dirs_exist_ok=True)
+    (tmp_path / rows.name).rename(tmp_path / "train.jsonl")
+    copy, train = section("Teach a small model what a large one says")
+    assert not run(copy, monkeypatch)
+    small = [f"{key}={value}" for key, value in SMALLER.items()]
+    assert not run([*train, *small], monkeypatch)
+    assert (tmp_path / "runs" / "distill" / "model" / "config.json").is_file()
+
+
 def test_the_example_that_learns(folder, tmp_path, monkeypatch):
     """But for its first command, which test_shapes runs."""
     monkeypatch.chdir(tmp_path)

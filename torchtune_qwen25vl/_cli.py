@@ -39,7 +39,6 @@ JOBS: dict[str, type[jobs.JobSettings]] = {
     "embed_prompts": conditioning.Settings,
     "image": conditioning.ImageSettings,
 }
-TRAINED = {"finetune": training.Settings, "preference": training.PreferenceSettings}
 
 _Text = TypeVar("_Text", str, str | None)
 _LAUNCH = re.compile(r"^# +tune-qwen25vl run .*?(\w+) --config \S+", re.MULTILINE)
@@ -210,7 +209,7 @@ def validate(components: Callable[[argparse.Namespace], None], args: argparse.Na
     launch = _LAUNCH.search(args.config.read_text())
     recipe = launch[1] if launch else None
     try:
-        if recipe in (*TRAINED, *JOBS):
+        if recipe in (*training.SETTINGS, *JOBS):
             _check_keys(recipe, cfg)
             for warning in warnings_of(cfg):
                 print(warning)
@@ -224,8 +223,8 @@ def validate(components: Callable[[argparse.Namespace], None], args: argparse.Na
 
 def _check_keys(recipe: str, cfg: DictConfig) -> None:
     """Read the settings of a recipe of ours as it does."""
-    if recipe in TRAINED:
-        settings: training.Settings = training.read_settings(cfg, TRAINED[recipe])
+    if recipe in training.SETTINGS:
+        settings: training.Settings = training.read_settings(cfg, training.SETTINGS[recipe])
         training.tuning(training.read_parts(settings.parts), settings.adapters or {})
     else:
         if cfg.get("inputs") is None:

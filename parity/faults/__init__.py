@@ -3,6 +3,7 @@
 from parity.faults import (
     conditioning,
     decoder,
+    distill,
     encoder,
     generation,
     hidden_states,
@@ -29,6 +30,7 @@ FAULTS: dict[str, Fault] = {
     **packed_weights.FAULTS,
     **training.FAULTS,
     **preference.FAULTS,
+    **distill.FAULTS,
     **weights.FAULTS,
     **quantization.FAULTS,
 }

@@ -2,6 +2,7 @@
 
 from parity.stages._stage import Measurement, Setting, Stage
 from parity.stages.conditioning import PROMPT_EMBEDDINGS
+from parity.stages.distill import DISTILL
 from parity.stages.generation import GREEDY, PACKED
 from parity.stages.hidden_states import HIDDEN_STATES
 from parity.stages.model import (
@@ -45,6 +46,7 @@ STAGES: tuple[Stage, ...] = (
     PROMPT_EMBEDDINGS,
     TRAINING,
     PREFERENCE,
+    DISTILL,
     UPDATES,
     WEIGHTS,
     NF4,

@@ -32,6 +32,7 @@ from torchtune_qwen25vl.training import (
     _parts,
     _recipe,
     _settings,
+    _stepping,
     count_steps,
     read_parts,
     read_settings,
@@ -202,7 +203,8 @@ def test_what_is_missing_is_named(cfg):
 
 
 def test_every_setting_is_used():
-    trees = map(ast.parse, (RECIPE.read_text(), Path(_recipe.__file__).read_text()))
+    files = (RECIPE, *map(Path, (_recipe.__file__, _stepping.__file__)))
+    trees = (ast.parse(file.read_text()) for file in files)
     used = {
         node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)
     }
@@ -250,8 +252,7 @@ def test_goes_on_as_if_it_had_never_stopped(cfg, folder, tmp_path, monkeypatch, 
     expected = losses(cfg.output_dir)
     changes = {"precision": precision, "optimizer": optimizer}
     other = config(folder, tmp_path / "other", enable_activation_checkpointing=True, **changes)
-    flagship = recipe()
-    real = flagship.ours.train_step
+    real = _stepping.train_step
     taken = []
 
     def stops(*args, **kwargs):
@@ -260,7 +261,7 @@ def test_goes_on_as_if_it_had_never_stopped(cfg, folder, tmp_path, monkeypatch, 
         taken.append(1)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(flagship.ours, "train_step", stops)
+    monkeypatch.setattr(_stepping, "train_step", stops)
     with pytest.raises(KeyboardInterrupt):
         run(other)
     monkeypatch.undo()

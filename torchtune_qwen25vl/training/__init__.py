@@ -4,6 +4,8 @@ Recipe             a run, but for what a step is
 run                run a recipe on this rank
 Settings           every key of the YAML, checked
 PreferenceSettings the same of the recipe preference
+DistillSettings    the same of the recipe distill
+SETTINGS           settings of each recipe
 read_settings      read them
 Part               how vision, merger or decoder is trained
 read_parts         read one of each
@@ -42,6 +44,10 @@ Objective          summed loss of a batch of trees, held against a reference
 answer_log_probs   summed log-probability of each answer of a batch
 Figures            rewards and log-probabilities since the last report
 keep_log_probs     compute a reference once, and keep it in a file
+Distillation       summed loss of a batch, held against a teacher's predictions
+DistillationLoss   how it is made
+read_distillation_loss  read it: forward_kl, reverse_kl, jsd
+check_teacher      refuse one that reads other tokens or pixels
 WithReference      a data set with what was kept
 shard_again        shard what a forward without a backward has left whole
 Key                which sample, in which pass
@@ -70,6 +76,13 @@ from torchtune_qwen25vl.training._batches import (
     row_mask,
     to_device,
 )
+from torchtune_qwen25vl.training._distill_settings import DistillSettings
+from torchtune_qwen25vl.training._distillation import (
+    Distillation,
+    DistillationLoss,
+    check_teacher,
+    read_distillation_loss,
+)
 from torchtune_qwen25vl.training._ends import Stopped, StopRequest, in_one_line
 from torchtune_qwen25vl.training._model import gather_weights, make_model, save_adapter, save_model
 from torchtune_qwen25vl.training._muon import MuonAdamW
@@ -87,6 +100,7 @@ from torchtune_qwen25vl.training._precision import Precision, computed_in
 from torchtune_qwen25vl.training._preference import read_loss
 from torchtune_qwen25vl.training._preference_settings import PreferenceSettings
 from torchtune_qwen25vl.training._recipe import Recipe, run
+from torchtune_qwen25vl.training._recipes import SETTINGS
 from torchtune_qwen25vl.training._reference import WithReference, keep_log_probs, shard_again
 from torchtune_qwen25vl.training._samples import (
     Key,
@@ -113,6 +127,10 @@ from torchtune_qwen25vl.training._trees import TreeCollate, place_trees
 from torchtune_qwen25vl.training._walk import Walk, plan_walk
 
 __all__ = [
+    "SETTINGS",
+    "DistillSettings",
+    "Distillation",
+    "DistillationLoss",
     "Figures",
     "GradientCheck",
     "Key",
@@ -138,6 +156,7 @@ __all__ = [
     "Walk",
     "WithReference",
     "answer_log_probs",
+    "check_teacher",
     "computed_in",
     "count_steps",
     "describe",
@@ -155,6 +174,7 @@ __all__ = [
     "parameter_groups",
     "place_trees",
     "plan_walk",
+    "read_distillation_loss",
     "read_identity",
     "read_loss",
     "read_parts",

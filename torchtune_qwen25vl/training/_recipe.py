@@ -1,22 +1,20 @@
-"""The run that recipes share: set-up, loop, checkpoints, result; a recipe says what a step is."""
+"""The run that recipes share: set-up, loop, checkpoints, result; `Stepping` is what a step is."""
 
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch.utils.data import DataLoader
 from torchtune import config, training, utils
 from tqdm import tqdm
 
 from torchtune_qwen25vl.device import look
 from torchtune_qwen25vl.model import Qwen25VL
 from torchtune_qwen25vl.training import _state as state
-from torchtune_qwen25vl.training._batches import StepBatches
+from torchtune_qwen25vl.training._batches import Mask, row_mask
 from torchtune_qwen25vl.training._ends import Stopped, StopRequest
 from torchtune_qwen25vl.training._model import (
     gather_weights,
@@ -26,19 +24,17 @@ from torchtune_qwen25vl.training._model import (
 )
 from torchtune_qwen25vl.training._parts import (
     GradientCheck,
+    Part,
     parameter_groups,
     read_parts,
     trained_names,
     tuning,
 )
 from torchtune_qwen25vl.training._plan import count_steps, describe, warmup_steps
-from torchtune_qwen25vl.training._samples import (
-    Share,
-    TrainSampler,
-    ValidationSampler,
-    make_loader,
-)
+from torchtune_qwen25vl.training._precision import Precision
+from torchtune_qwen25vl.training._samples import Share, TrainSampler
 from torchtune_qwen25vl.training._settings import Settings
+from torchtune_qwen25vl.training._stepping import Stepping
 from torchtune_qwen25vl.training._throughput import Throughput
 from torchtune_qwen25vl.training._walk import plan_walk
 from torchtune_qwen25vl.weights import find_weights, fingerprint
@@ -46,8 +42,8 @@ from torchtune_qwen25vl.weights import find_weights, fingerprint
 S = TypeVar("S", bound=Settings)
 
 
-class Recipe(ABC, Generic[S]):
-    """A run from its YAML to its result, but for what a step is.
+class Recipe(Stepping[S]):
+    """A run from its YAML to its result, but for what is made for its steps.
 
     Args:
         cfg: settings of the YAML, for the logger
@@ -75,27 +71,7 @@ class Recipe(ABC, Generic[S]):
         self.share = Share(
             settings.batch_size * settings.gradient_accumulation_steps, self.rank, self.world_size
         )
-        self.flexes = settings.pack_to is not None and self.device.type == "cuda"
-
-    @abstractmethod
-    def prepare(self) -> None:
-        """Make what a step needs, once data and model are there as the run begins with them."""
-
-    @abstractmethod
-    def take_step(self, loader: Iterator[StepBatches]) -> float:
-        """Train on the next batches, log what came of it, and return the loss."""
-
-    @abstractmethod
-    def collate(self) -> Any:
-        """Make the collate from the samples of a step to `StepBatches`."""
-
-    @abstractmethod
-    def ready(self, data: StepBatches) -> StepBatches:
-        """Put batches on the device, equally many on every rank."""
-
-    @abstractmethod
-    def validate(self) -> dict[str, float]:
-        """Return figures of the validation data."""
+        self.mask: Mask = "dense" if settings.pack_to is None else row_mask(self.device)
 
     def setup(self) -> None:
         """Make data, model, optimiser and schedule, as the last checkpoint left them, if any."""
@@ -150,6 +126,18 @@ class Recipe(ABC, Generic[S]):
             checkpoint_activations=settings.enable_activation_checkpointing,
             compile_layers=on_gpu if settings.compile is None else settings.compile,
         )
+
+    def frozen_model(self, source: Path, precision: Precision) -> Qwen25VL:
+        """Make another model, of which nothing is trained."""
+        frozen = {name: Part("frozen") for name in self.parts}
+        model = make_model(
+            source,
+            tuning(frozen, {}),
+            precision=precision,
+            device=self.device,
+            seed=self.settings.seed,
+        )
+        return model.eval()
 
     def plan(self, warmup: int) -> str:
         """Write what the run is going to do, a few lines for people."""
@@ -212,27 +200,6 @@ class Recipe(ABC, Generic[S]):
                     self.throughput.restart()
                 if stops:
                     raise Stopped(self.step, self.total_steps)
-
-    def due(self, every: int | None) -> bool:
-        """Say whether what is done every so many steps is due after this one."""
-        return every is not None and (self.step % every == 0 or self.step == self.total_steps)
-
-    def loader(self, dataset: Any, sampler: Any, **options: Any) -> DataLoader:
-        """Make the loader of one step's batches after another."""
-        settings = self.settings
-        return make_loader(
-            dataset, sampler, self.collate(), seed=settings.seed, **options, **settings.dataloader
-        )
-
-    def val_steps(self) -> Iterator[StepBatches]:
-        """Yield the validation data, on the device."""
-        sampler = ValidationSampler(len(self.val_dataset), self.share)
-        return map(self.ready, self.loader(self.val_dataset, sampler))
-
-    def log(self, figures: Mapping[str, float]) -> None:
-        """Hand figures of this step to the logger."""
-        if self.rank == 0:
-            self.logger.log_dict(figures, step=self.step)
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint to go on from."""
