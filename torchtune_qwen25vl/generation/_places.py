@@ -60,6 +60,12 @@ class Places:
         for held in (self._tokens, *self._keys, *self._values):
             held[target] = held[source]
 
+    def repeat(self, rows: slice) -> None:
+        """Copy each of these rows, some places apart, into all places up to the next of them."""
+        for held in (self._tokens, *self._keys, *self._values):
+            for offset in range(1, rows.step):
+                held[rows.start + offset : rows.stop : rows.step] = held[rows]
+
     def history(self, rows: slice, width: int) -> Tensor:
         """Return the tokens of rows, [b, w]; behind its end a row repeats one that it holds."""
         return self._tokens[rows, :width, 0]
