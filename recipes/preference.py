@@ -73,7 +73,7 @@ class PreferenceRecipe(ours.Recipe[ours.PreferenceSettings]):
             if self.val_dataset is not None:
                 walk = ours.plan_walk(self.val_dataset, None)
                 self.val_dataset = self.with_reference("val_dataset", walk)
-            self.objective.reference = None  # its memory is free from here on
+            self.objective.media.reference = None  # its memory is free from here on
             ours.shard_again(self.model)
 
     def with_reference(self, name: str, walk: ours.Walk) -> ours.WithReference:

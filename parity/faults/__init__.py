@@ -10,6 +10,7 @@ from parity.faults import (
     integers,
     packed_weights,
     pixels,
+    policy,
     preference,
     quantization,
     tokens,
@@ -31,6 +32,7 @@ FAULTS: dict[str, Fault] = {
     **training.FAULTS,
     **preference.FAULTS,
     **distill.FAULTS,
+    **policy.FAULTS,
     **weights.FAULTS,
     **quantization.FAULTS,
 }

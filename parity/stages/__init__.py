@@ -16,6 +16,7 @@ from parity.stages.model import (
 )
 from parity.stages.packed_weights import PACKED_WEIGHTS
 from parity.stages.pixels import PIXELS, VIDEO_PIXELS
+from parity.stages.policy import POLICY
 from parity.stages.positions import POSITIONS, WINDOW_ORDER
 from parity.stages.precision import BF16
 from parity.stages.preference import PREFERENCE
@@ -47,6 +48,7 @@ STAGES: tuple[Stage, ...] = (
     TRAINING,
     PREFERENCE,
     DISTILL,
+    POLICY,
     UPDATES,
     WEIGHTS,
     NF4,

@@ -190,7 +190,7 @@ def test_one_prompt_and_one_token(model, inputs):
     assert batch.advance() == []
     batch.enter([Prompt("a", sample(inputs[1]))])
     first = alone(model, inputs[1], 1, GREEDY, (), 1)
-    assert batch.advance() == [("a", *first)]
+    assert batch.advance() == [Ended("a", *first)]
     assert batch.questions == []
 
 

@@ -190,7 +190,7 @@ def test_trained_in_full_against_what_the_model_was(folder, tmp_path):
     cfg = simple(folder, tmp_path / "kept", **FULL)
     cfg.val_dataset, cfg.eval_every_n_steps = {**cfg.dataset, "size": 5}, 2
     made = run(cfg)
-    assert made.objective.reference is None
+    assert made.objective.media.reference is None
     kept = logged(tmp_path / "kept")
     assert kept[1]["loss"] == pytest.approx(0.6931472, rel=1e-6)
     assert kept[4]["val_loss"] < 0.69

@@ -175,7 +175,7 @@ class Answerer:
         return Prompt(question, question.sample, generator)
 
     def _answer(self, ended: Ended[Question]) -> Answer:
-        question, tokens, finish = ended
+        question, tokens, finish, _ = ended
         said = tokens[:-1] if finish == "stop" else tokens
         text = self._transform.decode(said).strip()
         if not text:

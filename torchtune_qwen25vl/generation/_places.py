@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torchtune.modules import TransformerDecoder
 
 from torchtune_qwen25vl.generation._fixed import WIDTHS, FixedStep, fixes_shapes
+from torchtune_qwen25vl.model import product_dtype
 from torchtune_qwen25vl.transform import round_up
 
 
@@ -35,7 +36,7 @@ class Places:
         empty = [
             torch.empty(
                 (0, layer.attn.num_kv_heads, 0, layer.attn.head_dim),
-                dtype=like.dtype,
+                dtype=product_dtype(like),
                 device=like.device,
             )
             for layer in model.layers

@@ -26,12 +26,14 @@ linear_divergence       divergence from a teacher's predictions, likewise
 Divergence              which one
 tensor_parallel_plan    which linear layers are split over devices
 pack                    pack weights for inference on a CPU by oneDNN
+product_dtype           dtype in which a product is computed, autocast or not
 has_segment_kernel      whether torch has one kernel for all samples of a packed row
 KeyValues               keys and values of one layer, which attention appends to
 Observe                 is shown what stands at the sites of a model while a forward runs
 """
 
 from torchtune_qwen25vl.model._attention import KeyValues
+from torchtune_qwen25vl.model._autocast import product_dtype
 from torchtune_qwen25vl.model._component_builders import part_of, qwen2_5_vl
 from torchtune_qwen25vl.model._config import initializer_ranges
 from torchtune_qwen25vl.model._decoder import Qwen25VL
@@ -82,6 +84,7 @@ __all__ = [
     "lora_qwen2_5_vl_72b",
     "pack",
     "part_of",
+    "product_dtype",
     "qlora_qwen2_5_vl_3b",
     "qlora_qwen2_5_vl_7b",
     "qlora_qwen2_5_vl_32b",

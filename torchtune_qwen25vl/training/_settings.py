@@ -78,7 +78,7 @@ class Settings:
         refuse_broken(_rules(self), values)
         for key in (*COMPONENTS, *COMPONENTS_OR_NULL):
             if values[key] is not None:
-                _check_component(key, values[key])
+                check_component(key, values[key])
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that may not change for a run to go on as if it had never stopped."""
@@ -195,7 +195,7 @@ def _rules(settings: Settings) -> Iterator[tuple[Any, ...]]:
         )
 
 
-def _check_component(key: str, section: Mapping[str, Any]) -> None:
+def check_component(key: str, section: Mapping[str, Any]) -> None:
     """Refuse a component that cannot be imported or does not take its keys, before all else."""
     if os.getcwd() not in sys.path:  # as config.instantiate does
         sys.path.append(os.getcwd())

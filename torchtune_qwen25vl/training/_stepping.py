@@ -21,16 +21,16 @@ from torchtune_qwen25vl.training._batches import (
 from torchtune_qwen25vl.training._parts import GradientCheck
 from torchtune_qwen25vl.training._samples import Share, ValidationSampler, make_loader, seed_step
 from torchtune_qwen25vl.training._settings import Settings
-from torchtune_qwen25vl.training._step import labels_of, mean_loss, train_step
+from torchtune_qwen25vl.training._step import StepResult, labels_of, mean_loss, train_step
 from torchtune_qwen25vl.training._throughput import Throughput
 
 S = TypeVar("S", bound=Settings)
 
 
 class Reports(Protocol):
-    """Sums of what went through a loss, of which means are reported."""
+    """Sums of what went through a loss, None where nothing has; means of them are reported."""
 
-    sums: Tensor | None
+    sums: Any
 
     def report(self, device: torch.device) -> dict[str, float]:
         """Return the means over all ranks, and count from now on."""
@@ -92,26 +92,32 @@ class Stepping(ABC, Generic[S]):
     def take_step(self, loader: Iterator[StepBatches]) -> float:
         """Train on the next batches, log what came of it, and return the loss."""
         settings = self.settings
-        data = self.ready(self.throughput.waiting(loader))
+        data = self.ready(self.next_batches(loader))
         seed_step(settings.seed, self.step)
         rates = {f"lr_{group['name']}": group["lr"] for group in self.optimizer.param_groups}
         self.begin_step()
-        result = train_step(
-            self.model,
-            self.optimizer,
-            data.batches,
-            scheduler=self.scheduler,
-            max_grad_norm=settings.clip_grad_norm,
-            check=self.check,
-            loss=self.loss,
-            count=self.count,
-        )
+        result = self.update(data)
         self.step += 1
         self.throughput.add(data)
         if self.due(settings.log_every_n_steps):
             step = {"loss": result.loss, self.counted: result.labels, "grad_norm": result.grad_norm}
             self.log(step | self.report() | rates | self.throughput.report())
         return result.loss
+
+    def next_batches(self, loader: Iterator[Any]) -> StepBatches:
+        """Return the batches of the next step."""
+        return self.throughput.waiting(loader)
+
+    def update(self, data: StepBatches, **changes: Any) -> StepResult:
+        """Train on the batches of a step, with these arguments of `train_step` changed."""
+        options = {
+            "scheduler": self.scheduler,
+            "max_grad_norm": self.settings.clip_grad_norm,
+            "check": self.check,
+            "loss": self.loss,
+            "count": self.count,
+        }
+        return train_step(self.model, self.optimizer, data.batches, **{**options, **changes})
 
     def validate(self) -> dict[str, float]:
         """Return the mean loss and the figures of the validation data."""
