@@ -89,6 +89,7 @@ def sample_dataset(
     parse: Callable[[dict[str, Any]], Conversation],
     *,
     source: str,
+    split: str | None = None,
     kinds: tuple[type[Reader], type[SampleDataset]] = (Reader, SampleDataset),
     **options: Any,
 ) -> SampleDataset:
@@ -98,7 +99,9 @@ def sample_dataset(
         model_transform: tokenizer of the recipe
         rows: rows as stored
         parse: parser of the format
-        source: name of the rows in error messages
+        source: where the rows lie, their name in error messages
+        split: split that they are; a part of one stands in their name, by which parts are told
+            apart, and its rows are counted from 0
         kinds: kinds of the reader and of the dataset
         **options: `Options`
 
@@ -111,12 +114,13 @@ def sample_dataset(
             f"{', '.join(sorted(OPTIONS))}"
         )
     given = Options(**options)
+    name = f"{source} {split}" if split and "[" in split else source
     bad_rows: tuple[int, ...] = ()
     if given.skip_bad_rows is not None:
-        bad_rows = read_bad_rows(given.skip_bad_rows, source, rows)
+        bad_rows = read_bad_rows(given.skip_bad_rows, name, rows)
         log_rank_zero(
             get_logger("INFO"),
-            f"{source}: leaving out {len(bad_rows)} of {len(rows)} rows, {list(bad_rows[:20])} "
+            f"{name}: leaving out {len(bad_rows)} of {len(rows)} rows, {list(bad_rows[:20])} "
             f"{'and others ' * (len(bad_rows) > 20)}as {given.skip_bad_rows} lists them",
         )
     reader, dataset = kinds
@@ -128,7 +132,7 @@ def sample_dataset(
         root=_root(given.media_root, source),
         options=given,
     )
-    return dataset(rows, read, model_transform, source=source, bad_rows=bad_rows)
+    return dataset(rows, read, model_transform, source=name, bad_rows=bad_rows)
 
 
 def _root(media_root: str | None, source: str) -> Path | None:

@@ -13,11 +13,16 @@ THUMBNAILS    folder of small images in that of a job, where none is looked for
 load_video    decode the frames of a video that are kept
 Rows          what a reader needs of a set of rows
 JsonRows      rows kept as JSON text
+JoinedRows    several sets of rows, one after the other
+SelectedRows  some rows of a set
 json_texts    JSON text of rows made in Python
 open_rows     open a table or data set by where it lies
+numbers_of_split the rows that a split such as train[:95%] names
+read_content  read a file that may be compressed
 EXTRA_FIELDS  key of what a table's header does not name
 """
 
+from torchtune_qwen25vl.media._compressed import read_content
 from torchtune_qwen25vl.media._folders import THUMBNAILS, Sieve, images_in
 from torchtune_qwen25vl.media._images import (
     LACKING,
@@ -27,8 +32,11 @@ from torchtune_qwen25vl.media._images import (
     is_image,
     load_image,
 )
-from torchtune_qwen25vl.media._rows import EXTRA_FIELDS, JsonRows, Rows, json_texts, open_rows
+from torchtune_qwen25vl.media._open import open_rows
+from torchtune_qwen25vl.media._rows import EXTRA_FIELDS, JsonRows, Rows, json_texts
+from torchtune_qwen25vl.media._selected import JoinedRows, SelectedRows
 from torchtune_qwen25vl.media._sources import locate
+from torchtune_qwen25vl.media._splits import numbers_of_split
 from torchtune_qwen25vl.media._videos import load_video
 
 __all__ = [
@@ -37,8 +45,10 @@ __all__ = [
     "PIXEL_LIMIT",
     "SUFFIXES",
     "THUMBNAILS",
+    "JoinedRows",
     "JsonRows",
     "Rows",
+    "SelectedRows",
     "Sieve",
     "image_size",
     "images_in",
@@ -47,5 +57,7 @@ __all__ = [
     "load_image",
     "load_video",
     "locate",
+    "numbers_of_split",
     "open_rows",
+    "read_content",
 ]

@@ -180,7 +180,8 @@ def conversations(
     options: Mapping[str, Any],
 ) -> SampleDataset:
     rows, common = opened(source, options)
-    return sample_dataset(model_transform, rows, parse, source=source, **common)
+    split = options.get("split")
+    return sample_dataset(model_transform, rows, parse, source=source, split=split, **common)
 
 
 def opened(source: str, options: Mapping[str, Any]) -> tuple[Rows, dict[str, Any]]:
