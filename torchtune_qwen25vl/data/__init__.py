@@ -17,12 +17,16 @@ Of preference, a chosen and a rejected answer, or one that was liked or not:
 `sharegpt_preference_dataset`  conversations, chosen, rejected or kto_tag (LLaMA-Factory)
 `swift_preference_dataset`     messages, rejected_response, rejected_images or label (ms-swift)
 
+`mixture` joins any of them, of each so many rows in a pass. It builds a `Mixture`, whose rows are
+a `JoinedDataset`; `AMOUNT` are the keys that say how many.
+
 `Options` are the arguments that all builders have in common, `SampleDataset` is what they build.
 
 `python -m torchtune_qwen25vl.data check CONFIG` reads a whole set before it is trained on.
 """
 
 from torchtune_qwen25vl.data._dataset import SampleDataset
+from torchtune_qwen25vl.data._mixture import AMOUNT, JoinedDataset, Mixture, mixture
 from torchtune_qwen25vl.data._options import Options
 from torchtune_qwen25vl.data.formats import (
     caption_dataset,
@@ -40,6 +44,9 @@ from torchtune_qwen25vl.data.formats import (
 )
 
 __all__ = [
+    "AMOUNT",
+    "JoinedDataset",
+    "Mixture",
     "Options",
     "SampleDataset",
     "caption_dataset",
@@ -48,6 +55,7 @@ __all__ = [
     "hf_dataset",
     "hf_preference_dataset",
     "llava_dataset",
+    "mixture",
     "openai_dataset",
     "preference_dataset",
     "sharegpt_dataset",
