@@ -3,7 +3,9 @@
 Builder                   a row
 `llava_dataset`           conversations of from/value, beside image or video (LLaVA, QwenLM)
 `sharegpt_dataset`        the same beside images and videos; columns and tags (LLaMA-Factory)
-`swift_dataset`           messages of role/content beside images, videos, objects (ms-swift)
+`swift_dataset`           messages of role/content beside images, videos, objects; or query and
+                          response, with history (ms-swift)
+`alpaca_dataset`          instruction, input and output, with history, beside images (alpaca)
 `openai_dataset`          messages of content parts that hold their media (OpenAI, Qwen)
 `hf_dataset`              messages, or prompt and completion, beside image columns (TRL, the hub)
 `caption_dataset`         an image and a caption or several: CSV, TSV, JSON, image columns
@@ -29,6 +31,7 @@ from torchtune_qwen25vl.data._dataset import SampleDataset
 from torchtune_qwen25vl.data._mixture import AMOUNT, JoinedDataset, Mixture, mixture
 from torchtune_qwen25vl.data._options import Options
 from torchtune_qwen25vl.data.formats import (
+    alpaca_dataset,
     caption_dataset,
     caption_folder_dataset,
     coco_caption_dataset,
@@ -49,6 +52,7 @@ __all__ = [
     "Mixture",
     "Options",
     "SampleDataset",
+    "alpaca_dataset",
     "caption_dataset",
     "caption_folder_dataset",
     "coco_caption_dataset",

@@ -84,6 +84,17 @@ def listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
+def override(known: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    """Put the names that are given in place of the known ones.
+
+    Raises:
+        ValueError: if one is given for what is not known.
+    """
+    if unknown := set(given) - set(known):
+        raise ValueError(f"the names that can be mapped are {sorted(known)}, got {sorted(unknown)}")
+    return {**known, **given}
+
+
 def role_of(name: str, roles: Mapping[str, str]) -> str:
     """Return torchtune's role of a format's speaker; an unknown one is never guessed.
 

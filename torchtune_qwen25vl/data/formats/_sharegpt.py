@@ -16,6 +16,7 @@ from torchtune_qwen25vl.data.formats._shared import (
     conversations,
     is_trained,
     listed,
+    override,
     parts_of,
     refuse_media,
     required,
@@ -107,12 +108,6 @@ def sharegpt_parser(
             names["function_tag"]: CALL,
         },
     )
-
-
-def override(known: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
-    if unknown := set(given) - set(known):
-        raise ValueError(f"the names that can be mapped are {sorted(known)}, got {sorted(unknown)}")
-    return {**known, **given}
 
 
 def sharegpt_dataset(
