@@ -145,7 +145,7 @@ def test_rates_of_frames_reach_positions(tmp_path, shown):
         ({"video": ["a.png", "gone.png"]}, "gone.png: no such file"),
         ({"video": ["a.png", "c.png"]}, "all of one height and width"),
         ({"video": []}, "got 0 frames"),
-        ({"video": FRAMES, "fps": 0}, "positive rate"),
+        ({"video": FRAMES, "fps": 0}, "fps is a number above 0, got 0"),
         ({"video": "a.mp4", "sample_fps": 2}, "heeded, got .'sample_fps'"),
     ],
 )

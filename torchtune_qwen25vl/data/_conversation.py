@@ -45,6 +45,8 @@ class Conversation:
         turns: turns in order
         images: sources of the images whose places the turns mark
         videos: sources of the videos whose places the turns mark
+        fps: frames that pass in a second of these videos, where they are frames: a number, or one
+            for each of them
         objects: ms-swift's `objects`, which replace `<bbox>` and `<ref-object>`
         tools: JSON schemas of the functions the assistant may call
     """
@@ -52,6 +54,7 @@ class Conversation:
     turns: list[Turn]
     images: list[Any] = field(default_factory=list)
     videos: list[Any] = field(default_factory=list)
+    fps: Any = None
     objects: Mapping[str, Any] | None = None
     tools: list[dict[str, Any]] | None = None
 

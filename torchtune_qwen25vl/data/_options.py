@@ -15,8 +15,8 @@ class Options:
         boxes: image whose pixels `bbox_2d` and `point_2d` in texts count, the "resized" one (they
             stay as they are) or the "original" one (they are moved)
         prepend_media: whether a row with one image or video, and no place for it, shows it first
-        fps: frames that pass in a second of a video that a row gives as a list of images, where its
-            part does not say so itself; by default transformers' 24, said once in the log
+        fps: frames that pass in a second of a video that is a list of images or a folder of them,
+            where its row does not say so itself; by default transformers' 24, said once in the log
         pixel_limit: width * height above which an image file is refused
         skip_bad_rows: report.json of the check command, whose bad rows are left out
         packed: torchtune's switch for its own packing, which keeps no media; must be False

@@ -10,6 +10,7 @@ LACKING       of those that need an extra which is not installed
 images_in     the images of a folder
 Sieve         which of its files they are, and what is left out for which reason
 THUMBNAILS    folder of small images in that of a job, where none is looked for
+frames_in     the images of a folder that is a video
 load_video    decode the frames of a video that are kept
 Rows          what a reader needs of a set of rows
 JsonRows      rows kept as JSON text
@@ -23,7 +24,7 @@ EXTRA_FIELDS  key of what a table's header does not name
 """
 
 from torchtune_qwen25vl.media._compressed import read_content
-from torchtune_qwen25vl.media._folders import THUMBNAILS, Sieve, images_in
+from torchtune_qwen25vl.media._folders import THUMBNAILS, Sieve, frames_in, images_in
 from torchtune_qwen25vl.media._images import (
     LACKING,
     PIXEL_LIMIT,
@@ -50,6 +51,7 @@ __all__ = [
     "Rows",
     "SelectedRows",
     "Sieve",
+    "frames_in",
     "image_size",
     "images_in",
     "is_image",

@@ -43,7 +43,8 @@ def parse_llava(row: dict[str, Any]) -> Conversation:
         role = role_of(required(said, "from"), ROLES)
         parts = parts_of(required(said, "value"), role=role, join_newline=True)
         turns.append(Turn(role, parts, is_trained(said, role)))
-    return Conversation(turns, listed(row.get("image")), videos_of(row.get("video")))
+    images, videos = listed(row.get("image")), videos_of(row.get("video"))
+    return Conversation(turns, images, videos, fps=row.get("fps"))
 
 
 def llava_dataset(

@@ -46,6 +46,7 @@ class QueryParser:
             list(self._turns(row)),
             images=listed(self._get(row, "images")),
             videos=videos_of(self._get(row, "videos")),
+            fps=row.get("fps"),
             objects=self._get(row, "objects"),
             tools=tools_of(self._get(row, "tools")),
         )

@@ -70,10 +70,11 @@ def _is_still(source: Any) -> bool:
 
 
 def media_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return "images" and "videos" of a row that has media in `MEDIA_COLUMNS`."""
+    """Return "images", "videos" and "fps" of a row that has media in `MEDIA_COLUMNS`."""
     return {
         "images": listed(row.get("images")) + listed(row.get("image")),
         "videos": videos_of(row.get("videos")) + videos_of(row.get("video")),
+        "fps": row.get("fps"),
     }
 
 

@@ -67,6 +67,7 @@ class ConversationParser:
             turns,
             images=listed(row.get(self.columns["images"])),
             videos=videos_of(row.get(self.columns["videos"])),
+            fps=row.get("fps"),
             objects=row.get(self.columns["objects"]),
             tools=tools_of(row.get(self.columns["tools"])),
         )

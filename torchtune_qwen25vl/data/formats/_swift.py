@@ -26,7 +26,7 @@ ROLES = {
     "tool_response": "ipython",
     "tool": "ipython",
 }
-ASKED = {"query": "prompt", "response": "response", "history": "history"}
+ASKED = {"prompt": "query", "response": "response", "history": "history"}
 
 
 class SwiftParser(ConversationParser):
@@ -39,9 +39,9 @@ class SwiftParser(ConversationParser):
             ValueError: if it is neither, or both.
         """
         column = self.columns["messages"]
-        asked = [key for key in ASKED if row.get(key)]
+        asked = [key for key in ASKED.values() if row.get(key)]
         if asked and row.get(column) is None:
-            return QueryParser({**self.columns, **{name: key for key, name in ASKED.items()}})(row)
+            return QueryParser({**self.columns, **ASKED})(row)
         if asked:
             raise ValueError(
                 f"a row has {column!r}, or a query and its response, but there is "
