@@ -11,7 +11,7 @@ from typing import Any
 from torchtune_qwen25vl.data._conversation import Conversation, Turn
 from torchtune_qwen25vl.data._dataset import SampleDataset, sample_dataset
 from torchtune_qwen25vl.data._reader import Reader
-from torchtune_qwen25vl.media import Rows, load_image
+from torchtune_qwen25vl.media import Rows
 from torchtune_qwen25vl.transform import Qwen25VLTransform
 
 NEVER_CUT = ("error", "skip")  # what over_long may be
@@ -49,9 +49,7 @@ class PreferenceReader(Reader):
         for answer in preference.answers:
             for source in answer.images:
                 if id(source) not in once:
-                    once[id(source)] = load_image(
-                        source, root=self.root, pixel_limit=self.options.pixel_limit
-                    )
+                    once[id(source)] = self.image(source)
             images = [once[id(source)] for source in answer.images]
             answers.append(self._sample(replace(answer, images=images)))
         return {"answers": answers, "liked": preference.liked}

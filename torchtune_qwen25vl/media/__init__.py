@@ -11,6 +11,8 @@ images_in     the images of a folder
 Sieve         which of its files they are, and what is left out for which reason
 THUMBNAILS    folder of small images in that of a job, where none is looked for
 frames_in     the images of a folder that is a video
+Downloads     a folder of images and videos that were downloaded
+url_of        the URL of what is to be downloaded
 load_video    decode the frames of a video that are kept
 Rows          what a reader needs of a set of rows
 JsonRows      rows kept as JSON text
@@ -24,6 +26,7 @@ EXTRA_FIELDS  key of what a table's header does not name
 """
 
 from torchtune_qwen25vl.media._compressed import read_content
+from torchtune_qwen25vl.media._downloads import Downloads, url_of
 from torchtune_qwen25vl.media._folders import THUMBNAILS, Sieve, frames_in, images_in
 from torchtune_qwen25vl.media._images import (
     LACKING,
@@ -46,6 +49,7 @@ __all__ = [
     "PIXEL_LIMIT",
     "SUFFIXES",
     "THUMBNAILS",
+    "Downloads",
     "JoinedRows",
     "JsonRows",
     "Rows",
@@ -62,4 +66,5 @@ __all__ = [
     "numbers_of_split",
     "open_rows",
     "read_content",
+    "url_of",
 ]

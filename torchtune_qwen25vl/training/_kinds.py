@@ -113,6 +113,8 @@ DATASET = {
     "prepend_media": SWITCH,
     "fps": or_null(POSITIVE),
     "pixel_limit": COUNT,
+    "allow_download": SWITCH,
+    "download_dir": or_null(TEXT),
     "skip_bad_rows": or_null(TEXT),
 }
 KINDS: dict[str, Kind] = {
