@@ -500,7 +500,7 @@ def test_one_image_without_a_place_may_be_shown_first(tmp_path, shown):
     ("mark", "match"),
     [
         ({"loss": 0.5}, "'loss' is true, false, 0 or 1, got 0.5"),
-        ({"weight": "no"}, "'weight' is true"),
+        ({"weight": "no"}, "'weight' is a number from 0, got 'no'"),
         ({"role": "user", "loss": True}, "only an assistant's turns"),
         ({"loss": False}, "teaches nothing"),
     ],

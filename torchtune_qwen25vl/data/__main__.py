@@ -181,6 +181,7 @@ def _entry(key: str, dataset: SampleDataset, sound: list[Sound], bad: list[Bad])
         "bad": [asdict(row) for row in bad],
         "rows_with_names_in_answers": sum(bool(row.names) for row in sound),
         "names_in_answers": sorted({name for row in sound for name in row.names}),
+        "rows_with_weights": sum(row.weighted for row in sound),
         "statistics": summary(sound),
     }
 
@@ -200,6 +201,8 @@ def _print_entry(entry: dict[str, Any]) -> None:
             f"  {entry['rows_with_names_in_answers']} rows write {names} in their answers: "
             "characters, or with tokenizer.markup_in_answers=tokens those tokens"
         )
+    if weighted := entry["rows_with_weights"]:
+        print(f"  {weighted} rows have labels of a weight other than 1")
     statistics = entry["statistics"]
     for name, spread in statistics.items():
         if isinstance(spread, dict):

@@ -29,12 +29,14 @@ class Turn:
             a medium is its source, or None for the next one of the row's own list
         trained: whether an assistant's turn is trained on
         is_call: whether an assistant's turn is a call of a tool
+        weight: share of its labels in the loss, where those of others have 1
     """
 
     role: str
     parts: list[dict[str, Any]]
     trained: bool = True
     is_call: bool = False
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torchtune_qwen25vl.data._bad_rows import read_bad_rows
 from torchtune_qwen25vl.data._conversation import Conversation
 from torchtune_qwen25vl.data._options import OPTIONS, Options
 from torchtune_qwen25vl.data._reader import Reader
+from torchtune_qwen25vl.data._weights import OF_TURNS, with_weights
 from torchtune_qwen25vl.media import Rows
 from torchtune_qwen25vl.transform import Qwen25VLTransform, SkipSample
 
@@ -76,7 +77,9 @@ class SampleDataset(Dataset):
             raise ValueError(f"{self.source}, row {row}: {reason}") from error
 
     def _sample(self, read: dict[str, Any]) -> dict[str, Any]:
-        return self._label(read)
+        weights = read.pop(OF_TURNS, None)
+        sample = self._label(read)
+        return with_weights(sample, weights) if weights else sample
 
     def answers(self, index: int) -> list[str]:
         """Return the texts of the answers of a row that can be read, as they are written there."""

@@ -14,6 +14,7 @@ from torchtune_qwen25vl.data._conversation import Conversation, Turn, to_message
 from torchtune_qwen25vl.data._frames import SAMPLING, kept_frames, resampled_rate
 from torchtune_qwen25vl.data._options import Options
 from torchtune_qwen25vl.data._places import OF_ROW, fill_places
+from torchtune_qwen25vl.data._weights import OF_TURNS, weights_of_answers
 from torchtune_qwen25vl.media import frames_in, load_image, load_video, url_of
 from torchtune_qwen25vl.transform import resized, smart_resize
 
@@ -85,7 +86,9 @@ class Reader:
         return self.parse(row).turns
 
     def _read(self, row: dict[str, Any]) -> dict[str, Any]:
-        return self._sample(self.parse(row))
+        conversation = self.parse(row)
+        weights = weights_of_answers(conversation.turns, row)
+        return self._sample(conversation) | ({OF_TURNS: weights} if weights else {})
 
     def _sample(self, conversation: Conversation) -> dict[str, Any]:
         turns = fill_places(conversation, prepend_media=self.options.prepend_media)

@@ -14,8 +14,8 @@ from torchtune_qwen25vl.data._dataset import SampleDataset
 from torchtune_qwen25vl.data.formats._shared import (
     calls_of,
     conversations,
-    is_trained,
     listed,
+    marks_of,
     override,
     parts_of,
     refuse_media,
@@ -77,8 +77,8 @@ class ConversationParser:
         role = role_of(required(message, self.role_key), self.roles)
         content = required(message, self.content_key)
         if role == CALL:
-            return list(calls_of(content, trained=is_trained(message, "assistant")))
-        return [Turn(role, parts_of(content, role=role), is_trained(message, role))]
+            return list(calls_of(content, **marks_of(message, "assistant")))
+        return [Turn(role, parts_of(content, role=role), **marks_of(message, role))]
 
 
 def sharegpt_parser(
