@@ -76,6 +76,17 @@ def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(source, monkeypat
         open_rows(source)
 
 
+def test_folders_whose_names_are_patterns(tmp_path, monkeypatch):
+    """`datasets` takes data_files for patterns, and so the working directory before them."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "a [1]*"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    datasets.Dataset.from_dict({"a": [1]}).to_parquet("r.parquet")
+    for source in ("r.parquet", str(folder / "r.parquet")):
+        assert everything(open_rows(source)) == [{"a": 1}]
+
+
 def test_sources_that_cannot_be(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         open_rows(str(tmp_path / "gone.jsonl"))

@@ -151,7 +151,7 @@ def _read_table(path: Path) -> JsonRows:
 
 
 def _read_parquet(path: Path) -> ArrowRows:
-    files = glob.escape(str(path))
+    files = glob.escape(str(path.absolute()))  # data_files are patterns
     return ArrowRows(datasets.load_dataset("parquet", data_files=files, split="train"))
 
 

@@ -105,6 +105,7 @@ VIDEO = {
 }
 DATASET = {
     "source": TEXT,
+    "split": or_null(TEXT),
     "prompt": TEXT,
     "image_column": TEXT,
     "caption_column": TEXT,
