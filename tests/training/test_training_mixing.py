@@ -114,13 +114,13 @@ def test_a_row_of_a_mixture_that_turned_bad_leaves_its_place(mixed, tmp_path):
     mixed.max_steps, mixed.epochs = 2, None
     mixed.lr_scheduler = {"_component_": "training_on_ranks.constant"}
     first = run(mixed)
-    bad = [{"row": 1, "digest": first.dataset.parts[1].rows.digest(1)}]
-    sources = [(tmp_path / "a.jsonl", 6, []), (tmp_path / "b.jsonl", 2, bad)]
+    bad = [{"row": 1, "digest": first.dataset.parts[0].rows.digest(1)}]
+    sources = [(tmp_path / "a.jsonl", 6, bad), (tmp_path / "b.jsonl", 2, [])]
     entries = [{"source": str(s), "rows": rows, "bad": bad} for s, rows, bad in sources]
     (tmp_path / "report.json").write_text(json.dumps({"datasets": entries}))
     mixed.dataset.skip_bad_rows, mixed.max_steps = str(tmp_path / "report.json"), 4
     again = run(mixed)
-    assert again.walk.empty == (7,)
+    assert again.walk.empty == (1,)
     assert again.walk.of_pass == 8, "shares are those of the rows with which the run began"
     assert sorted(losses(tmp_path / "out")) == [1, 2, 3, 4]
 

@@ -92,6 +92,11 @@ def test_weights_below_one_in_all_are_no_less_a_mean():
     small = {**one, "label_weights": one["label_weights"] * 1e-3}
     losses = [mean_loss(model, collate([made]).batches, device=CPU) for made in (one, small)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    steps = [
+        train_step(model, torch.optim.SGD(model.parameters(), lr=0.0), collate([made]).batches)
+        for made in (one, small)
+    ]
+    assert steps[1].grad_norm == pytest.approx(steps[0].grad_norm, rel=1e-4)
 
 
 def test_a_rank_with_fewer_rows_repeats_its_last_without_weight(monkeypatch):
