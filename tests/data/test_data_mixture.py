@@ -59,7 +59,7 @@ def test_the_first_pass_has_of_each_part_what_is_asked(parts):
     texts = ["They 0.", "They 1.", "They 0."]
     assert answers(mixed) == [*TALKS[:2], *CAPTIONS, *CAPTIONS, *texts]
     assert answers(mixed.joined) == [*TALKS, *CAPTIONS, "They 0.", "They 1."]
-    assert [portion.of_pass(10) for portion in mixed.portions] == [5, 20, 3]
+    assert [amount.of_pass(10) for amount in mixed.amounts] == [5, 20, 3]
 
 
 def test_a_bad_row_is_named_by_its_own_part(parts, tmp_path):
@@ -75,6 +75,7 @@ def test_a_bad_row_is_named_by_its_own_part(parts, tmp_path):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
+        ({"skip_bad_rows": "x"}, "skip_bad_rows names no file: x"),
         ({"weight": 0}, r"datasets\[1\]: a weight is a number above 0, got 0"),
         ({"weight": -1.0}, "got -1.0"),
         ({"weight": "2"}, "got '2'"),
@@ -152,5 +153,10 @@ def test_every_part_is_checked_and_its_bad_rows_are_left_out(parts, tmp_path, ca
     mixed = mixture(transform(), datasets=parts, skip_bad_rows=str(report))
     assert answers(mixed) == [*TALKS, *CAPTIONS, "They 0.", "They 1."]
     assert mixed.joined.bad_rows == (4,)
+    for wrong in (["x"], 3):
+        recipe["dataset"]["datasets"] = wrong
+        OmegaConf.save(recipe, tmp_path / "recipe.yaml")
+        assert main(words) == 2
+        assert "datasets" in capsys.readouterr().err
     parts[0]["skip_bad_rows"] = None  # its own goes before that of the mixture
     assert len(mixture(transform(), datasets=parts, skip_bad_rows=str(report))) == 10

@@ -20,7 +20,7 @@ Of preference, a chosen and a rejected answer, or one that was liked or not:
 `swift_preference_dataset`     messages, rejected_response, rejected_images or label (ms-swift)
 
 `mixture` joins any of them, of each so many rows in a pass. It builds a `Mixture`, whose rows are
-a `JoinedDataset`; `AMOUNT` are the keys that say how many.
+a `JoinedDataset`; `AMOUNT` are the keys that say how many, `parts_in` finds its sections.
 
 `Options` are the arguments that all builders have in common, `SampleDataset` is what they build.
 
@@ -28,7 +28,7 @@ a `JoinedDataset`; `AMOUNT` are the keys that say how many.
 """
 
 from torchtune_qwen25vl.data._dataset import SampleDataset
-from torchtune_qwen25vl.data._mixture import AMOUNT, JoinedDataset, Mixture, mixture
+from torchtune_qwen25vl.data._mixture import AMOUNT, JoinedDataset, Mixture, mixture, parts_in
 from torchtune_qwen25vl.data._options import Options
 from torchtune_qwen25vl.data.formats import (
     alpaca_dataset,
@@ -61,6 +61,7 @@ __all__ = [
     "llava_dataset",
     "mixture",
     "openai_dataset",
+    "parts_in",
     "preference_dataset",
     "sharegpt_dataset",
     "sharegpt_preference_dataset",

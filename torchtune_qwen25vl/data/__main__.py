@@ -20,7 +20,7 @@ from torchtune_qwen25vl._files import write_file
 from torchtune_qwen25vl._rounding import warnings_of
 from torchtune_qwen25vl.data._check import Bad, Sound, check_rows
 from torchtune_qwen25vl.data._dataset import SampleDataset
-from torchtune_qwen25vl.data._mixture import Mixture
+from torchtune_qwen25vl.data._mixture import Mixture, parts_in
 from torchtune_qwen25vl.data._preview import preview
 from torchtune_qwen25vl.data._statistics import summary, write_histogram
 from torchtune_qwen25vl.transform import Qwen25VLTransform
@@ -135,7 +135,7 @@ def _build(
     tokenizer = config.instantiate(cfg.tokenizer)
     datasets = []
     for key, section in [*_sections(cfg, "dataset"), *_sections(cfg, "val_dataset")]:
-        for one in (section, *section.get("datasets", ())):
+        for one in (section, *parts_in(section)):
             one.pop("skip_bad_rows", None)
         dataset = config.instantiate(section, tokenizer)
         if isinstance(dataset, Mixture):

@@ -27,7 +27,7 @@ AMOUNT = ("weight", "count")
 
 
 @dataclass(frozen=True)
-class Portion:
+class Amount:
     """How much of a part a pass has.
 
     Attributes:
@@ -76,17 +76,17 @@ class Mixture(Dataset):
 
     Attributes:
         joined: all rows of all parts, each once
-        portions: how much of each part a pass has
+        amounts: how much of each part a pass has
 
     Args:
         parts: the data sets
-        portions: how much of each
+        amounts: how much of each
     """
 
-    def __init__(self, parts: Sequence[SampleDataset], portions: Sequence[Portion]) -> None:
+    def __init__(self, parts: Sequence[SampleDataset], amounts: Sequence[Amount]) -> None:
         self.joined = JoinedDataset(parts)
-        self.portions = tuple(portions)
-        counts = [own.of_pass(len(part)) for own, part in zip(portions, parts, strict=True)]
+        self.amounts = tuple(amounts)
+        counts = [own.of_pass(len(part)) for own, part in zip(amounts, parts, strict=True)]
         self._firsts = [*accumulate(counts, initial=0)]
 
     def __len__(self) -> int:
@@ -121,23 +121,30 @@ def mixture(
         raise ValueError(
             f"datasets is a list of sections, each with _component_, got {datasets!r:.80}"
         )
-    parts, portions = [], []
+    parts, amounts = [], []
     for number, section in enumerate(datasets):
         name = f"datasets[{number}]"
         if not isinstance(section, Mapping):
             raise ValueError(f"{name} is a section with _component_, got {section!r:.80}")
-        given = {"skip_bad_rows": skip_bad_rows, **section}
-        amount = {key: given.pop(key) for key in AMOUNT if key in given}
+        given = {**({"skip_bad_rows": skip_bad_rows} if skip_bad_rows else {}), **section}
+        given_amount = {key: given.pop(key) for key in AMOUNT if key in given}
         part = _built(name, given, model_transform)
         parts.append(part)
-        portions.append(_portion(name, part, amount))
+        amounts.append(_amount(name, part, given_amount))
     kinds = {isinstance(part, PreferenceDataset): part.source for part in parts}
     if len(kinds) > 1:
         raise ValueError(
             f"rows of preference and others are trained on by different recipes, but {kinds[True]} "
             f"has the former and {kinds[False]} the latter; mix one kind"
         )
-    return Mixture(parts, portions)
+    return Mixture(parts, amounts)
+
+
+def parts_in(section: Mapping[str, Any]) -> list[Any]:
+    """Return the sections of the parts in that of a mixture; none where it is another data set."""
+    listed = section.get("datasets")
+    parts = listed if isinstance(listed, Sequence) else ()
+    return [part for part in parts if isinstance(part, Mapping)]
 
 
 def _built(name: str, section: dict[str, Any], transform: Qwen25VLTransform) -> SampleDataset:
@@ -155,7 +162,7 @@ def _built(name: str, section: dict[str, Any], transform: Qwen25VLTransform) -> 
     return part
 
 
-def _portion(name: str, part: SampleDataset, amount: Mapping[str, Any]) -> Portion:
+def _amount(name: str, part: SampleDataset, given: Mapping[str, Any]) -> Amount:
     """Check how much a pass has of a part.
 
     Raises:
@@ -163,17 +170,17 @@ def _portion(name: str, part: SampleDataset, amount: Mapping[str, Any]) -> Porti
     """
     if not len(part):
         raise ValueError(f"{name}, {part.source}, has no rows to train on; leave it out")
-    if len(amount) > 1:
+    if len(given) > 1:
         raise ValueError(f"{name} has a weight and a count; give one of them")
-    weight, count = amount.get("weight", 1), amount.get("count")
+    weight, count = given.get("weight", 1), given.get("count")
     if type(weight) not in (int, float) or not 0 < weight < math.inf:
         raise ValueError(f"{name}: a weight is a number above 0, got {weight!r}")
-    if "count" in amount and (type(count) is not int or count < 1):
+    if "count" in given and (type(count) is not int or count < 1):
         raise ValueError(f"{name}: a count is a whole number from 1, got {count!r}")
-    portion = Portion(part.source, float(weight), count)
-    if not portion.of_pass(len(part)):
+    amount = Amount(part.source, float(weight), count)
+    if not amount.of_pass(len(part)):
         raise ValueError(
             f"{name}: with weight {weight} a pass has none of the {len(part)} rows of "
             f"{part.source}; raise it, or leave the part out"
         )
-    return portion
+    return amount

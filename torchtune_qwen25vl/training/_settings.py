@@ -3,7 +3,7 @@
 import inspect
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Literal, TypeVar, get_args, overload
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torchtune.config._errors import InstantiationError
 from torchtune.config._utils import _get_component_from_path
 
-from torchtune_qwen25vl.data import AMOUNT
+from torchtune_qwen25vl.data import AMOUNT, parts_in
 from torchtune_qwen25vl.training._kinds import DATALOADER, DATASET, check_keys, check_kinds
 from torchtune_qwen25vl.training._plan import WARMUP
 from torchtune_qwen25vl.training._precision import Precision, problem_of
@@ -96,7 +96,7 @@ class Settings:
 
 def forget_bad_rows(dataset: Any) -> None:
     """Take skip_bad_rows out of the section of a data set: the walk tells which rows it has."""
-    for section in (dataset, *dataset.get("datasets", ())):
+    for section in (dataset, *parts_in(dataset)):
         section.pop("skip_bad_rows", None)
 
 
@@ -205,14 +205,12 @@ def _rules(settings: Settings) -> Iterator[tuple[Any, ...]]:
 
 def _check_parts(key: str, mixture: Mapping[str, Any]) -> None:
     """Refuse a part of a mixture that is no data set; the mixture refuses what it cannot mix."""
-    parts = mixture.get("datasets")
-    for number, part in enumerate(parts if isinstance(parts, Sequence) else ()):
-        if isinstance(part, Mapping):
-            name = f"datasets[{number}]"
-            kinds = {f"{key}.{name}.{option}": kind for option, kind in DATASET.items()}
-            check_kinds({key: {name: part}}, kinds)
-            section = {option: value for option, value in part.items() if option not in AMOUNT}
-            _check_component(f"{key}.{name}", section)
+    for number, part in enumerate(parts_in(mixture)):
+        name = f"datasets[{number}]"
+        kinds = {f"{key}.{name}.{option}": kind for option, kind in DATASET.items()}
+        check_kinds({key: {name: part}}, kinds)
+        section = {option: value for option, value in part.items() if option not in AMOUNT}
+        _check_component(f"{key}.{name}", section)
 
 
 def _check_component(key: str, section: Mapping[str, Any]) -> None:

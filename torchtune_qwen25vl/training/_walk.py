@@ -81,7 +81,7 @@ def samples_of(dataset: Any) -> Any:
 def _portions(mixture: Mixture, left_out: Sequence[int]) -> tuple[Portion, ...]:
     """Return how much of each part a pass has, by the rows with which the run began."""
     found, first = [], 0
-    for part, own in zip(mixture.joined.parts, mixture.portions, strict=True):
+    for part, own in zip(mixture.joined.parts, mixture.amounts, strict=True):
         end = first + len(part.rows)
         places = len(part.rows) - bisect_left(left_out, end) + bisect_left(left_out, first)
         found.append(Portion(own.source, places, own.of_pass(places)))
