@@ -220,7 +220,8 @@ class PolicyRecipe(ours.Recipe[ours.PolicySettings]):
         """Return the mean reward of the likeliest answer to each row of the validation data."""
         of_training, self.figures = self.figures, ours.PolicyFigures()
         dataset = ours.Prompts(self.val_dataset)
-        sampler = ours.ValidationSampler(len(dataset), self.share)
+        walk = self.val_walk
+        sampler = ours.ValidationSampler(walk.of_pass, self.share, walk.portions)
         for prompts in self.loader(dataset, sampler):
             own = [prompt for prompt in prompts if "labels" not in prompt]
             if own:

@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from torchtune.config._errors import InstantiationError
 from torchtune.config._utils import _get_component_from_path
 
-from torchtune_qwen25vl.training._kinds import DATALOADER, check_keys, check_kinds
+from torchtune_qwen25vl.data import AMOUNT, parts_in
+from torchtune_qwen25vl.training._kinds import DATALOADER, DATASET, check_keys, check_kinds
 from torchtune_qwen25vl.training._plan import WARMUP
 from torchtune_qwen25vl.training._precision import Precision, problem_of
 
@@ -79,6 +80,8 @@ class Settings:
         for key in (*COMPONENTS, *COMPONENTS_OR_NULL):
             if values[key] is not None:
                 check_component(key, values[key])
+        for key in ("dataset", "val_dataset"):
+            _check_parts(key, values[key] or {})
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that may not change for a run to go on as if it had never stopped."""
@@ -87,9 +90,14 @@ class Settings:
             key: OmegaConf.to_container(getattr(self, key), resolve=True)
             for key in ("optimizer", "lr_scheduler", "tokenizer", "dataset")
         }
-        dataset: Any = sections["dataset"]
-        dataset.pop("skip_bad_rows", None)  # the walk tells which rows it leaves out
+        forget_bad_rows(sections["dataset"])
         return {**{key: getattr(self, key) for key in values}, **sections}
+
+
+def forget_bad_rows(dataset: Any) -> None:
+    """Take skip_bad_rows out of the section of a data set: the walk tells which rows it has."""
+    for section in (dataset, *parts_in(dataset)):
+        section.pop("skip_bad_rows", None)
 
 
 S = TypeVar("S", bound=Settings)
@@ -193,6 +201,16 @@ def _rules(settings: Settings) -> Iterator[tuple[Any, ...]]:
             "`pip install '.[cuda]'` in the repository, or use 'torch'",
             "loss_kernel",
         )
+
+
+def _check_parts(key: str, mixture: Mapping[str, Any]) -> None:
+    """Refuse a part of a mixture that is no data set; the mixture refuses what it cannot mix."""
+    for number, part in enumerate(parts_in(mixture)):
+        name = f"datasets[{number}]"
+        kinds = {f"{key}.{name}.{option}": kind for option, kind in DATASET.items()}
+        check_kinds({key: {name: part}}, kinds)
+        section = {option: value for option, value in part.items() if option not in AMOUNT}
+        check_component(f"{key}.{name}", section)
 
 
 def check_component(key: str, section: Mapping[str, Any]) -> None:
