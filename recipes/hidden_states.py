@@ -55,7 +55,7 @@ def extract(cfg: DictConfig, stack: ExitStack) -> int:
         return hidden_states.show_rows(settings) if ranks.is_first else 0
     layout = hidden_states.layout_of(settings, model)
     workers = stack.enter_context(closing(settings.start_workers(ranks.local_size)))
-    questioner = hidden_states.Questioner(model.transform, settings, max_pixels=run.max_pixels)
+    questioner = jobs.RowQuestioner(model.transform, settings, max_pixels=run.max_pixels)
     plan = ranks.from_first(
         lambda: hidden_states.plan_run(settings, run, layout, questioner, workers, stack)
     )
@@ -73,7 +73,7 @@ def record_batches(
     layout: hidden_states.Layout,
     ranks: jobs.Ranks,
     model: device.LoadedModel,
-    questioner: hidden_states.Questioner,
+    questioner: jobs.RowQuestioner,
     workers: jobs.Workers,
 ) -> None:
     """Ask the batches of this rank, their images being read ahead of the model."""

@@ -7,7 +7,6 @@ States          what that returns
 Settings        the keys of the recipe
 layout_of       which states a run has, and of which width
 Layout          that
-Questioner      makes questions of rows
 plan_run        what is to be done, from what is on disk
 Plan            what all ranks have to know of it
 show_plan       what would be done
@@ -20,7 +19,6 @@ STATES          how a row may end
 
 from torchtune_qwen25vl.hidden_states._extract import Extractor
 from torchtune_qwen25vl.hidden_states._layout import Layout
-from torchtune_qwen25vl.hidden_states._questions import Questioner
 from torchtune_qwen25vl.hidden_states._record import Recorder, hidden_states
 from torchtune_qwen25vl.hidden_states._records import STATES
 from torchtune_qwen25vl.hidden_states._run import (
@@ -40,7 +38,6 @@ __all__ = [
     "Extractor",
     "Layout",
     "Plan",
-    "Questioner",
     "Recorder",
     "Settings",
     "States",

@@ -12,7 +12,6 @@ from torchtune_qwen25vl.device import LoadedModel
 from torchtune_qwen25vl.hidden_states._columns import make_file
 from torchtune_qwen25vl.hidden_states._halp import refuse_others, write_parts
 from torchtune_qwen25vl.hidden_states._layout import DTYPES, Layout
-from torchtune_qwen25vl.hidden_states._questions import Questioner
 from torchtune_qwen25vl.hidden_states._records import STATES, Record, digest
 from torchtune_qwen25vl.hidden_states._selectors import read_selectors
 from torchtune_qwen25vl.hidden_states._settings import Settings
@@ -21,6 +20,7 @@ from torchtune_qwen25vl.hidden_states._table import FILE as TABLE
 from torchtune_qwen25vl.hidden_states._table import write_table
 from torchtune_qwen25vl.jobs import (
     Row,
+    RowQuestioner,
     Run,
     Workers,
     claimed,
@@ -90,7 +90,7 @@ def plan_run(
     settings: Settings,
     run: Run,
     layout: Layout,
-    questioner: Questioner,
+    questioner: RowQuestioner,
     workers: Workers,
     stack: ExitStack,
 ) -> Plan:

@@ -33,6 +33,12 @@ Workers        processes that may crash or hang
 Task           what one of them does
 Outcome        what came of it
 attempt        do a task in this process
+Answerer       questions to answers, whatever the memory
+Question       a prompt, ready for the model
+Answer         what the model said to it
+RowQuestioner  rows of a table to questions
+RowQuestion    one of them
+sources_of     images of a row, undecoded
 InHalves       work on batches that may not fit, or hold a bad item
 refuse_nan     stop a run whose model gives no numbers
 seeded         chance that depends on an item or a batch alone
@@ -46,6 +52,7 @@ FULL           error numbers of a full disk
 """
 
 from torchtune_qwen25vl.jobs._ahead import Ahead
+from torchtune_qwen25vl.jobs._answers import Answer, Answerer, Question
 from torchtune_qwen25vl.jobs._batches import plan_batches
 from torchtune_qwen25vl.jobs._chance import seeded
 from torchtune_qwen25vl.jobs._command import run_command, run_job
@@ -58,6 +65,7 @@ from torchtune_qwen25vl.jobs._paths import as_path
 from torchtune_qwen25vl.jobs._progress import FULL, Progress, name_failed, summary
 from torchtune_qwen25vl.jobs._ranks import Ranks
 from torchtune_qwen25vl.jobs._row_images import is_json
+from torchtune_qwen25vl.jobs._row_questions import RowQuestion, RowQuestioner, sources_of
 from torchtune_qwen25vl.jobs._settings import JobSettings, read_settings
 from torchtune_qwen25vl.jobs._table_rows import Held, Row, as_text, read_rows
 from torchtune_qwen25vl.jobs._words import read_words
@@ -66,6 +74,8 @@ from torchtune_qwen25vl.jobs._workers import Outcome, Task, Workers, attempt
 __all__ = [
     "FULL",
     "Ahead",
+    "Answer",
+    "Answerer",
     "Held",
     "InHalves",
     "Item",
@@ -74,8 +84,11 @@ __all__ = [
     "Outcome",
     "Past",
     "Progress",
+    "Question",
     "Ranks",
     "Row",
+    "RowQuestion",
+    "RowQuestioner",
     "Run",
     "Task",
     "Workers",
@@ -101,6 +114,7 @@ __all__ = [
     "run_command",
     "run_job",
     "seeded",
+    "sources_of",
     "summary",
     "take_up",
     "tokens_of",
