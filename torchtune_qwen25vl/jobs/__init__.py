@@ -7,6 +7,7 @@ run_command    run a recipe on the words of a command line
 run_job        run a job to its exit code
 read_words     the config that the words of a command line make
 JobSettings    the keys that every job has
+TableSettings  the keys that every job on a table has beside
 read_settings  settings of a config, checked
 check_model    fetch a model and check it; no weights are read
 digest_of      name the state of a model's files
@@ -38,6 +39,12 @@ Question       a prompt, ready for the model
 Answer         what the model said to it
 RowQuestioner  rows of a table to questions
 RowQuestion    one of them
+RowPlan        what is to be done with all rows
+plan_rows      make it
+row_failure    the record of a row that failed
+show_row_plan  say what would be done
+show_rows      the same without a model
+ROW_STATES     how a row may end
 sources_of     images of a row, undecoded
 InHalves       work on batches that may not fit, or hold a bad item
 refuse_nan     stop a run whose model gives no numbers
@@ -65,14 +72,24 @@ from torchtune_qwen25vl.jobs._paths import as_path
 from torchtune_qwen25vl.jobs._progress import FULL, Progress, name_failed, summary
 from torchtune_qwen25vl.jobs._ranks import Ranks
 from torchtune_qwen25vl.jobs._row_images import is_json
+from torchtune_qwen25vl.jobs._row_plan import (
+    ROW_STATES,
+    RowPlan,
+    plan_rows,
+    row_failure,
+    show_row_plan,
+    show_rows,
+)
 from torchtune_qwen25vl.jobs._row_questions import RowQuestion, RowQuestioner, sources_of
 from torchtune_qwen25vl.jobs._settings import JobSettings, read_settings
 from torchtune_qwen25vl.jobs._table_rows import Held, Row, as_text, read_rows
+from torchtune_qwen25vl.jobs._table_settings import TableSettings
 from torchtune_qwen25vl.jobs._words import read_words
 from torchtune_qwen25vl.jobs._workers import Outcome, Task, Workers, attempt
 
 __all__ = [
     "FULL",
+    "ROW_STATES",
     "Ahead",
     "Answer",
     "Answerer",
@@ -87,9 +104,11 @@ __all__ = [
     "Question",
     "Ranks",
     "Row",
+    "RowPlan",
     "RowQuestion",
     "RowQuestioner",
     "Run",
+    "TableSettings",
     "Task",
     "Workers",
     "as_path",
@@ -103,6 +122,7 @@ __all__ = [
     "is_json",
     "name_failed",
     "plan_batches",
+    "plan_rows",
     "read_journals",
     "read_pixels",
     "read_rows",
@@ -111,9 +131,12 @@ __all__ = [
     "read_words",
     "refuse_absent",
     "refuse_nan",
+    "row_failure",
     "run_command",
     "run_job",
     "seeded",
+    "show_row_plan",
+    "show_rows",
     "sources_of",
     "summary",
     "take_up",
