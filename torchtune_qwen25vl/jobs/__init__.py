@@ -55,6 +55,10 @@ Ahead          values made in a thread, some ahead
 Progress       a progress bar
 name_failed    failed items in the log
 summary        numbers of records by state
+styled         the file of a page with the style of all pages
+thumbnail      an image made small, as JPEG
+jpeg_of        the same of one that is read
+image_tag      a JPEG as an element of a page
 FULL           error numbers of a full disk
 """
 
@@ -68,6 +72,7 @@ from torchtune_qwen25vl.jobs._images import count_tokens, read_pixels, read_task
 from torchtune_qwen25vl.jobs._items import Item, find_items, refuse_absent
 from torchtune_qwen25vl.jobs._journal import Journal, Past, Run, claimed, read_journals, take_up
 from torchtune_qwen25vl.jobs._model import check_model, digest_of
+from torchtune_qwen25vl.jobs._pages import image_tag, jpeg_of, styled, thumbnail
 from torchtune_qwen25vl.jobs._paths import as_path
 from torchtune_qwen25vl.jobs._progress import FULL, Progress, name_failed, summary
 from torchtune_qwen25vl.jobs._ranks import Ranks
@@ -119,7 +124,9 @@ __all__ = [
     "count_tokens",
     "digest_of",
     "find_items",
+    "image_tag",
     "is_json",
+    "jpeg_of",
     "name_failed",
     "plan_batches",
     "plan_rows",
@@ -138,7 +145,9 @@ __all__ = [
     "show_row_plan",
     "show_rows",
     "sources_of",
+    "styled",
     "summary",
     "take_up",
+    "thumbnail",
     "tokens_of",
 ]
