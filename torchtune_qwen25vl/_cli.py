@@ -28,7 +28,7 @@ from torchtune._cli.tune import TuneCLIParser
 from torchtune._recipe_registry import Config, Recipe
 from yaml import YAMLError
 
-from torchtune_qwen25vl import captioning, conditioning, jobs, training
+from torchtune_qwen25vl import captioning, conditioning, evaluation, jobs, training
 from torchtune_qwen25vl import hidden_states as states
 from torchtune_qwen25vl._rounding import warnings_of
 
@@ -38,6 +38,7 @@ JOBS: dict[str, type[jobs.JobSettings]] = {
     "hidden_states": states.Settings,
     "embed_prompts": conditioning.Settings,
     "image": conditioning.ImageSettings,
+    "evaluate": evaluation.Settings,
 }
 TRAINED = {"finetune": training.Settings, "preference": training.PreferenceSettings}
 
@@ -228,7 +229,7 @@ def _check_keys(recipe: str, cfg: DictConfig) -> None:
         settings: training.Settings = training.read_settings(cfg, TRAINED[recipe])
         training.tuning(training.read_parts(settings.parts), settings.adapters or {})
     else:
-        if cfg.get("inputs") is None:
+        if cfg.get("inputs") is None and cfg.get("source") is None:
             cfg.inputs = "."  # a config may leave them to the command line
         jobs.read_settings(cfg, JOBS[recipe])
 
