@@ -21,6 +21,7 @@ from functools import partial
 from omegaconf import DictConfig
 from torchtune import config
 
+from torchtune_qwen25vl import evaluation
 from torchtune_qwen25vl import training as ours
 
 
@@ -46,6 +47,10 @@ class FinetuneRecipe(ours.Recipe[ours.Settings]):
             ours.summed_loss, chunk_rows=settings.loss_chunk_rows, kernel=settings.loss_kernel
         )
         self.loss = ours.computed_in(settings.precision, self.device, self.model, loss)
+
+    def read_table(self, section: DictConfig) -> evaluation.InTraining:
+        """Read the table of eval_by_generation, which the model in training answers."""
+        return evaluation.InTraining(section)
 
     def take_step(self, loader: Iterator[ours.StepBatches]) -> float:
         """Train on the next batches, log what came of it, and return the loss."""

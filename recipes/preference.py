@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from torchtune import config
 from tqdm import tqdm
 
-from torchtune_qwen25vl import Qwen25VL
+from torchtune_qwen25vl import Qwen25VL, evaluation
 from torchtune_qwen25vl import training as ours
 from torchtune_qwen25vl.weights import find_weights, fingerprint
 
@@ -110,6 +110,10 @@ class PreferenceRecipe(ours.Recipe[ours.PreferenceSettings]):
             share=self.share,
         )
         return ours.WithReference(dataset, log_probs, walk.empty)
+
+    def read_table(self, section: DictConfig) -> evaluation.InTraining:
+        """Read the table of eval_by_generation, which the model in training answers."""
+        return evaluation.InTraining(section)
 
     def take_step(self, loader: Iterator[ours.StepBatches]) -> float:
         """Train on the next batches, log what came of it, and return the loss."""

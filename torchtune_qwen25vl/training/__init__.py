@@ -86,8 +86,9 @@ from torchtune_qwen25vl.training._plan import count_steps, describe, warmup_step
 from torchtune_qwen25vl.training._precision import Precision, computed_in
 from torchtune_qwen25vl.training._preference import read_loss
 from torchtune_qwen25vl.training._preference_settings import PreferenceSettings
-from torchtune_qwen25vl.training._recipe import Recipe, run
+from torchtune_qwen25vl.training._recipe import Recipe
 from torchtune_qwen25vl.training._reference import WithReference, keep_log_probs, shard_again
+from torchtune_qwen25vl.training._run import run
 from torchtune_qwen25vl.training._samples import (
     Key,
     Share,

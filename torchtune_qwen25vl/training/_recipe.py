@@ -7,23 +7,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
-from torchtune import config, training, utils
+from torchtune import config, utils
 from tqdm import tqdm
 
+from torchtune_qwen25vl import _ranks
 from torchtune_qwen25vl.device import look
 from torchtune_qwen25vl.model import Qwen25VL
 from torchtune_qwen25vl.training import _state as state
+from torchtune_qwen25vl.training._answering import answering
 from torchtune_qwen25vl.training._batches import StepBatches
 from torchtune_qwen25vl.training._ends import Stopped, StopRequest
-from torchtune_qwen25vl.training._model import (
-    gather_weights,
-    make_model,
-    save_adapter,
-    save_model,
-)
+from torchtune_qwen25vl.training._model import gather_weights, make_model, save_adapter, save_model
 from torchtune_qwen25vl.training._parts import (
     GradientCheck,
     parameter_groups,
@@ -32,12 +28,7 @@ from torchtune_qwen25vl.training._parts import (
     tuning,
 )
 from torchtune_qwen25vl.training._plan import count_steps, describe, warmup_steps
-from torchtune_qwen25vl.training._samples import (
-    Share,
-    TrainSampler,
-    ValidationSampler,
-    make_loader,
-)
+from torchtune_qwen25vl.training._samples import Share, TrainSampler, ValidationSampler, make_loader
 from torchtune_qwen25vl.training._settings import Settings
 from torchtune_qwen25vl.training._throughput import Throughput
 from torchtune_qwen25vl.training._walk import plan_walk
@@ -76,6 +67,8 @@ class Recipe(ABC, Generic[S]):
             settings.batch_size * settings.gradient_accumulation_steps, self.rank, self.world_size
         )
         self.flexes = settings.pack_to is not None and self.device.type == "cuda"
+        section = settings.eval_by_generation
+        self.table = None if section is None else self.read_table(section)
 
     @abstractmethod
     def prepare(self) -> None:
@@ -96,6 +89,14 @@ class Recipe(ABC, Generic[S]):
     @abstractmethod
     def validate(self) -> dict[str, float]:
         """Return figures of the validation data."""
+
+    def read_table(self, section: DictConfig) -> Callable[..., dict[str, float]]:
+        """Read eval_by_generation; return what the model and its transform are scored by.
+
+        Raises:
+            ValueError: if the recipe answers no tables.
+        """
+        raise ValueError(f"this recipe has no eval_by_generation, got {section}: leave it out")
 
     def setup(self) -> None:
         """Make data, model, optimiser and schedule, as the last checkpoint left them, if any."""
@@ -122,7 +123,7 @@ class Recipe(ABC, Generic[S]):
         )
         self.check = GradientCheck(self.parts)
         self.throughput = Throughput(self.model, self.device, settings.peak_tflops)
-        self.step = 0
+        self.step, self.best = 0, state.read_best(checkpoint)
         if checkpoint:
             self.step = state.load_step(
                 checkpoint,
@@ -186,8 +187,9 @@ class Recipe(ABC, Generic[S]):
         Raises:
             Stopped: after the step in which SIGTERM came, and its checkpoint.
         """
-        settings = self.settings
-        steps = range(self.step, self.total_steps)
+        settings, worse = self.settings, self.settings.stop_after_n_worse
+        is_over = self.best.is_given_up(worse)
+        steps = range(self.step, self.step if is_over else self.total_steps)
         sampler = TrainSampler(
             self.walk.places, self.share, steps, shuffle=settings.shuffle, seed=settings.seed
         )
@@ -204,14 +206,31 @@ class Recipe(ABC, Generic[S]):
                     seconds = (time.perf_counter() - start) / 10 * (self.total_steps - self.step)
                     bar.write(f"the steps left take about {seconds:.0f} s")
                 if self.due(settings.eval_every_n_steps):
-                    self.log(self.validate())
+                    self.evaluate()
                     self.throughput.restart()
-                stops = stop.came(self.device)
-                if stops or self.due(settings.save_every_n_steps):
+                stops, is_over = stop.came(self.device), self.best.is_given_up(worse)
+                is_best = self.best.step == self.step
+                if stops or is_over or is_best or self.due(settings.save_every_n_steps):
                     self.save_checkpoint()
                     self.throughput.restart()
                 if stops:
                     raise Stopped(self.step, self.total_steps)
+                if is_over:
+                    break
+        if settings.save_best:
+            best = state.named_checkpoint(self.output_dir, self.best.name)
+            state.load_weights(best, self.model, identity=self.identity())
+
+    def evaluate(self) -> None:
+        """Log figures of the validation data and of the table, and note whether they are best."""
+        figures = {} if self.val_dataset is None else self.validate()
+        if self.table is not None:
+            with answering(self.model, self.settings.precision):
+                scores = _ranks.from_first(self.table(self.model, self.tokenizer))
+            figures |= {f"val_{name}": mean for name, mean in scores.items()}
+        self.log(figures)
+        if self.settings.keep_best is not None:
+            self.best = self.best.after(self.step, figures, self.settings.keep_best)
 
     def due(self, every: int | None) -> bool:
         """Say whether what is done every so many steps is due after this one."""
@@ -243,6 +262,7 @@ class Recipe(ABC, Generic[S]):
             self.optimizer,
             identity=self.identity(),
             keep_last=self.settings.keep_last_n_checkpoints,
+            best=self.best,
         )
 
     def save(self) -> Path:
@@ -272,25 +292,3 @@ class Recipe(ABC, Generic[S]):
             self.logger.close()
             seconds = time.perf_counter() - self.start
             config.instantiate(self.settings.after_training, folder, seconds)
-
-
-def run(recipe: Callable[[], Recipe], settings: Settings) -> None:
-    """Run a recipe, or export a checkpoint of it, on this rank of those that torchrun started.
-
-    Args:
-        recipe: makes the recipe, once the ranks know each other
-        settings: settings of the run
-    """
-    distributed = training.is_distributed()
-    if distributed:
-        backend = training.get_distributed_backend(look(settings.device).device.type)
-        torch.distributed.init_process_group(backend)
-    made = recipe()
-    if settings.export is not None:
-        print(f"{settings.export} is exported to {made.export(settings.export)}")
-    else:
-        made.setup()
-        made.train()
-        made.finish(made.save())
-    if distributed:
-        torch.distributed.destroy_process_group()
