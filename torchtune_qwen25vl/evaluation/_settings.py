@@ -38,6 +38,7 @@ class Settings(TableSettings):
 
     command = "tune-qwen25vl run evaluate"
     results = "evaluation"
+    takes_adapters = True
     names = NAMES
     decides = (*TableSettings.decides, "columns")
 
