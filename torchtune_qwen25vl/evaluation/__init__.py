@@ -8,6 +8,7 @@ records_of     replies to records
 write_outputs  score all rows; predictions, scores and page
 InTraining     the same of the model in training, for `eval_by_generation`
 Truth          what the table says of a row
+lmms_manifest  our model in lmms-eval, for its registry
 METRICS        names of the metrics
 score_rows     score answers that are there already
 averaged       a mean with its standard error
@@ -16,6 +17,7 @@ Case           an answer beside what the table says
 
 from torchtune_qwen25vl.evaluation._ask import Asker
 from torchtune_qwen25vl.evaluation._in_training import InTraining
+from torchtune_qwen25vl.evaluation._lmms import lmms_manifest
 from torchtune_qwen25vl.evaluation._metrics import METRICS, Case, averaged, score_rows
 from torchtune_qwen25vl.evaluation._records import Record, Reply
 from torchtune_qwen25vl.evaluation._run import records_of, write_outputs
@@ -32,6 +34,7 @@ __all__ = [
     "Settings",
     "Truth",
     "averaged",
+    "lmms_manifest",
     "records_of",
     "score_rows",
     "write_outputs",
