@@ -18,11 +18,13 @@ Metrics, of which the score has mean and standard error:
   choice            whether the right letter is the likeliest first token after the prompt
   choice_by_answer  whether the answer names the right choice
 
-Answers are greedy, and each is the one that its row gets alone. Every row ends in one state: done
+Answers are greedy, and in fp32 each is the one that its row gets alone; in bf16 one may turn at two
+words that are as likely, since other rows are in flight with it. Every row ends in one state: done
 or failed (with a reason), and a row that failed is in no mean. A journal in the output folder holds
 all answers, so that a run that was stopped goes on where it was when it is started again, and other
 metrics or references are scored without asking again. predictions.jsonl has every answer with its
-scores, scores.json the means and what they depend on, page.html the worst answers first.
+scores, scores.json the means and what they depend on, page.html the worst answers first. A model
+may also be the folder of an adapter, of LoRA or DoRA in PEFT's form.
 
 Exit codes: 0 all well, 1 some rows failed (they are named at the end), 2 it could not start or go
 on (the reason is the last line; what is done stays done), 130 Ctrl-C stopped it.

@@ -54,10 +54,8 @@ def main() -> None:
     _rename(tune._parser)
     commands = _commands(tune._parser)
     commands["ls"].set_defaults(func=lambda _: print(table()))
-    commands["validate"].set_defaults(
-        func=partial(validate, commands["validate"].get_default("func"))
-    )
-    commands["cp"].set_defaults(func=partial(copy, commands["cp"].get_default("func")))
+    for name, ours in (("validate", validate), ("cp", copy)):
+        commands[name].set_defaults(func=partial(ours, commands[name].get_default("func")))
     args = tune.parse_args()
     if hasattr(args, "config"):  # `validate` takes a path only
         args.config = _configs().get(str(args.config), args.config)
@@ -228,6 +226,8 @@ def _check_keys(recipe: str, cfg: DictConfig) -> None:
     if recipe in TRAINED:
         settings: training.Settings = training.read_settings(cfg, TRAINED[recipe])
         training.tuning(training.read_parts(settings.parts), settings.adapters or {})
+        if settings.eval_by_generation is not None:
+            evaluation.read_section(settings.eval_by_generation)
     else:
         if cfg.get("inputs") is None and cfg.get("source") is None:
             cfg.inputs = "."  # a config may leave them to the command line

@@ -7,6 +7,7 @@ Record         how a row ended
 records_of     replies to records
 write_outputs  score all rows; predictions, scores and page
 InTraining     the same of the model in training, for `eval_by_generation`
+read_section   keys of that section, checked
 Truth          what the table says of a row
 lmms_manifest  our model in lmms-eval, for its registry
 METRICS        names of the metrics
@@ -16,7 +17,7 @@ Case           an answer beside what the table says
 """
 
 from torchtune_qwen25vl.evaluation._ask import Asker
-from torchtune_qwen25vl.evaluation._in_training import InTraining
+from torchtune_qwen25vl.evaluation._in_training import InTraining, read_section
 from torchtune_qwen25vl.evaluation._lmms import lmms_manifest
 from torchtune_qwen25vl.evaluation._metrics import METRICS, Case, averaged, score_rows
 from torchtune_qwen25vl.evaluation._records import Record, Reply
@@ -35,6 +36,7 @@ __all__ = [
     "Truth",
     "averaged",
     "lmms_manifest",
+    "read_section",
     "records_of",
     "score_rows",
     "write_outputs",

@@ -18,7 +18,7 @@ from torchtune_qwen25vl.transform import Qwen25VLTransform
 class Asker:
     """Ask a model what the metrics of a run need: answers, letters, or both.
 
-    Answers are greedy and do not depend on what is in flight with them. An image keeps its size: a
+    Answers are greedy, and rows do not see what is in flight with them. An image keeps its size: a
     row for which memory is short alone fails.
 
     Args:

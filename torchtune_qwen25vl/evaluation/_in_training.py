@@ -24,6 +24,22 @@ USUAL = {"limit": 64, "batch_size": 8, "batch_tokens": 16384}
 OWN = {"model": "the one in training", "workers": 0}
 
 
+def read_section(section: Mapping[str, Any]) -> Settings:
+    """Read `eval_by_generation` of a YAML; its table is not looked at.
+
+    Raises:
+        ValueError: if a key is unknown, missing, or of another kind.
+    """
+    if unknown := sorted(set(map(str, section)) - set(KEYS)):
+        raise ValueError(f"eval_by_generation has no keys {unknown}; it takes {list(KEYS)}")
+    cfg = OmegaConf.merge(OWN, USUAL, DictConfig(section))
+    assert isinstance(cfg, DictConfig)
+    try:
+        return read_settings(cfg, Settings)
+    except ValueError as error:
+        raise ValueError(f"eval_by_generation: {error}") from error
+
+
 class InTraining:
     """A table, read once; every call asks the model that is being trained.
 
@@ -37,12 +53,8 @@ class InTraining:
     """
 
     def __init__(self, section: Mapping[str, Any]) -> None:
-        if unknown := sorted(set(map(str, section)) - set(KEYS)):
-            raise ValueError(f"eval_by_generation has no keys {unknown}; it takes {list(KEYS)}")
-        cfg = OmegaConf.merge(OWN, USUAL, DictConfig(section))
-        assert isinstance(cfg, DictConfig)
+        self._settings = read_section(section)
         try:
-            self._settings = read_settings(cfg, Settings)
             self._settings.truths  # noqa: B018
         except ValueError as error:
             raise ValueError(f"eval_by_generation: {error}") from error

@@ -43,7 +43,7 @@ class Settings(TableSettings):
     decides = (*TableSettings.decides, "columns")
 
     inputs: Any = None  # what other jobs call `source`
-    source: Any = None  # tables
+    source: str | ListConfig | None = None  # tables
     columns: Columns = field(default_factory=Columns)
     limit: int | None = None  # the first rows only
     # what is scored
