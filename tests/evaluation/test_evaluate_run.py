@@ -184,6 +184,7 @@ def test_what_cannot_be_is_refused_before_anything(run, table, out, caplog):
         ({"metrics": "box_iou"}, "row q0 (number 0): a reference is a box"),
         ({"metrics": "choice"}, "row q0 (number 0): the reference is the words of a choice"),
         ({"columns": {"reference": "nothing"}}, "row q0 (number 0): there is no reference in noth"),
+        ({"columns": {"choices": "nothing"}}, "row q0 has no column 'nothing'"),
         ({"inputs": "a.csv"}, "give source or inputs"),
         ({"source": None}, "inputs are missing"),
         ({"source": "nowhere.csv"}, "nowhere.csv does not exist"),

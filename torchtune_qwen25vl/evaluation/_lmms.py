@@ -46,7 +46,7 @@ def model_class(base: type) -> type:
         base: `lmms_eval.api.model.lmms`
     """
 
-    class TorchtuneQwen25VL(base):  # type: ignore[misc]
+    class TorchtuneQwen25VL(base):
         """Qwen2.5-VL of this package; images and text, answers by generation."""
 
         is_simple = False

@@ -42,12 +42,12 @@ def read_truth(row: Row, columns: Mapping[str, str | None], metrics: Collection[
         ValueError: naming the row, if it has no reference or choices, or they are none such.
     """
     try:
-        value = _unpacked(_value(row, columns["reference"], REFERENCES, "reference"))
+        value = _value(row, columns["reference"], REFERENCES, "reference")
         of_boxes = BOXES in metrics
         boxes = _boxes(value) if of_boxes else ()
         choices: tuple[str, ...] = ()
         if CHOOSING & set(metrics):
-            choices = _texts(_unpacked(_value(row, columns["choices"], CHOICES, "choices")))
+            choices = _texts(_value(row, columns["choices"], CHOICES, "choices"))
         references = () if of_boxes else _texts(value)
         right = _right(references[0], choices) if choices else -1
     except ValueError as error:
@@ -56,22 +56,30 @@ def read_truth(row: Row, columns: Mapping[str, str | None], metrics: Collection[
 
 
 def choices_of(row: Row, column: str | None) -> tuple[str, ...]:
-    """Return the choices of a row, none where it has no such column."""
-    try:
-        return _texts(_unpacked(_value(row, column, CHOICES, "choices")))
-    except ValueError:
-        return ()
+    """Return the choices of a row, none where it has none.
+
+    Raises:
+        ValueError: if they are no texts, or the row has no column of that name.
+    """
+    if column is not None and column not in row.columns and not row.problem:
+        raise ValueError(f"row {row.name} has no column {column!r}, it has {list(row.columns)}")
+    return _texts(_found(row, column, CHOICES) or [])
 
 
 def _value(row: Row, asked: str | None, usual: Sequence[str], what: str) -> Any:
-    names = usual if asked is None else [asked]
-    for name in names:
-        if (value := row.columns.get(name)) not in (None, "", []):
-            return value
-    raise ValueError(
-        f"there is no {what} in {' or '.join(names)}, the row has {', '.join(row.columns)}; "
-        f"fill it in, take the row out, or name the column, columns.{what}=NAME"
-    )
+    if (value := _found(row, asked, usual)) is None:
+        raise ValueError(
+            f"there is no {what} in {asked or ' or '.join(usual)}, the row has "
+            f"{', '.join(row.columns)}; fill it in, take the row out, or name the column, "
+            f"columns.{what}=NAME"
+        )
+    return value
+
+
+def _found(row: Row, asked: str | None, usual: Sequence[str]) -> Any:
+    """Return what the first of these columns holds that has anything; None where none has."""
+    values = (row.columns.get(name) for name in (usual if asked is None else [asked]))
+    return next((_unpacked(value) for value in values if value not in (None, "", [])), None)
 
 
 def _unpacked(value: Any) -> Any:
@@ -87,7 +95,9 @@ def _unpacked(value: Any) -> Any:
 def _texts(value: Any) -> tuple[str, ...]:
     values = value if isinstance(value, list) else [value]
     if wrong := [one for one in values if not isinstance(one, str | int | float)]:
-        raise ValueError(f"a reference is a text or a list of texts, got {wrong[0]!r}")
+        raise ValueError(
+            f"a reference or choice is a text, and several are a list of texts, got {wrong[0]!r}"
+        )
     return tuple(map(as_text, values))
 
 
