@@ -125,6 +125,21 @@ def test_in_bf16(config, precision, monkeypatch):
     assert max(record.tokens for record in seen[0].values()) > 4
 
 
+@pytest.mark.parametrize(
+    "key", ["enable_activation_checkpointing", pytest.param("compile", marks=pytest.mark.slow)]
+)
+def test_layers_that_are_wrapped_for_training_answer_as_plain_ones(config, monkeypatch, key):
+    monkeypatch.setenv("TORCH_COMPILE_BACKEND", "aot_eager")  # inductor needs a C++ compiler
+    changes = {"max_steps": 2, "adapters.lora_dropout": 0.0}
+    plain, wrapped = config("plain", **changes), config("wrapped", **changes, **{key: True})
+    for cfg in (plain, wrapped):
+        cfg.lr_scheduler.num_warmup_steps = 1
+        run(cfg)
+    found, expected = (logged(cfg.output_dir)[2]["val_anls"] for cfg in (wrapped, plain))
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert expected > 0
+
+
 @pytest.fixture
 def scripted(monkeypatch):
     """Let evaluations come to these values, one after another, whatever the model says."""
