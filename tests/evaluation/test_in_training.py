@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import finetune_runs
+import preference_runs
 import pytest
 import tables
 import tiny_folder
@@ -223,6 +224,22 @@ def test_goes_on_as_if_it_had_never_stopped(config, scripted, monkeypatch):
     assert losses(cut.output_dir) == losses(whole.output_dir)
     assert kept(cut) == kept(whole) == (["step_2", "step_5"], ["step_2"])
     assert weights(cut.output_dir) == weights(whole.output_dir)
+
+
+def test_preference_is_scored_and_kept_likewise(config, tmp_path):
+    pairs = tiny_folder.write_pairs(tmp_path / "pairs")
+    frozen = {"train": "frozen"}
+    cfg = config(**BEST | {"max_steps": 2}, loss={"name": "dpo"})
+    cfg.lr_scheduler.num_warmup_steps = 1
+    cfg.dataset = {
+        "_component_": "torchtune_qwen25vl.data.preference_dataset",
+        "source": str(pairs),
+    }
+    cfg.parts = {"vision": frozen, "merger": frozen, "decoder": {"train": "lora", "lr": 1e-3}}
+    preference_runs.run(cfg)
+    assert [*logged(cfg.output_dir)] == [1, 2]
+    assert all(figures["val_anls"] > 0 for figures in logged(cfg.output_dir).values())
+    assert len(kept(cfg)[1]) == 1
 
 
 def test_a_table_without_a_score_is_refused(config, rows, tmp_path):

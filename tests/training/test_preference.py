@@ -22,6 +22,7 @@ from torchtune_qwen25vl.training import (
     PreferenceSettings,
     _preference_settings,
     _recipe,
+    _run,
     read_settings,
 )
 
@@ -123,7 +124,8 @@ def test_every_setting_has_a_kind_and_is_used():
         PreferenceSettings.__base__.__dataclass_fields__
     )
     assert set(_preference_settings.PREFERENCE) == own
-    trees = map(ast.parse, (RECIPE.read_text(), Path(_recipe.__file__).read_text()))
+    files = [RECIPE, *(Path(module.__file__) for module in (_recipe, _run))]
+    trees = (ast.parse(path.read_text()) for path in files)
     used = {n.attr for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
     assert PreferenceSettings.__dataclass_fields__.keys() - used == {"loss_kernel"}  # refused
 

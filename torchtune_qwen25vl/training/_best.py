@@ -50,6 +50,9 @@ class Best:
         """Say whether so many worse evaluations have come since that a run is to end."""
         return worse is not None and self.worse >= worse
 
+    def __str__(self) -> str:
+        return f"that of {self.name}, {self.value:.4f}"
+
     @property
     def name(self) -> str:
         """Name of its checkpoint."""

@@ -216,6 +216,9 @@ class Recipe(ABC, Generic[S]):
                 if stops:
                     raise Stopped(self.step, self.total_steps)
                 if is_over:
+                    bar.write(
+                        f"over: {self.best.worse} evaluations were no better than {self.best}"
+                    )
                     break
         if settings.save_best:
             best = state.named_checkpoint(self.output_dir, self.best.name)
