@@ -15,7 +15,6 @@ with `pack_to`, in as few rows of at most so many tokens as they fit into. The r
 """
 
 import sys
-from collections.abc import Iterator
 from functools import partial
 
 from omegaconf import DictConfig
@@ -35,10 +34,10 @@ class FinetuneRecipe(ours.Recipe[ours.Settings]):
         ValueError: if a setting is wrong, before anything is loaded.
     """
 
+    read_table = evaluation.InTraining
+
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__(cfg, ours.read_settings(cfg))
-        packs = self.settings.pack_to is not None
-        self.mask = ours.row_mask(self.device) if packs else "dense"
 
     def prepare(self) -> None:
         """Make the loss."""
@@ -47,51 +46,6 @@ class FinetuneRecipe(ours.Recipe[ours.Settings]):
             ours.summed_loss, chunk_rows=settings.loss_chunk_rows, kernel=settings.loss_kernel
         )
         self.loss = ours.computed_in(settings.precision, self.device, self.model, loss)
-
-    def read_table(self, section: DictConfig) -> evaluation.InTraining:
-        """Read the table of eval_by_generation, which the model in training answers."""
-        return evaluation.InTraining(section)
-
-    def take_step(self, loader: Iterator[ours.StepBatches]) -> float:
-        """Train on the next batches, log what came of it, and return the loss."""
-        settings = self.settings
-        data = self.ready(self.throughput.waiting(loader))
-        ours.seed_step(settings.seed, self.step)
-        rates = {f"lr_{group['name']}": group["lr"] for group in self.optimizer.param_groups}
-        result = ours.train_step(
-            self.model,
-            self.optimizer,
-            data.batches,
-            scheduler=self.scheduler,
-            max_grad_norm=settings.clip_grad_norm,
-            check=self.check,
-            loss=self.loss,
-        )
-        self.step += 1
-        self.throughput.add(data)
-        if self.due(settings.log_every_n_steps):
-            self.log(vars(result) | rates | self.throughput.report())
-        return result.loss
-
-    def collate(self) -> ours.StepCollate:
-        """Make the collate from the samples of a step to its batches, padded or packed."""
-        return ours.StepCollate(
-            self.tokenizer.pad_id,
-            batch_size=self.settings.batch_size,
-            pack_to=self.settings.pack_to,
-            mask=self.mask,
-        )
-
-    def ready(self, data: ours.StepBatches) -> ours.StepBatches:
-        """Put batches on the device, equally many on every rank."""
-        ours.to_device(data, self.device, mask=self.mask, dtype=self.model.dtype)
-        return ours.equal_numbers(data, self.device)
-
-    def validate(self) -> dict[str, float]:
-        """Return the mean loss over the labels of the validation data."""
-        batches = (batch for data in self.val_steps() for batch in data.batches)
-        loss = ours.mean_loss(self.model, batches, device=self.device, loss=self.loss)
-        return {"val_loss": loss}
 
 
 @config.parse

@@ -15,7 +15,7 @@ of every rank, and its loss is the mean over all of them, however they are packe
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from torchtune import config
 from tqdm import tqdm
 
-from torchtune_qwen25vl import Qwen25VL, evaluation
+from torchtune_qwen25vl import evaluation
 from torchtune_qwen25vl import training as ours
 from torchtune_qwen25vl.weights import find_weights, fingerprint
 
@@ -38,27 +38,35 @@ class PreferenceRecipe(ours.Recipe[ours.PreferenceSettings]):
         ValueError: if a setting is wrong, before anything is loaded.
     """
 
+    read_table = evaluation.InTraining
+    counted = "rows"
+
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__(cfg, ours.read_settings(cfg, ours.PreferenceSettings))
         self.model_identity["reference"] = None
         if self.settings.reference_dir is not None:
             self.reference_source, _ = find_weights(self.settings.reference_dir)
             self.model_identity["reference"] = fingerprint(self.reference_source)
+        packs = self.settings.pack_to is not None and self.device.type == "cuda"
+        self.mask = "flex" if packs else "dense"
         media = (self.parts["vision"], self.parts["merger"])
         self.frozen_media = all(part.train == "frozen" for part in media)
 
     def prepare(self) -> None:
         """Make the loss and what it compares with; compute what is kept of that."""
         settings = self.settings
-        other = settings.reference_dir is not None
+        reference = None
+        if settings.reference_dir is not None:
+            reference = self.frozen_model(self.reference_source, settings.precision)
         self.objective = ours.Objective(
             ours.read_loss(settings.loss),
             paired=settings.paired,
             has_reference=settings.has_reference,
-            reference=self.make_reference() if other else None,
+            reference=reference,
             frozen_media=self.frozen_media,
             chunk_rows=settings.loss_chunk_rows,
         )
+        self.figures = self.objective.figures
         computed = partial(ours.computed_in, settings.precision, self.device, self.model)
         self.loss = computed(self.objective)
         self.of_reference = computed(self.objective.reference_log_probs)
@@ -67,20 +75,8 @@ class PreferenceRecipe(ours.Recipe[ours.PreferenceSettings]):
             if self.val_dataset is not None:
                 walk = ours.plan_walk(self.val_dataset, None)
                 self.val_dataset = self.with_reference("val_dataset", walk)
-            self.objective.reference = None  # its memory is free from here on
+            self.objective.media.reference = None  # its memory is free from here on
             ours.shard_again(self.model)
-
-    def make_reference(self) -> Qwen25VL:
-        """Make the model of reference_dir, of which nothing is trained."""
-        frozen = {name: ours.Part("frozen") for name in self.parts}
-        model = ours.make_model(
-            self.reference_source,
-            ours.tuning(frozen, {}),
-            precision=self.settings.precision,
-            device=self.device,
-            seed=self.settings.seed,
-        )
-        return model.eval()
 
     def with_reference(self, name: str, walk: ours.Walk) -> ours.WithReference:
         """Return a data set of the YAML with the reference's log-probabilities in its samples."""
@@ -111,34 +107,13 @@ class PreferenceRecipe(ours.Recipe[ours.PreferenceSettings]):
         )
         return ours.WithReference(dataset, log_probs, walk.empty)
 
-    def read_table(self, section: DictConfig) -> evaluation.InTraining:
-        """Read the table of eval_by_generation, which the model in training answers."""
-        return evaluation.InTraining(section)
-
-    def take_step(self, loader: Iterator[ours.StepBatches]) -> float:
-        """Train on the next batches, log what came of it, and return the loss."""
-        settings = self.settings
-        data = self.ready(self.throughput.waiting(loader))
-        ours.seed_step(settings.seed, self.step)
-        rates = {f"lr_{group['name']}": group["lr"] for group in self.optimizer.param_groups}
+    def begin_step(self) -> None:
+        """Forget the images of the step before."""
         self.objective.begin_step()
-        result = ours.train_step(
-            self.model,
-            self.optimizer,
-            data.batches,
-            scheduler=self.scheduler,
-            max_grad_norm=settings.clip_grad_norm,
-            check=self.check,
-            loss=self.loss,
-            count=self.objective.count,
-        )
-        self.step += 1
-        self.throughput.add(data)
-        if self.due(settings.log_every_n_steps):
-            step = {"loss": result.loss, "rows": result.labels, "grad_norm": result.grad_norm}
-            figures = self.objective.figures.report(self.device)
-            self.log(step | figures | rates | self.throughput.report())
-        return result.loss
+
+    def count(self, batch: Mapping[str, Any]) -> int:
+        """Count the rows whose loss is summed."""
+        return self.objective.count(batch)
 
     def collate(self) -> ours.TreeCollate:
         """Make the collate from the samples of a step to batches of trees."""
@@ -149,35 +124,13 @@ class PreferenceRecipe(ours.Recipe[ours.PreferenceSettings]):
             pack_to=self.settings.pack_to,
             paired=self.settings.paired,
             across_batches=self.frozen_media,
-            mask="flex" if self.flexes else "dense",
+            mask=self.mask,
         )
 
     def ready(self, data: ours.StepBatches) -> ours.StepBatches:
         """Put batches on the device, equally many on every rank."""
-        mask: ours.Mask = "flex" if self.flexes else "dense"
-        ours.place_trees(data, self.device, mask=mask, dtype=self.model.dtype)
+        ours.place_trees(data, self.device, mask=self.mask, dtype=self.model.dtype)
         return ours.equal_numbers(data, self.device)
-
-    def validate(self) -> dict[str, float]:
-        """Return the mean loss and figures over the rows of the validation data."""
-
-        def batches() -> Iterator[dict[str, Any]]:
-            for data in self.val_steps():
-                self.objective.begin_step()
-                yield from data.batches
-
-        of_training = self.objective.figures
-        self.objective.figures = ours.Figures(paired=self.settings.paired)
-        loss = ours.mean_loss(
-            self.model,
-            batches(),
-            device=self.device,
-            loss=self.loss,
-            count=self.objective.count,
-        )
-        figures = self.objective.figures.report(self.device)
-        self.objective.figures = of_training
-        return {"val_loss": loss} | {f"val_{name}": value for name, value in figures.items()}
 
 
 @config.parse

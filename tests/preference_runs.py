@@ -1,14 +1,9 @@
 """The settings of a tiny run of the recipe preference, and the run."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import finetune_runs
-import torch
-from omegaconf import OmegaConf
+import own_runs
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "preference.py"
+RECIPE = own_runs.path_of("preference")
 
 
 def config(folder, output_dir, **changes):
@@ -32,23 +27,9 @@ def config(folder, output_dir, **changes):
 
 def recipe():
     """The recipe as a module."""
-    spec = importlib.util.spec_from_file_location("preference", RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return own_runs.module_of("preference")
 
 
 def run(cfg):
     """Run the recipe, and return it."""
-    made = recipe().PreferenceRecipe(OmegaConf.create(cfg))
-    made.setup()
-    made.train()
-    made.finish(made.save())
-    return made
-
-
-if __name__ == "__main__":
-    torch.distributed.init_process_group("gloo")
-    for path in sys.argv[1:]:
-        run(OmegaConf.load(path))
-    torch.distributed.destroy_process_group()
+    return own_runs.run("preference", cfg)

@@ -135,6 +135,46 @@ def test_the_guide_to_preference(folder, tmp_path, monkeypatch, capsys):
     assert json.loads(row).keys() == {"image", "prompt", "chosen", "rejected"}
 
 
+def test_the_guide_to_distillation(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for size in (3, 7):
+        shutil.copytree(folder, tmp_path / "models" / f"Qwen2.5-VL-{size}B-Instruct")
+    rows = tiny_folder.write_pictures(tmp_path / "rows", rows=4)
+    shutil.copytree(rows.parent, tmp_path, dirs_exist_ok=True)
+    (tmp_path / rows.name).rename(tmp_path / "train.jsonl")
+    copy, train = section("Teach a small model what a large one says")
+    assert not run(copy, monkeypatch)
+    small = [f"{key}={value}" for key, value in SMALLER.items()]
+    assert not run([*train, *small], monkeypatch)
+    assert (tmp_path / "runs" / "distill" / "model" / "config.json").is_file()
+
+
+def test_the_guide_to_rewards(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, tmp_path / "models" / "Qwen2.5-VL-3B-Instruct")
+    rows = tiny_folder.write_pictures(tmp_path / "rows", rows=4)
+    shutil.copytree(rows.parent, tmp_path, dirs_exist_ok=True)
+    lines = [
+        {
+            "messages": [
+                {"role": "user", "content": line["conversations"][0]["value"]},
+                {"role": "assistant", "content": line["conversations"][1]["value"]},
+            ],
+            "images": line.get("image", []),
+        }
+        for line in json.loads(rows.read_text())
+    ]
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    copy, train = section("Train on rewards")
+    assert not run(copy, monkeypatch)
+    small = [f"{key}={value}" for key, value in SMALLER.items()]
+    assert not run([*train, *small, "max_new_tokens=3"], monkeypatch)
+    output = tmp_path / "runs" / "policy"
+    assert (output / "model" / "config.json").is_file()
+    answers = (output / "answers" / "step_1.jsonl").read_text().splitlines()
+    assert len(answers) == 16 * 8
+
+
 def test_the_guide_to_scores(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = tiny_folder.write_pictures(tmp_path / "rows", rows=4)

@@ -40,7 +40,6 @@ JOBS: dict[str, type[jobs.JobSettings]] = {
     "image": conditioning.ImageSettings,
     "evaluate": evaluation.Settings,
 }
-TRAINED = {"finetune": training.Settings, "preference": training.PreferenceSettings}
 
 _Text = TypeVar("_Text", str, str | None)
 _LAUNCH = re.compile(r"^# +tune-qwen25vl run .*?(\w+) --config \S+", re.MULTILINE)
@@ -209,7 +208,7 @@ def validate(components: Callable[[argparse.Namespace], None], args: argparse.Na
     launch = _LAUNCH.search(args.config.read_text())
     recipe = launch[1] if launch else None
     try:
-        if recipe in (*TRAINED, *JOBS):
+        if recipe in (*training.SETTINGS, *JOBS):
             _check_keys(recipe, cfg)
             for warning in warnings_of(cfg):
                 print(warning)
@@ -223,8 +222,8 @@ def validate(components: Callable[[argparse.Namespace], None], args: argparse.Na
 
 def _check_keys(recipe: str, cfg: DictConfig) -> None:
     """Read the settings of a recipe of ours as it does."""
-    if recipe in TRAINED:
-        settings: training.Settings = training.read_settings(cfg, TRAINED[recipe])
+    if recipe in training.SETTINGS:
+        settings: training.Settings = training.read_settings(cfg, training.SETTINGS[recipe])
         training.tuning(training.read_parts(settings.parts), settings.adapters or {})
         if settings.eval_by_generation is not None:
             evaluation.read_section(settings.eval_by_generation)

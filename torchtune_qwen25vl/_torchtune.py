@@ -17,6 +17,7 @@ __all__ = [
     "NF4Tensor",
     "labelled_rows",
     "linear_nf4",
+    "made_labels",
     "targets",
     "to_nf4",
 ]
@@ -35,6 +36,18 @@ def targets(labels: Tensor, ignore_index: int = CROSS_ENTROPY_IGNORE_IDX) -> Ten
     if not RECIPES_SHIFT_LABELS:
         return labels
     return F.pad(labels[:, 1:], (0, 1), value=ignore_index)
+
+
+def made_labels(labels: Tensor, ignore_index: int = CROSS_ENTROPY_IGNORE_IDX) -> Tensor:
+    """Return labels as a dataset of torchtune hands them on, [s].
+
+    Args:
+        labels: [s], each at its own token
+        ignore_index: what stands where there is no label
+    """
+    if RECIPES_SHIFT_LABELS:
+        return labels
+    return F.pad(labels[1:], (0, 1), value=ignore_index)
 
 
 def labelled_rows(labels: Tensor, ignore_index: int = CROSS_ENTROPY_IGNORE_IDX) -> Tensor:

@@ -3,12 +3,14 @@
 from parity.faults import (
     conditioning,
     decoder,
+    distill,
     encoder,
     generation,
     hidden_states,
     integers,
     packed_weights,
     pixels,
+    policy,
     preference,
     quantization,
     tokens,
@@ -29,6 +31,8 @@ FAULTS: dict[str, Fault] = {
     **packed_weights.FAULTS,
     **training.FAULTS,
     **preference.FAULTS,
+    **distill.FAULTS,
+    **policy.FAULTS,
     **weights.FAULTS,
     **quantization.FAULTS,
 }

@@ -2,6 +2,7 @@
 
 from parity.stages._stage import Measurement, Setting, Stage
 from parity.stages.conditioning import PROMPT_EMBEDDINGS
+from parity.stages.distill import DISTILL
 from parity.stages.generation import GREEDY, PACKED
 from parity.stages.hidden_states import HIDDEN_STATES
 from parity.stages.model import (
@@ -15,6 +16,7 @@ from parity.stages.model import (
 )
 from parity.stages.packed_weights import PACKED_WEIGHTS
 from parity.stages.pixels import PIXELS, VIDEO_PIXELS
+from parity.stages.policy import POLICY
 from parity.stages.positions import POSITIONS, WINDOW_ORDER
 from parity.stages.precision import BF16
 from parity.stages.preference import PREFERENCE
@@ -45,6 +47,8 @@ STAGES: tuple[Stage, ...] = (
     PROMPT_EMBEDDINGS,
     TRAINING,
     PREFERENCE,
+    DISTILL,
+    POLICY,
     UPDATES,
     WEIGHTS,
     NF4,

@@ -81,3 +81,11 @@ def relative_frobenius(ours: Tensor, theirs: Tensor) -> float:
     if ours.shape != theirs.shape:
         return float("inf")
     return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
+
+
+def gradient_error(ours: Qwen25VL, theirs: dict[str, Tensor]) -> float:
+    """Relative difference of the gradients of the worst parameter."""
+    found = {name: parameter.grad for name, parameter in ours.named_parameters()}
+    assert found.keys() == theirs.keys()
+    gradients = {n: torch.zeros_like(theirs[n]) if g is None else g for n, g in found.items()}
+    return max(relative_frobenius(gradients[name], theirs[name]) for name in theirs)

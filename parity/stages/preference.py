@@ -10,7 +10,14 @@ from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
 from parity import pairs, reference
 from parity.inputs import Inputs
-from parity.stages._stage import Measurement, Setting, Stage, refused, relative_frobenius
+from parity.stages._stage import (
+    Measurement,
+    Setting,
+    Stage,
+    gradient_error,
+    refused,
+    relative_frobenius,
+)
 from torchtune_qwen25vl import Qwen25VL, hf_to_tune, qwen2_5_vl_from_config
 from torchtune_qwen25vl.training import (
     Objective,
@@ -134,7 +141,7 @@ def _one_loss(name: str, setting: Setting) -> Iterator[Measurement]:
     for key in ("logps/chosen", "logps/rejected"):
         error = abs(figures[key] / right[key] - 1)
         yield Measurement(f"{name}: {key}", error, TOLERANCE)
-    worst = _gradient_error(model, right["gradients"])
+    worst = gradient_error(model, right["gradients"])
     yield Measurement(f"{name}: {len(right['gradients'])} gradients", worst, OF_GRADIENTS)
 
 
@@ -192,14 +199,6 @@ def _their_loss(name: str) -> dict:
         "logps/rejected": float(rejected.detach().mean()),
         "gradients": hf_to_tune(dict(zip(parameters, gradients, strict=True))),
     }
-
-
-def _gradient_error(model: Qwen25VL, theirs: dict[str, Tensor]) -> float:
-    """Relative difference of the worst parameter."""
-    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
-    assert ours.keys() == theirs.keys()
-    gradients = {n: torch.zeros_like(theirs[n]) if g is None else g for n, g in ours.items()}
-    return max(relative_frobenius(gradients[name], theirs[name]) for name in theirs)
 
 
 def _steps(case: str, layouts: list[pairs.Layout], setting: Setting) -> Iterator[Measurement]:

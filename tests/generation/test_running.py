@@ -190,7 +190,7 @@ def test_one_prompt_and_one_token(model, inputs):
     assert batch.advance() == []
     batch.enter([Prompt("a", sample(inputs[1]))])
     first = alone(model, inputs[1], 1, GREEDY, (), 1)
-    assert batch.advance() == [("a", *first)]
+    assert batch.advance() == [Ended("a", *first)]
     assert batch.questions == []
 
 
@@ -282,3 +282,46 @@ def test_in_fixed_shapes_every_row_gets_what_it_gets_alone(model, inputs, sampli
         monkeypatch.setattr(module, "fixes_shapes", lambda model: True)
     for places in (1, 5, 12):
         assert running(model, inputs, sampling, stops, places=places) == expected, places
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_rows_of_one_sample_share_what_is_read_and_draw_for_themselves(model, inputs, copies):
+    """Tokens, and their log-probabilities, as of rows that are read each for itself."""
+    samples = [sample(inputs[k]) for k in (1, 2, 3)]
+    sampling = Sampling(temperature=1.3)
+
+    def rows(of):
+        batch = RunningBatch(
+            model,
+            0,
+            sampling,
+            max_new_tokens=6,
+            stop_tokens=[7],
+            banned=(1001, 1002),
+            with_log_probs=True,
+        )
+        prompts = [
+            Prompt((k, c), one, torch.Generator().manual_seed(10 * k + c))
+            for k, one in enumerate(samples)
+            for c in range(copies)
+        ]
+        for start in range(0, len(prompts), of):
+            batch.enter(prompts[start : start + of], copies=min(of, copies))
+        ended = []
+        while batch.questions:
+            ended += batch.advance()
+        return sorted(ended)
+
+    patches = []
+    hook = model.vision.register_forward_pre_hook(
+        lambda module, args, kwargs: patches.append(len(kwargs["pixel_values"])), with_kwargs=True
+    )
+    together = rows(of=copies * len(samples))
+    hook.remove()
+    assert sum(patches) == 10 * 14 + 8 * 8 + 6 * 18
+    for one, other in zip(together, rows(of=1), strict=True):
+        assert one[:3] == other[:3]
+        assert one.log_probs == pytest.approx(other.log_probs, abs=1e-5)
+        assert len(one.log_probs) == len(one.tokens)
+        assert not {1001, 1002} & set(one.tokens)
+    assert len({tuple(one.tokens) for one in together}) == len(together)

@@ -96,3 +96,25 @@ def test_shapes_that_do_not_fit_are_refused():
     hidden, weight, labels, _ = make()
     with pytest.raises(ValueError, match=r"needs hidden \[n, d\].*\[45, 32\].*\[44\]"):
         linear_log_probs(hidden, weight, labels[1:])
+
+
+@pytest.mark.parametrize(("temperature", "banned"), [(0.6, ()), (1.0, (3, 499)), (1.7, (0,))])
+def test_temperature_and_banned_tokens_are_those_of_a_sampler(temperature, banned):
+    hidden, weight, labels, factors = make()
+    labels[torch.isin(labels, torch.tensor([0, 3, 499]))] = 5
+
+    def expected(hidden, weight, labels):
+        logits = (hidden @ weight.T) / temperature
+        logits = logits.index_fill(-1, torch.tensor(banned, dtype=torch.long), -torch.inf)
+        return logits.log_softmax(-1).gather(-1, labels[:, None]).squeeze(-1)
+
+    ours = with_gradients(
+        lambda *t: linear_log_probs(*t, temperature=temperature, banned=banned, chunk_rows=7),
+        *(hidden, weight, labels, factors),
+    )
+    exact = (x.detach().double().requires_grad_() for x in (hidden, weight))
+    right = with_gradients(expected, *exact, labels, factors.double())
+    unlike = in_fp64(hidden, weight, labels, factors)
+    for a, b, c in zip(ours, right, unlike, strict=True):
+        assert relative(a, b) < 2e-6
+        assert relative(c, b) > 1e-4

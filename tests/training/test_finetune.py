@@ -31,8 +31,8 @@ from torchtune_qwen25vl.training import (
     _kinds,
     _parts,
     _recipe,
-    _run,
     _settings,
+    _stepping,
     count_steps,
     read_parts,
     read_settings,
@@ -211,8 +211,8 @@ def test_what_is_missing_is_named(cfg):
 
 
 def test_every_setting_is_used():
-    files = [RECIPE, *(Path(module.__file__) for module in (_recipe, _run))]
-    trees = (ast.parse(path.read_text()) for path in files)
+    files = (RECIPE, *map(Path, (_recipe.__file__, _stepping.__file__)))
+    trees = (ast.parse(file.read_text()) for file in files)
     used = {
         node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)
     }
@@ -260,8 +260,7 @@ def test_goes_on_as_if_it_had_never_stopped(cfg, folder, tmp_path, monkeypatch, 
     expected = losses(cfg.output_dir)
     changes = {"precision": precision, "optimizer": optimizer}
     other = config(folder, tmp_path / "other", enable_activation_checkpointing=True, **changes)
-    flagship = recipe()
-    real = flagship.ours.train_step
+    real = _stepping.train_step
     taken = []
 
     def stops(*args, **kwargs):
@@ -270,7 +269,7 @@ def test_goes_on_as_if_it_had_never_stopped(cfg, folder, tmp_path, monkeypatch, 
         taken.append(1)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(flagship.ours, "train_step", stops)
+    monkeypatch.setattr(_stepping, "train_step", stops)
     with pytest.raises(KeyboardInterrupt):
         run(other)
     monkeypatch.undo()

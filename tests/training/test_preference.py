@@ -2,14 +2,9 @@
 
 import ast
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import preference_runs
+import own_runs
 import pytest
 import torch
 from finetune_runs import logged, losses
@@ -22,12 +17,10 @@ from torchtune_qwen25vl.training import (
     PreferenceSettings,
     _preference_settings,
     _recipe,
-    _run,
+    _stepping,
     read_settings,
 )
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-SECONDS = 240  # until processes that wait for each other are ended
 CONSTANT = {"_component_": "training_on_ranks.constant"}
 UNPAIRED = {
     "loss": {"name": "kto", "beta": 0.3},
@@ -124,8 +117,8 @@ def test_every_setting_has_a_kind_and_is_used():
         PreferenceSettings.__base__.__dataclass_fields__
     )
     assert set(_preference_settings.PREFERENCE) == own
-    files = [RECIPE, *(Path(module.__file__) for module in (_recipe, _run))]
-    trees = (ast.parse(path.read_text()) for path in files)
+    files = (RECIPE, *map(Path, (_recipe.__file__, _stepping.__file__)))
+    trees = (ast.parse(file.read_text()) for file in files)
     used = {n.attr for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
     assert PreferenceSettings.__dataclass_fields__.keys() - used == {"loss_kernel"}  # refused
 
@@ -197,7 +190,7 @@ def test_trained_in_full_against_what_the_model_was(folder, tmp_path):
     cfg = simple(folder, tmp_path / "kept", **FULL)
     cfg.val_dataset, cfg.eval_every_n_steps = {**cfg.dataset, "size": 5}, 2
     made = run(cfg)
-    assert made.objective.reference is None
+    assert made.objective.media.reference is None
     kept = logged(tmp_path / "kept")
     assert kept[1]["loss"] == pytest.approx(0.6931472, rel=1e-6)
     assert kept[4]["val_loss"] < 0.69
@@ -234,8 +227,7 @@ def test_goes_on_as_if_it_had_never_stopped(folder, tmp_path, monkeypatch):
     run(cfg)
     expected = logged(cfg.output_dir)
     other = config(folder, tmp_path / "cut", precompute_reference=True)
-    module = recipe()
-    real, taken = module.ours.train_step, []
+    real, taken = _stepping.train_step, []
 
     def stops(*args, **kwargs):
         if len(taken) == 5:
@@ -243,7 +235,7 @@ def test_goes_on_as_if_it_had_never_stopped(folder, tmp_path, monkeypatch):
         taken.append(1)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(module.ours, "train_step", stops)
+    monkeypatch.setattr(_stepping, "train_step", stops)
     with pytest.raises(KeyboardInterrupt):
         run(other)
     monkeypatch.undo()
@@ -258,17 +250,7 @@ def test_goes_on_as_if_it_had_never_stopped(folder, tmp_path, monkeypatch):
 
 def test_goes_on_after_sigkill(folder, tmp_path):
     killed = config(folder, tmp_path / "killed", lr_scheduler=CONSTANT, max_steps=10**6)
-    OmegaConf.save(killed, tmp_path / "killed.yaml")
-    command = [sys.executable, str(RECIPE), "--config", str(tmp_path / "killed.yaml")]
-    process = subprocess.Popen(command, env=ENVIRONMENT, start_new_session=True)
-    try:
-        end = time.monotonic() + SECONDS
-        while not (tmp_path / "killed" / "step_4").exists():
-            assert process.poll() is None, "the run ended by itself"
-            assert time.monotonic() < end, f"no step_4 in {SECONDS} s"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    own_runs.kill_behind("preference", killed, "step_4")
     last = recipe().ours.last_checkpoint(tmp_path / "killed")
     killed.max_steps = int(last.name.removeprefix("step_")) + 3
     run(killed)
@@ -363,23 +345,11 @@ RANKS = {
 def two_ranks(folder, tmp_path_factory):
     """A folder with a run of each kind, by two processes."""
     shared = tmp_path_factory.mktemp("ranks")
-    yamls = []
+    cfgs = []
     for title, changes in RANKS.items():
         given = {k: str(folder) if v == "FOLDER" else v for k, v in changes.items()}
-        cfg = simple(folder, shared / title, gradient_accumulation_steps=1, **given)
-        OmegaConf.save(cfg, shared / f"{title}.yaml")
-        yamls.append(str(shared / f"{title}.yaml"))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
-    done = subprocess.run(
-        [*torchrun, preference_runs.__file__, *yamls],
-        env={**ENVIRONMENT, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
+        cfgs.append(simple(folder, shared / title, gradient_accumulation_steps=1, **given))
+    own_runs.run_on_two("preference", cfgs)
     return shared
 
 

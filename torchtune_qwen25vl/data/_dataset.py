@@ -51,6 +51,7 @@ class SampleDataset(Dataset):
         self.bad_rows = bad_rows
         self._read = read
         self._good = np.setdiff1d(np.arange(len(rows)), bad_rows)
+        self._transform = model_transform
         self._label = SFTTransform(model_transform=model_transform)
 
     def __len__(self) -> int:
@@ -63,9 +64,33 @@ class SampleDataset(Dataset):
             ValueError: naming the row, counted from 0 in the source, if it is bad.
             SkipSample: if the transform would skip it; the check command lists such rows.
         """
+        return self._named(index, lambda row: self._sample(self._read(row)))
+
+    def prompt(self, index: int) -> dict[str, Any]:
+        """Return what is asked in a row, up to where its last answer begins.
+
+        Returns:
+            What the transform makes of it for inference, "prompt", its texts; "reference", the last
+            answer, None where the row ends with a question; and "row", the row's other columns
+
+        Raises:
+            ValueError, SkipSample: as for the sample.
+        """
+        return self._named(index, self._prompt)
+
+    def _prompt(self, row: dict[str, Any]) -> dict[str, Any]:
+        read = self._read.prompt(row)
+        texts = [message.text_content for message in read["messages"]]
+        sample = self._transform(read, inference=True)
+        return {**sample, "prompt": "\n".join(filter(None, texts)), "row": _plain(row)}
+
+    def _named(
+        self, index: int, make: Callable[[dict[str, Any]], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Make something of a row, and name the row if that cannot be."""
         row = int(self._good[index])
         try:
-            return self._sample(self._read(self.rows[row]))
+            return make(self.rows[row])
         except SkipSample as error:
             raise SkipSample(
                 f"{self.source}, row {row}: {error}; run the check command and give the dataset "
@@ -81,6 +106,16 @@ class SampleDataset(Dataset):
     def answers(self, index: int) -> list[str]:
         """Return the texts of the answers of a row that can be read, as they are written there."""
         return self._read.answers(self.rows[int(self._good[index])])
+
+
+def _plain(value: Any) -> Any:
+    """Leave out what is no text, number, list or mapping of such: media are not handed on."""
+    if isinstance(value, dict):
+        pairs = ((key, _plain(one)) for key, one in value.items())
+        return {key: one for key, one in pairs if one is not None}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return value if isinstance(value, (str, int, float, bool)) else None
 
 
 def sample_dataset(

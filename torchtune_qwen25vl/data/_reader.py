@@ -48,6 +48,20 @@ class Reader:
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"the row is not laid out as its format says: {error!r}") from error
 
+    def prompt(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Make of a row what `__call__` makes, without its last answer, which is the "reference".
+
+        A row that ends with a question has no reference.
+
+        Raises:
+            ValueError: for whatever is wrong with the row.
+        """
+        asks = self.parse(dict(row)).turns[-1].role != "assistant"
+        parse = partial(_answered, self.parse) if asks else self.parse
+        read = replace(self, parse=parse)(row)
+        *before, last = read["messages"]
+        return {**read, "messages": before, "reference": None if asks else last.text_content}
+
     def answers(self, row: Mapping[str, Any]) -> list[str]:
         """Return the texts of a row's answers, as they are written there."""
         answers = [turn for turn in self._turns(dict(row)) if turn.role == "assistant"]
@@ -133,6 +147,13 @@ class Reader:
             return part
         pixels = resized(part["content"], *self._resized_size(part))
         return {"type": "image", "content": pixels, "resized": True}
+
+
+def _answered(parse: Callable[[dict[str, Any]], Conversation], row: dict[str, Any]) -> Conversation:
+    """Parse a row that ends with a question, and answer it."""
+    conversation = parse(row)
+    answer = Turn("assistant", [{"type": "text", "content": "."}])
+    return replace(conversation, turns=[*conversation.turns, answer])
 
 
 def _parts(turns: list[Turn], kind: str) -> list[dict[str, Any]]:

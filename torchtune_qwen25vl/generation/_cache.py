@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torchtune.modules import TransformerDecoder
 
+from torchtune_qwen25vl.model import product_dtype
+
 
 class Cache:
     """Keys and values of one layer, in memory set aside once.
@@ -17,7 +19,7 @@ class Cache:
     def __init__(self, shape: tuple[int, int, int, int], like: Tensor) -> None:
         self.size = 0  # columns that are filled
         # [b, n_kv, s + n, h_d]
-        self.keys = torch.empty(shape, dtype=like.dtype, device=like.device)
+        self.keys = torch.empty(shape, dtype=product_dtype(like), device=like.device)
         self.values = torch.empty_like(self.keys)
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,7 +32,7 @@ class Cache:
 
 
 def make_caches(model: TransformerDecoder, rows: int, length: int) -> list[Cache]:
-    """Make an empty cache for each layer, in the dtype and on the device of the model."""
+    """Make an empty cache for each layer, in the dtype of products and on the model's device."""
     like = model.norm.scale
     attns = [layer.attn for layer in model.layers]
     return [Cache((rows, attn.num_kv_heads, length, attn.head_dim), like) for attn in attns]

@@ -90,7 +90,7 @@ def generate(
         check_finite(logits)
         peaks = torch.zeros(b, device=prompt.device)  # from a first nan or inf on, not finite
         for end in range(s, s + max_new_tokens):
-            tokens, peak = choose(logits, history[:, :end], sampling, generator)
+            tokens, peak, _ = choose(logits, history[:, :end], sampling, generator)
             peaks += peak
             if stop_tokens:
                 tokens = torch.where(done, history[:, end - 1], tokens)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torchtune.modules import TransformerDecoder
 
 from torchtune_qwen25vl.generation._fixed import WIDTHS, FixedStep, fixes_shapes
+from torchtune_qwen25vl.model import product_dtype
 from torchtune_qwen25vl.transform import round_up
 
 
@@ -35,7 +36,7 @@ class Places:
         empty = [
             torch.empty(
                 (0, layer.attn.num_kv_heads, 0, layer.attn.head_dim),
-                dtype=like.dtype,
+                dtype=product_dtype(like),
                 device=like.device,
             )
             for layer in model.layers
@@ -59,6 +60,12 @@ class Places:
         """Copy the row of one place into another."""
         for held in (self._tokens, *self._keys, *self._values):
             held[target] = held[source]
+
+    def repeat(self, rows: slice) -> None:
+        """Copy each of these rows, some places apart, into all places up to the next of them."""
+        for held in (self._tokens, *self._keys, *self._values):
+            for offset in range(1, rows.step):
+                held[rows.start + offset : rows.stop : rows.step] = held[rows]
 
     def history(self, rows: slice, width: int) -> Tensor:
         """Return the tokens of rows, [b, w]; behind its end a row repeats one that it holds."""

@@ -18,7 +18,13 @@ from torchtune_qwen25vl.generation._fixed import ASK_EVERY, fixes_shapes
 from torchtune_qwen25vl.generation._forward import decode_one_token, prefill
 from torchtune_qwen25vl.generation._generate import evaluating
 from torchtune_qwen25vl.generation._places import Places
-from torchtune_qwen25vl.generation._sampling import Sampling, check_finite, check_options, choose
+from torchtune_qwen25vl.generation._sampling import (
+    Chosen,
+    Sampling,
+    check_finite,
+    check_options,
+    choose,
+)
 from torchtune_qwen25vl.transform import batch_to_device, padded_collate
 
 Q = TypeVar("Q")
@@ -31,6 +37,7 @@ class Ended(NamedTuple, Generic[Q]):
     question: Q
     tokens: list[int]  # its stop token included
     finish_reason: Literal["stop", "length"]
+    log_probs: Sequence[float] = ()  # of each token among what could be drawn, if asked for
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,7 @@ class _Row(Generic[Q]):
 
     prompt: Prompt[Q]
     tokens: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.length = len(self.prompt.sample["tokens"])
@@ -82,6 +90,8 @@ class RunningBatch(Generic[Q]):
         sampling: how tokens are chosen
         max_new_tokens: length of the longest continuation
         stop_tokens: a row ends with the first of these
+        banned: tokens that are never chosen
+        with_log_probs: whether log-probabilities of the tokens are wanted
 
     Raises:
         ValueError: if an option is out of range.
@@ -95,10 +105,13 @@ class RunningBatch(Generic[Q]):
         *,
         max_new_tokens: int,
         stop_tokens: Sequence[int] = (),
+        banned: Sequence[int] = (),
+        with_log_probs: bool = False,
     ) -> None:
         check_options(max_new_tokens, sampling)
         self._model, self._pad_id, self._sampling = model, pad_id, sampling
         self._max_new_tokens, self._stop_tokens = max_new_tokens, frozenset(stop_tokens)
+        self._banned, self._with_log_probs = tuple(banned), with_log_probs
         self._device = model.norm.scale.device
         self._ask_every = ASK_EVERY if fixes_shapes(model) else 1
         self._rows: list[_Row[Q]] = []  # in the order of their places
@@ -109,8 +122,14 @@ class RunningBatch(Generic[Q]):
         """The questions of all rows in flight."""
         return [row.prompt.question for row in self._rows]
 
-    def enter(self, prompts: Sequence[Prompt[Q]]) -> None:
+    def enter(self, prompts: Sequence[Prompt[Q]], *, copies: int = 1) -> None:
         """Read prompts, and choose the first token of each.
+
+        Prompts in a row that have one sample are read once: `copies` of each.
+
+        Args:
+            prompts: prompts in order
+            copies: how many of them in a row have one sample
 
         Raises:
             NotFiniteError: if logits are nan or infinite.
@@ -120,8 +139,10 @@ class RunningBatch(Generic[Q]):
         with evaluating(self._model):
             width = longest + self._max_new_tokens + self._ask_every - 1
             self._places.reserve(len(self._rows) + len(new), width)
-            for group in self._groups(new):
-                self._read(group)
+            for group in self._groups(new[::copies]):
+                count = len(group) * copies
+                self._read(new[:count], copies)
+                new = new[count:]
 
     def _groups(self, new: list[_Row[Q]]) -> Iterator[list[_Row[Q]]]:
         """Split rows into those read in one forward: on a CPU few, elsewhere all.
@@ -139,18 +160,21 @@ class RunningBatch(Generic[Q]):
             group.append(row)
         yield group
 
-    def _read(self, new: list[_Row[Q]]) -> None:
+    def _read(self, new: list[_Row[Q]], copies: int) -> None:
         """Read the prompts of rows in one forward."""
         first = len(self._rows)
         self._rows += new
-        batch = padded_collate([row.prompt.sample for row in new], self._pad_id)
-        last = torch.tensor([row.length - 1 for row in new])[:, None]  # [k, 1]
+        batch = padded_collate([row.prompt.sample for row in new[::copies]], self._pad_id)
+        last = torch.tensor([row.length - 1 for row in new[::copies]])[:, None]  # [k, 1]
         columns = torch.arange(batch["tokens"].shape[1])  # [s]
         held = torch.where(columns > last, batch["tokens"].gather(1, last), batch["tokens"])
         batch |= {"held": held, "last": columns == last}  # [k, s]
         batch_to_device(batch, self._device, self._model.norm.scale.dtype)
-        caches = self._places.begin(slice(first, len(self._rows)), batch["held"])
+        read = slice(first, len(self._rows), copies)
+        caches = self._places.begin(read, batch["held"])
         logits = prefill(self._model, batch, caches, last=batch["last"])
+        self._places.repeat(read)
+        logits = logits.repeat_interleave(copies, 0)
         places = slice(first, len(self._rows))
         self._keep([self._choose(logits, places, batch["held"].shape[1], new)], new)
 
@@ -172,11 +196,11 @@ class RunningBatch(Generic[Q]):
         moved = torch.tensor(inputs).T.contiguous().to(self._device, non_blocking=True)
         columns, positions, tokens = moved  # [b] each
         width = max(row.column for row in rows) + 1
-        chosen = []
+        chosen: list[Chosen] = []
         for step in range(self._ask_every):
             logits = self._step(tokens, positions + step, columns + step, width + step)
-            tokens, peaks = self._choose(logits, slice(len(rows)), width + step, rows)
-            chosen.append((tokens, peaks))
+            chosen.append(self._choose(logits, slice(len(rows)), width + step, rows))
+            tokens = chosen[-1].tokens
         self._keep(chosen, rows)
 
     def _step(self, tokens: Tensor, positions: Tensor, columns: Tensor, width: int) -> Tensor:
@@ -190,29 +214,37 @@ class RunningBatch(Generic[Q]):
             seen = torch.arange(width, device=self._device) <= columns[:, None]  # [b, w]
         return decode_one_token(self._model, tokens, positions, seen, caches)
 
-    def _choose(
-        self, logits: Tensor, places: slice, width: int, rows: Sequence[_Row[Q]]
-    ) -> tuple[Tensor, Tensor]:
-        """Choose a token for each of these rows from logits [b, v]; return them and peaks, [b]."""
+    def _choose(self, logits: Tensor, places: slice, width: int, rows: Sequence[_Row[Q]]) -> Chosen:
+        """Choose a token for each of these rows from logits [b, v]."""
         generators = [row.prompt.generator for row in rows]
-        return choose(logits, self._places.history(places, width), self._sampling, generators)
+        return choose(
+            logits,
+            self._places.history(places, width),
+            self._sampling,
+            generators,
+            banned=self._banned,
+            with_log_probs=self._with_log_probs,
+        )
 
-    def _keep(self, chosen: Sequence[tuple[Tensor, Tensor]], rows: Sequence[_Row[Q]]) -> None:
+    def _keep(self, chosen: Sequence[Chosen], rows: Sequence[_Row[Q]]) -> None:
         """Give each row its tokens, up to the one that ends it.
 
         Args:
-            chosen: tokens and peaks of each step, [b]
+            chosen: what was chosen in each step
             rows: the b rows
         """
-        tokens, peaks = (torch.stack(parts) for parts in zip(*chosen, strict=True))  # [steps, b]
-        told, finite = torch.stack((tokens, peaks.isfinite())).tolist()  # the device's only wait
+        tokens, peaks, log_probs = (torch.stack(parts) for parts in zip(*chosen, strict=True))
+        seen = torch.stack((tokens.float(), peaks.isfinite().float(), log_probs))  # [3, steps, b]
+        told, finite, likely = seen.tolist()  # the device's only wait
         for place, row in enumerate(rows):
             for step in range(len(chosen)):
                 if row.tokens and self._finish_reason(row):
                     break
                 if not finite[step][place]:
                     check_finite(peaks[step, :, None])
-                row.tokens.append(told[step][place])
+                row.tokens.append(int(told[step][place]))
+                if self._with_log_probs:
+                    row.log_probs.append(likely[step][place])
 
     def _leave(self) -> list[Ended[Q]]:
         """Take out rows that have ended; rows from the last places come into theirs."""
@@ -220,7 +252,7 @@ class RunningBatch(Generic[Q]):
         for place in reversed(range(len(self._rows))):
             row = self._rows[place]
             if reason := self._finish_reason(row):
-                ended.append(Ended(row.prompt.question, row.tokens, reason))
+                ended.append(Ended(row.prompt.question, row.tokens, reason, tuple(row.log_probs)))
                 if row is not (last := self._rows.pop()):
                     self._places.move(len(self._rows), place)
                     self._rows[place] = last

@@ -26,9 +26,30 @@ class Sampling(NamedTuple):
     repetition_penalty: float = 1.0
 
 
+class Chosen(NamedTuple):
+    """A token of each row, and what its scores were.
+
+    Attributes:
+        tokens: the tokens, [b]
+        peaks: the largest score of each row, finite if the row has neither nan nor inf, [b]
+        log_probs: log-probability of each token among what could be drawn, [b]; zeros where they
+            were not asked for
+    """
+
+    tokens: Tensor
+    peaks: Tensor
+    log_probs: Tensor
+
+
 def choose(
-    logits: Tensor, history: Tensor, sampling: Sampling, generator: Chance = None
-) -> tuple[Tensor, Tensor]:
+    logits: Tensor,
+    history: Tensor,
+    sampling: Sampling,
+    generator: Chance = None,
+    *,
+    banned: Sequence[int] = (),
+    with_log_probs: bool = False,
+) -> Chosen:
     """Choose one token per row.
 
     Args:
@@ -36,16 +57,18 @@ def choose(
         history: tokens that count as repetition, [b, any]
         sampling: how to choose
         generator: source of chance; a sequence is one for each row
-
-    Returns:
-        tokens [b], and the largest logit of each row [b], finite if the row has neither nan nor inf
+        banned: tokens that are never chosen
+        with_log_probs: whether log-probabilities are wanted
     """
-    scores = process_logits(logits, history, sampling)
+    scores = process_logits(logits, history, sampling, banned)
     peak, tokens = scores.max(-1)
     if sampling.temperature > 0:
         check_finite(scores)  # a draw from nan would bring down a CUDA context
         tokens = draw(scores.softmax(-1), generator)
-    return tokens, peak
+    log_probs = torch.zeros_like(peak)
+    if with_log_probs:
+        log_probs = scores.gather(-1, tokens[:, None])[:, 0] - scores.logsumexp(-1)
+    return Chosen(tokens, peak, log_probs)
 
 
 def draw(probabilities: Tensor, generator: Chance = None) -> Tensor:
@@ -60,13 +83,17 @@ def draw(probabilities: Tensor, generator: Chance = None) -> Tensor:
     return (probabilities / waits).argmax(-1)
 
 
-def process_logits(logits: Tensor, history: Tensor, sampling: Sampling) -> Tensor:
+def process_logits(
+    logits: Tensor, history: Tensor, sampling: Sampling, banned: Sequence[int] = ()
+) -> Tensor:
     """Scores [b, v] to draw from; -inf where a token must not be drawn.
 
-    Repetition penalty, temperature, top-k, top-p, in this order: as Hugging Face's
-    generation/logits_process.py.
+    Banned tokens first; then repetition penalty, temperature, top-k, top-p, in this order: as
+    Hugging Face's generation/logits_process.py.
     """
     temperature, top_k, top_p, penalty = sampling
+    if banned:
+        logits = logits.index_fill(-1, torch.tensor(list(banned), device=logits.device), -torch.inf)
     if penalty != 1.0:
         held = logits.gather(-1, history)
         logits = logits.scatter(-1, history, torch.where(held < 0, held * penalty, held / penalty))

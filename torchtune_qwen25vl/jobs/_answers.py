@@ -187,7 +187,7 @@ class Answerer:
         return Prompt(question, question.sample, generator)
 
     def _answer(self, ended: Ended[Question]) -> Answer:
-        question, tokens, finish = ended
+        question, tokens, finish, _ = ended
         said = tokens[:-1] if finish == "stop" else tokens
         text = self._transform.decode(said).strip()
         state: Finish = "looped" if loops(said) else "done" if finish == "stop" else "cut"

@@ -22,17 +22,22 @@ LabelledRowsLoss        torchtune loss of logits of labelled rows
 linear_cross_entropy    cross entropy that never holds all logits
 labelled_cross_entropy  the same of rows that all have a label
 linear_log_probs        log-probability of each label, likewise
+linear_divergence       divergence from a teacher's predictions, likewise
+Divergence              which one
 tensor_parallel_plan    which linear layers are split over devices
 pack                    pack weights for inference on a CPU by oneDNN
+product_dtype           dtype in which a product is computed, autocast or not
 has_segment_kernel      whether torch has one kernel for all samples of a packed row
 KeyValues               keys and values of one layer, which attention appends to
 Observe                 is shown what stands at the sites of a model while a forward runs
 """
 
 from torchtune_qwen25vl.model._attention import KeyValues
+from torchtune_qwen25vl.model._autocast import product_dtype
 from torchtune_qwen25vl.model._component_builders import part_of, qwen2_5_vl
 from torchtune_qwen25vl.model._config import initializer_ranges
 from torchtune_qwen25vl.model._decoder import Qwen25VL
+from torchtune_qwen25vl.model._divergence import Divergence, linear_divergence
 from torchtune_qwen25vl.model._log_probs import linear_log_probs
 from torchtune_qwen25vl.model._loss import (
     LabelledRowsLoss,
@@ -61,6 +66,7 @@ from torchtune_qwen25vl.model._segments import has_segment_kernel
 from torchtune_qwen25vl.model._tuning import Tuning
 
 __all__ = [
+    "Divergence",
     "KeyValues",
     "LabelledRowsLoss",
     "Observe",
@@ -70,6 +76,7 @@ __all__ = [
     "initializer_ranges",
     "labelled_cross_entropy",
     "linear_cross_entropy",
+    "linear_divergence",
     "linear_log_probs",
     "lora_qwen2_5_vl_3b",
     "lora_qwen2_5_vl_7b",
@@ -77,6 +84,7 @@ __all__ = [
     "lora_qwen2_5_vl_72b",
     "pack",
     "part_of",
+    "product_dtype",
     "qlora_qwen2_5_vl_3b",
     "qlora_qwen2_5_vl_7b",
     "qlora_qwen2_5_vl_32b",

@@ -11,7 +11,7 @@ Every image has one right caption: of two shapes, the larger is named first.
 
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -69,6 +69,18 @@ def random_scene(seed: int) -> Scene:
     if kind == "count":
         return Scene(kind, (rng.choice(COUNTS), colour, shape), seed)
     return Scene(kind, (colour, shape, str(rng.randrange(10))), seed)
+
+
+def one_wrong(scene: Scene) -> Scene:
+    """Change one attribute of a scene for another of its kind, always the same one."""
+    rng = random.Random(f"wrong {scene.seed}")
+    which = rng.randrange(len(scene.attributes))
+    right = scene.attributes[which]
+    kinds = (tuple(COLOURS), SHAPES, RELATIONS, COUNTS, tuple("0123456789"))
+    (others,) = (kind for kind in kinds if right in kind)
+    wrong = rng.choice([other for other in others if other != right])
+    attributes = (*scene.attributes[:which], wrong, *scene.attributes[which + 1 :])
+    return replace(scene, attributes=attributes)
 
 
 def score(caption: str, scene: Scene) -> int:

@@ -4,6 +4,9 @@ Recipe             a run, but for what a step is
 run                run a recipe on this rank
 Settings           every key of the YAML, checked
 PreferenceSettings the same of the recipe preference
+DistillSettings    the same of the recipe distill
+PolicySettings     the same of the recipe policy
+SETTINGS           settings of each recipe
 read_settings      read them
 Part               how vision, merger or decoder is trained
 read_parts         read one of each
@@ -42,6 +45,27 @@ Objective          summed loss of a batch of trees, held against a reference
 answer_log_probs   summed log-probability of each answer of a batch
 Figures            rewards and log-probabilities since the last report
 keep_log_probs     compute a reference once, and keep it in a file
+Distillation       summed loss of a batch, held against a teacher's predictions
+DistillationLoss   how it is made
+read_distillation_loss  read it: forward_kl, reverse_kl, jsd
+check_teacher      refuse one that reads other tokens or pixels
+Prompts            the prompts of a data set
+Sampler            gives answers to prompts, groups from one reading
+answered           sample of a prompt with an answer
+GroupCollate       prompts with their answers to trees
+advantages         what each answer is worth beside the others of its group
+can_teach          whether the answers of a step give gradients
+write_lines        write a file of JSON lines
+PolicyFigures      means and largest values since the last report
+PolicyLoss         how the loss of an answer is made
+read_policy_loss   read it: grpo, dr_grpo, dapo, gspo
+PolicyObjective    summed loss of a batch of such trees
+Reward             what a reward is called with
+exact_match        reward of the answer that stands in the row
+pattern            reward of a regular expression
+json_form          reward of JSON with these keys
+box_iou            reward of a box by its overlap
+length             reward of a number of words
 WithReference      a data set with what was kept
 shard_again        shard what a forward without a backward has left whole
 Key                which sample, in which pass
@@ -70,6 +94,13 @@ from torchtune_qwen25vl.training._batches import (
     row_mask,
     to_device,
 )
+from torchtune_qwen25vl.training._distill_settings import DistillSettings
+from torchtune_qwen25vl.training._distillation import (
+    Distillation,
+    DistillationLoss,
+    check_teacher,
+    read_distillation_loss,
+)
 from torchtune_qwen25vl.training._ends import Stopped, StopRequest, in_one_line
 from torchtune_qwen25vl.training._model import gather_weights, make_model, save_adapter, save_model
 from torchtune_qwen25vl.training._muon import MuonAdamW
@@ -83,12 +114,30 @@ from torchtune_qwen25vl.training._parts import (
     tuning,
 )
 from torchtune_qwen25vl.training._plan import count_steps, describe, warmup_steps
+from torchtune_qwen25vl.training._policy import PolicyLoss, advantages, can_teach, read_policy_loss
+from torchtune_qwen25vl.training._policy_objective import PolicyFigures, PolicyObjective
+from torchtune_qwen25vl.training._policy_settings import PolicySettings
 from torchtune_qwen25vl.training._precision import Precision, computed_in
 from torchtune_qwen25vl.training._preference import read_loss
 from torchtune_qwen25vl.training._preference_settings import PreferenceSettings
-from torchtune_qwen25vl.training._recipe import Recipe
+from torchtune_qwen25vl.training._recipe import Recipe, run
+from torchtune_qwen25vl.training._recipes import SETTINGS
 from torchtune_qwen25vl.training._reference import WithReference, keep_log_probs, shard_again
-from torchtune_qwen25vl.training._run import run
+from torchtune_qwen25vl.training._rewards import (
+    Reward,
+    box_iou,
+    exact_match,
+    json_form,
+    length,
+    pattern,
+)
+from torchtune_qwen25vl.training._rollouts import (
+    GroupCollate,
+    Prompts,
+    Sampler,
+    answered,
+    write_lines,
+)
 from torchtune_qwen25vl.training._samples import (
     Key,
     Share,
@@ -114,16 +163,28 @@ from torchtune_qwen25vl.training._trees import TreeCollate, place_trees
 from torchtune_qwen25vl.training._walk import Walk, plan_walk
 
 __all__ = [
+    "SETTINGS",
+    "DistillSettings",
+    "Distillation",
+    "DistillationLoss",
     "Figures",
     "GradientCheck",
+    "GroupCollate",
     "Key",
     "Mask",
     "MuonAdamW",
     "Objective",
     "Part",
+    "PolicyFigures",
+    "PolicyLoss",
+    "PolicyObjective",
+    "PolicySettings",
     "Precision",
     "PreferenceSettings",
+    "Prompts",
     "Recipe",
+    "Reward",
+    "Sampler",
     "Settings",
     "Share",
     "StepBatches",
@@ -138,15 +199,23 @@ __all__ = [
     "ValidationSampler",
     "Walk",
     "WithReference",
+    "advantages",
     "answer_log_probs",
+    "answered",
+    "box_iou",
+    "can_teach",
+    "check_teacher",
     "computed_in",
     "count_steps",
     "describe",
     "equal_numbers",
+    "exact_match",
     "gather_weights",
     "in_one_line",
+    "json_form",
     "keep_log_probs",
     "last_checkpoint",
+    "length",
     "load_step",
     "load_weights",
     "make_loader",
@@ -154,11 +223,14 @@ __all__ = [
     "mean_loss",
     "named_checkpoint",
     "parameter_groups",
+    "pattern",
     "place_trees",
     "plan_walk",
+    "read_distillation_loss",
     "read_identity",
     "read_loss",
     "read_parts",
+    "read_policy_loss",
     "read_settings",
     "row_mask",
     "run",
@@ -174,4 +246,5 @@ __all__ = [
     "trained_names",
     "tuning",
     "warmup_steps",
+    "write_lines",
 ]

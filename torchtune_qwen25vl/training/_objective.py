@@ -4,7 +4,8 @@ Shapes: b rows of a batch, s tokens, t trees of two answers each; n labelled tok
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,17 +48,14 @@ class Objective:
         self.loss = loss
         self.paired = paired
         self.has_reference = has_reference
-        self.reference = reference
         self.chunk_rows = chunk_rows
-        self.encoder = Encoder(frozen=frozen_media)
-        self.shares_embeds = frozen_media and reference is None
-        self.of_reference = self.encoder if self.shares_embeds else Encoder(frozen=frozen_media)
+        self.media = Media(reference, frozen=frozen_media)
         self.figures = Figures(paired=paired)
         self.beta = float(inspect.signature(loss).parameters["beta"].default)
 
     def begin_step(self) -> None:
         """Forget the images of the step before."""
-        self.encoder.embeds = self.of_reference.embeds = None
+        self.media.forget()
 
     def __call__(self, model: Qwen25VL, batch: Batch) -> Tensor:
         """Compute the summed loss of the trees that count.
@@ -66,7 +64,7 @@ class Objective:
             model: policy, on the batch's device
             batch: of `TreeCollate`, placed by `place_trees`
         """
-        media = self.encoder(model, batch)
+        media = self.media(model, batch)
         reference = batch.get("reference")
         if self.has_reference and reference is None:
             reference = self.reference_log_probs(model, batch, media)
@@ -88,11 +86,8 @@ class Objective:
             batch: as in `__call__`
             media: the policy's arguments of media, if they are there already
         """
-        model = policy if self.reference is None else self.reference
-        with disable_adapter(policy):
-            if media is None or not self.shares_embeds:
-                media = self.of_reference(model, batch)
-            return answer_log_probs(model, batch, media, chunk_rows=self.chunk_rows)
+        with self.media.against(policy, batch, media) as (model, arguments):
+            return answer_log_probs(model, batch, arguments, chunk_rows=self.chunk_rows)
 
     def count(self, batch: Batch) -> int:
         """Count the trees whose loss is summed."""
@@ -125,6 +120,45 @@ class Encoder:
             embeds = model(batch["tokens"], output="vision", **options)
         self.embeds = embeds if self.embeds is None else torch.cat([self.embeds, embeds])
         return index | {"vision_embeds": self.embeds}
+
+
+class Media:
+    """Arguments of images, for the policy and for what it is held against.
+
+    Args:
+        reference: model that is the reference; None is the policy without its adapters
+        frozen: see `Encoder`
+    """
+
+    def __init__(self, reference: Qwen25VL | None, *, frozen: bool) -> None:
+        self.reference = reference
+        self.encoder = Encoder(frozen=frozen)
+        self.shares = frozen and reference is None
+        self.of_reference = self.encoder if self.shares else Encoder(frozen=frozen)
+
+    def forget(self) -> None:
+        """Forget the images of the step before."""
+        self.encoder.embeds = self.of_reference.embeds = None
+
+    def __call__(self, policy: Qwen25VL, batch: Batch) -> Batch:
+        """Return the policy's arguments."""
+        return self.encoder(policy, batch)
+
+    @contextmanager
+    def against(
+        self, policy: Qwen25VL, batch: Batch, media: Batch | None = None
+    ) -> Iterator[tuple[Qwen25VL, Batch]]:
+        """Give the reference, and its arguments of the images of a batch.
+
+        Args:
+            policy: model that is trained, without adapters in the meantime
+            batch: of `TreeCollate`
+            media: the policy's arguments, if they are there already
+        """
+        model = policy if self.reference is None else self.reference
+        with disable_adapter(policy):
+            known = media if self.shares else None
+            yield model, self.of_reference(model, batch) if known is None else known
 
 
 class Figures:
@@ -177,6 +211,20 @@ def answer_log_probs(
         media: arguments of its images, of `Encoder`
         chunk_rows: see `linear_log_probs`
     """
+    return _summed(token_log_probs(model, batch, media, chunk_rows=chunk_rows), batch)
+
+
+def token_log_probs(model: Qwen25VL, batch: Batch, media: Batch, **options: Any) -> Tensor:
+    """Compute the log-probability of each labelled token, [n].
+
+    They are in the order of the batch: tree by tree, answer by answer.
+
+    Args:
+        model: on the batch's device
+        batch: of `TreeCollate`, placed by `place_trees`
+        media: arguments of its images, of `Encoder`
+        **options: of `linear_log_probs`
+    """
     wanted = targets(batch["labels"])  # [b, s]
     is_labelled = wanted != CROSS_ENTROPY_IGNORE_IDX
     hidden = model(
@@ -188,21 +236,24 @@ def answer_log_probs(
         output="hidden",
         add_to_grad=True,
     )  # [n, d]
-    log_probs = linear_log_probs(
-        hidden, output_weight(model), wanted[is_labelled], chunk_rows=chunk_rows
-    )
-    return _summed(log_probs, batch, is_labelled)
+    return linear_log_probs(hidden, output_weight(model), wanted[is_labelled], **options)
 
 
-def answer_lengths(batch: Batch) -> Tensor:
-    """Count the labelled tokens of each answer, int [t, 2]."""
+def answer_lengths(batch: Batch, answers: int = 2) -> Tensor:
+    """Count the labelled tokens of each answer, int [t, answers].
+
+    Args:
+        batch: of `TreeCollate`
+        answers: answers of a tree
+    """
     is_labelled = targets(batch["labels"]) != CROSS_ENTROPY_IGNORE_IDX
-    return _summed(torch.ones_like(batch["labels"])[is_labelled], batch, is_labelled)
+    return _summed(torch.ones_like(batch["labels"])[is_labelled], batch, answers)
 
 
-def _summed(values: Tensor, batch: Batch, is_labelled: Tensor) -> Tensor:
-    """Sum values of labelled tokens [n] by answer, [t, 2], in the same order each time."""
+def _summed(values: Tensor, batch: Batch, answers: int = 2) -> Tensor:
+    """Sum values of labelled tokens [n] by answer, [t, answers], in the same order each time."""
+    is_labelled = targets(batch["labels"]) != CROSS_ENTROPY_IGNORE_IDX
     tree, branch = batch["spans"][is_labelled].unbind(-1)  # [n]
-    numbers = torch.arange(2 * len(batch["liked"]), device=values.device)
-    is_of = 2 * tree + branch - 1 == numbers[:, None]  # [2 * t, n]
-    return torch.where(is_of, values, 0).sum(1).view(-1, 2)
+    numbers = torch.arange(answers * len(batch["samples"]), device=values.device)
+    is_of = answers * tree + branch - 1 == numbers[:, None]  # [t * answers, n]
+    return torch.where(is_of, values, 0).sum(1).view(-1, answers)

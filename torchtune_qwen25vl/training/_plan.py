@@ -97,6 +97,9 @@ def _of_data(dataset: Any, walk: Walk, share: Share, steps: int, seed: int) -> I
     seeded = SeededDataset(dataset, seed, walk.empty)
     samples = [seeded[Key(place, 0)] for place in good[:: -(-len(good) // LOOKED_AT)]]
     tokens = _mean([len(sample["tokens"]) for sample in samples])
+    if "labels" not in samples[0]:
+        yield f"a prompt has about {tokens:.0f} tokens ({len(samples)} rows were read)"
+        return
     labels = _mean([_count_labels(sample["labels"]) for sample in samples])
     yield (
         f"a row has about {tokens:.0f} tokens, {labels:.0f} of them trained on "

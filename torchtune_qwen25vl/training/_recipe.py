@@ -1,15 +1,14 @@
-"""The run that recipes share: set-up, loop, checkpoints, result; a recipe says what a step is."""
+"""The run that recipes share: set-up, loop, checkpoints, result; `Stepping` is what a step is."""
 
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+import torch
 from omegaconf import DictConfig, OmegaConf
-from torch.utils.data import DataLoader
-from torchtune import config, utils
+from torchtune import config, training, utils
 from tqdm import tqdm
 
 from torchtune_qwen25vl import _ranks
@@ -17,19 +16,22 @@ from torchtune_qwen25vl.device import look
 from torchtune_qwen25vl.model import Qwen25VL
 from torchtune_qwen25vl.training import _state as state
 from torchtune_qwen25vl.training._answering import answering
-from torchtune_qwen25vl.training._batches import StepBatches
+from torchtune_qwen25vl.training._batches import Mask, row_mask
 from torchtune_qwen25vl.training._ends import Stopped, StopRequest
 from torchtune_qwen25vl.training._model import gather_weights, make_model, save_adapter, save_model
 from torchtune_qwen25vl.training._parts import (
     GradientCheck,
+    Part,
     parameter_groups,
     read_parts,
     trained_names,
     tuning,
 )
 from torchtune_qwen25vl.training._plan import count_steps, describe, warmup_steps
-from torchtune_qwen25vl.training._samples import Share, TrainSampler, ValidationSampler, make_loader
+from torchtune_qwen25vl.training._precision import Precision
+from torchtune_qwen25vl.training._samples import Share, TrainSampler
 from torchtune_qwen25vl.training._settings import Settings
+from torchtune_qwen25vl.training._stepping import Stepping
 from torchtune_qwen25vl.training._throughput import Throughput
 from torchtune_qwen25vl.training._walk import plan_walk
 from torchtune_qwen25vl.weights import find_weights, fingerprint
@@ -37,8 +39,8 @@ from torchtune_qwen25vl.weights import find_weights, fingerprint
 S = TypeVar("S", bound=Settings)
 
 
-class Recipe(ABC, Generic[S]):
-    """A run from its YAML to its result, but for what a step is.
+class Recipe(Stepping[S]):
+    """A run from its YAML to its result, but for what is made for its steps.
 
     Args:
         cfg: settings of the YAML, for the logger
@@ -46,7 +48,12 @@ class Recipe(ABC, Generic[S]):
 
     Raises:
         ValueError: if a setting is wrong, before anything is loaded.
+
+    Attributes:
+        read_table: makes of `eval_by_generation` what scores a model, given it and its transform
     """
+
+    read_table: ClassVar[Callable[..., Callable[..., dict[str, float]]]]
 
     def __init__(self, cfg: DictConfig, settings: S) -> None:
         self.start = time.perf_counter()
@@ -66,37 +73,9 @@ class Recipe(ABC, Generic[S]):
         self.share = Share(
             settings.batch_size * settings.gradient_accumulation_steps, self.rank, self.world_size
         )
-        self.flexes = settings.pack_to is not None and self.device.type == "cuda"
+        self.mask: Mask = "dense" if settings.pack_to is None else row_mask(self.device)
         section = settings.eval_by_generation
         self.table = None if section is None else self.read_table(section)
-
-    @abstractmethod
-    def prepare(self) -> None:
-        """Make what a step needs, once data and model are there as the run begins with them."""
-
-    @abstractmethod
-    def take_step(self, loader: Iterator[StepBatches]) -> float:
-        """Train on the next batches, log what came of it, and return the loss."""
-
-    @abstractmethod
-    def collate(self) -> Any:
-        """Make the collate from the samples of a step to `StepBatches`."""
-
-    @abstractmethod
-    def ready(self, data: StepBatches) -> StepBatches:
-        """Put batches on the device, equally many on every rank."""
-
-    @abstractmethod
-    def validate(self) -> dict[str, float]:
-        """Return figures of the validation data."""
-
-    def read_table(self, section: DictConfig) -> Callable[..., dict[str, float]]:
-        """Read eval_by_generation; return what the model and its transform are scored by.
-
-        Raises:
-            ValueError: if the recipe answers no tables.
-        """
-        raise ValueError(f"this recipe has no eval_by_generation, got {section}: leave it out")
 
     def setup(self) -> None:
         """Make data, model, optimiser and schedule, as the last checkpoint left them, if any."""
@@ -151,6 +130,18 @@ class Recipe(ABC, Generic[S]):
             checkpoint_activations=settings.enable_activation_checkpointing,
             compile_layers=on_gpu if settings.compile is None else settings.compile,
         )
+
+    def frozen_model(self, source: Path, precision: Precision) -> Qwen25VL:
+        """Make another model, of which nothing is trained."""
+        frozen = {name: Part("frozen") for name in self.parts}
+        model = make_model(
+            source,
+            tuning(frozen, {}),
+            precision=precision,
+            device=self.device,
+            seed=self.settings.seed,
+        )
+        return model.eval()
 
     def plan(self, warmup: int) -> str:
         """Write what the run is going to do, a few lines for people."""
@@ -235,27 +226,6 @@ class Recipe(ABC, Generic[S]):
         if self.settings.keep_best is not None:
             self.best = self.best.after(self.step, figures, self.settings.keep_best)
 
-    def due(self, every: int | None) -> bool:
-        """Say whether what is done every so many steps is due after this one."""
-        return every is not None and (self.step % every == 0 or self.step == self.total_steps)
-
-    def loader(self, dataset: Any, sampler: Any, **options: Any) -> DataLoader:
-        """Make the loader of one step's batches after another."""
-        settings = self.settings
-        return make_loader(
-            dataset, sampler, self.collate(), seed=settings.seed, **options, **settings.dataloader
-        )
-
-    def val_steps(self) -> Iterator[StepBatches]:
-        """Yield the validation data, on the device."""
-        sampler = ValidationSampler(len(self.val_dataset), self.share)
-        return map(self.ready, self.loader(self.val_dataset, sampler))
-
-    def log(self, figures: Mapping[str, float]) -> None:
-        """Hand figures of this step to the logger."""
-        if self.rank == 0:
-            self.logger.log_dict(figures, step=self.step)
-
     def save_checkpoint(self) -> None:
         """Write a checkpoint to go on from."""
         state.save_step(
@@ -295,3 +265,25 @@ class Recipe(ABC, Generic[S]):
             self.logger.close()
             seconds = time.perf_counter() - self.start
             config.instantiate(self.settings.after_training, folder, seconds)
+
+
+def run(recipe: Callable[[], Recipe], settings: Settings) -> None:
+    """Run a recipe, or export a checkpoint of it, on this rank of those that torchrun started.
+
+    Args:
+        recipe: makes the recipe, once the ranks know each other
+        settings: settings of the run
+    """
+    distributed = training.is_distributed()
+    if distributed:
+        backend = training.get_distributed_backend(look(settings.device).device.type)
+        torch.distributed.init_process_group(backend)
+    made = recipe()
+    if settings.export is not None:
+        print(f"{settings.export} is exported to {made.export(settings.export)}")
+    else:
+        made.setup()
+        made.train()
+        made.finish(made.save())
+    if distributed:
+        torch.distributed.destroy_process_group()

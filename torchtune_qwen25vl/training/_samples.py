@@ -93,7 +93,7 @@ class TrainSampler(Sampler[list[Key]]):
         return Key(int(self._order(epoch)[place]) if self.shuffle else place, epoch)
 
     def _make_order(self, epoch: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(_seed_of(self.seed, epoch))
+        generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
         return torch.randperm(self.num_samples, generator=generator)
 
 
@@ -139,7 +139,7 @@ class SeededDataset(Dataset):
         is_empty = before_it < len(self.empty) and self.empty[before_it] == key.place
         index = min(key.place - before_it, len(self.dataset) - 1)
         before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        seed = _seed_of(self.seed, key.epoch, key.place)
+        seed = seed_of(self.seed, key.epoch, key.place)
         random.seed(seed)
         np.random.seed(seed)
         torch.default_generator.manual_seed(seed)
@@ -189,8 +189,9 @@ def seed_step(seed: int, step: int) -> None:
     The seed follows from the number of the step, so that a run that was interrupted draws the same.
     """
     _, rank = utils.get_world_size_and_rank()
-    torch.manual_seed(_seed_of(seed, step, rank))
+    torch.manual_seed(seed_of(seed, step, rank))
 
 
-def _seed_of(*numbers: int) -> int:
+def seed_of(*numbers: int) -> int:
+    """Make one seed of several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])

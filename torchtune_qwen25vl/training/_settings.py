@@ -82,7 +82,7 @@ class Settings:
         refuse_broken(_rules(self), values)
         for key in (*COMPONENTS, *COMPONENTS_OR_NULL):
             if values[key] is not None:
-                _check_component(key, values[key])
+                check_component(key, values[key])
 
     @property
     def figures(self) -> list[str]:
@@ -225,7 +225,7 @@ def _rules(settings: Settings) -> Iterator[tuple[Any, ...]]:
         )
 
 
-def _check_component(key: str, section: Mapping[str, Any]) -> None:
+def check_component(key: str, section: Mapping[str, Any]) -> None:
     """Refuse a component that cannot be imported or does not take its keys, before all else."""
     if os.getcwd() not in sys.path:  # as config.instantiate does
         sys.path.append(os.getcwd())

@@ -1,7 +1,7 @@
 r"""Samples of a step to batches of trees: a prompt once, and behind it the answers to it.
 
-A tree is a trunk, the tokens that both answers begin with, and two branches, which see the trunk
-and themselves but not each other::
+A tree is a trunk, the tokens that all answers begin with, and a branch for each answer, which sees
+the trunk and itself but no other branch::
 
     tokens  <image> What is it ? assistant | \n A cat . | \n A dog .
     branch  0       0    0  0  0 0         | 1  1 1   1 | 2  2 2   2
@@ -91,17 +91,10 @@ class TreeCollate:
             ValueError: if a sample is a pair and none is asked for, or the other way round, or a
                 tree is longer than a packed row.
         """
-        _check_kind(samples, paired=self.paired)
         images = Images()
-        answers = [self._answer(sample, images) for sample in samples]
         every = list(range(len(samples)))
         groups = [every[k : k + self.batch_size] for k in every[:: self.batch_size]]
-        if self.paired:
-            others = [self._answer(sample["rejected"], images) for sample in samples]
-        else:
-            before = {k: group[i - 1] for group in groups for i, k in enumerate(group)}
-            others = [_moved(answers[before[k]], answers[k]) for k in every]
-        trees = [_tree(own, other) for own, other in zip(answers, others, strict=True)]
+        trees = self._trees(samples, groups, images)
         lengths = [len(tree["tokens"]) for tree in trees]
         if self.pack_to is not None:
             groups = plan_rows(lengths, self.pack_to)
@@ -111,7 +104,7 @@ class TreeCollate:
             batch = self._collate([trees[k] for k in group])
             batch["image_index"], new = encoded.show(batch["image_index"])
             batch["samples"] = torch.tensor(group)
-            marks = _marks([samples[k] for k in group])
+            marks = self._marks([samples[k] for k in group])
             batches.append(batch | encoded.encoder_input(new) | marks)
             grids.append([images.grids[k] for k in new])
         return StepBatches(
@@ -120,6 +113,26 @@ class TreeCollate:
             grids=grids,
             labels=[labels_of(batch) for batch in batches],
         )
+
+    def _trees(
+        self, samples: Sequence[Sample], groups: Sequence[Sequence[int]], images: Images
+    ) -> list[Row]:
+        """Plant the tree of each sample, of which a group becomes a batch if it is not packed."""
+        _check_kind(samples, paired=self.paired)
+        answers = [self._answer(sample, images) for sample in samples]
+        if self.paired:
+            others = [self._answer(sample["rejected"], images) for sample in samples]
+        else:
+            before = {k: group[i - 1] for group in groups for i, k in enumerate(group)}
+            others = [_moved(answers[before[k]], answers[k]) for k in range(len(samples))]
+        return [plant(*both) for both in zip(answers, others, strict=True)]
+
+    def _marks(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """Return what a batch has of its samples beside their trees."""
+        marks = {"liked": torch.tensor([sample.get("liked", True) for sample in samples])}
+        if "reference" in samples[0]:
+            marks["reference"] = torch.stack([torch.as_tensor(s["reference"]) for s in samples])
+        return marks
 
     def _answer(self, sample: Sample, images: Images) -> Row:
         names = ("tokens", "labels", "input_pos")
@@ -203,13 +216,14 @@ def _check_kind(samples: Sequence[Sample], *, paired: bool) -> None:
         )
 
 
-def _tree(own: Row, other: Row) -> Row:
-    """Plant two answers: what they begin with alike, and the rest of each; with "branch" [s]."""
-    shared = min(prompt_length(own), prompt_length(other))
-    for name in ("tokens", "input_pos", "embeds"):
-        differs = (own[name][:shared] != other[name][:shared]).unsqueeze(-1).flatten(1).any(-1)
-        shared = int(differs.int().argmax()) if differs.any() else shared
-    pieces = [_cut(own, 0, shared), _cut(own, shared), _cut(other, shared)]
+def plant(own: Row, *others: Row) -> Row:
+    """Plant answers: what they begin with alike, and the rest of each; with "branch" [s]."""
+    shared = min(map(prompt_length, (own, *others)))
+    for other in others:
+        for name in ("tokens", "input_pos", "embeds"):
+            differs = (own[name][:shared] != other[name][:shared]).unsqueeze(-1).flatten(1).any(-1)
+            shared = int(differs.int().argmax()) if differs.any() else shared
+    pieces = [_cut(own, 0, shared), *(_cut(answer, shared) for answer in (own, *others))]
     numbers = [torch.full_like(piece["tokens"], k) for k, piece in enumerate(pieces)]
     return _joined(*pieces) | {"branch": torch.cat(numbers)}
 
@@ -237,10 +251,3 @@ def _cut(row: Row, start: int, end: int | None = None) -> Row:
 
 def _joined(*rows: Row) -> Row:
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-
-
-def _marks(samples: Sequence[Sample]) -> dict[str, Tensor]:
-    marks = {"liked": torch.tensor([sample.get("liked", True) for sample in samples])}
-    if "reference" in samples[0]:
-        marks["reference"] = torch.stack([torch.as_tensor(s["reference"]) for s in samples])
-    return marks

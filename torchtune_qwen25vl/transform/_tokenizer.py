@@ -122,6 +122,10 @@ class Qwen25VLTokenizer(ModelTokenizer):
         self.eos_id = self.special_tokens["<|im_end|>"]
         self.stop_tokens = [self.eos_id, self.pad_id]
 
+    def token_ids(self) -> dict[str, int]:
+        """Return the id of every token by its name."""
+        return self._bpe.get_vocab() | self.special_tokens
+
     def encode(self, text: str, add_bos: bool = False, add_eos: bool = False) -> list[int]:
         """Encode text, in which only added tokens have names.
 

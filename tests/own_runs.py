@@ -1,0 +1,94 @@
+"""Runs of our own recipes in this process, or by `torchrun own_runs.py RECIPE YAML ...`."""
+
+import importlib.util
+import inspect
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+
+from torchtune_qwen25vl.training import Recipe
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
+SECONDS = 240  # until processes that wait for each other are ended
+
+
+def path_of(name):
+    """File of a recipe."""
+    return ROOT / "recipes" / f"{name}.py"
+
+
+def module_of(name):
+    """The recipe as a module."""
+    spec = importlib.util.spec_from_file_location(name, path_of(name))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def make(name, cfg):
+    """The recipe of that name, before it is set up."""
+    (kind,) = (
+        value
+        for value in vars(module_of(name)).values()
+        if inspect.isclass(value) and issubclass(value, Recipe)
+    )
+    return kind(OmegaConf.create(cfg))
+
+
+def run(name, cfg):
+    """Run a recipe, and return it."""
+    made = make(name, cfg)
+    made.setup()
+    made.train()
+    made.finish(made.save())
+    return made
+
+
+def kill_behind(name, cfg, checkpoint):
+    """Run a recipe in a process that is killed once a checkpoint is there."""
+    output_dir = Path(cfg.output_dir)
+    yaml = output_dir.with_suffix(".yaml")
+    OmegaConf.save(cfg, yaml)
+    command = [sys.executable, str(path_of(name)), "--config", str(yaml)]
+    process = subprocess.Popen(command, env=ENVIRONMENT, start_new_session=True)
+    try:
+        end = time.monotonic() + SECONDS
+        while not (output_dir / checkpoint).exists():
+            assert process.poll() is None, "the run ended by itself"
+            assert time.monotonic() < end, f"no {checkpoint} in {SECONDS} s"
+            time.sleep(0.01)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def run_on_two(name, cfgs):
+    """Run a recipe by two processes, once for each config; its YAML lies beside its output."""
+    yamls = []
+    for cfg in cfgs:
+        yamls.append(f"{cfg.output_dir}.yaml")
+        OmegaConf.save(cfg, yamls[-1])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*torchrun, __file__, name, *yamls],
+        env={**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+
+
+if __name__ == "__main__":
+    torch.distributed.init_process_group("gloo")
+    for path in sys.argv[2:]:
+        run(sys.argv[1], OmegaConf.load(path))
+    torch.distributed.destroy_process_group()
