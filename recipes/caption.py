@@ -93,7 +93,7 @@ def caption_batches(
         items = [[plan.items[name] for name in batch] for batch in batches]
         ahead = jobs.Ahead(questioner.batches(items, workers, ahead=2 * settings.batch_size))
         stack.enter_context(closing(ahead))
-        answerer = captioning.Answerer(
+        answerer = jobs.Answerer(
             model.model,  # loaded now, while the first images are being read
             model.transform,
             settings.full_preset,
@@ -107,11 +107,11 @@ def caption_batches(
         progress = jobs.Progress(total, captioning.STATES, unit="image", show=ranks.is_first)
         stack.enter_context(progress)
 
-        def note(answers: Sequence[captioning.Answer], problems: Mapping[str, str]) -> None:
+        def note(answers: Sequence[jobs.Answer], problems: Mapping[str, str]) -> None:
             records = captioning.records_of(answers, problems, settings, plan)
             progress.add(captioning.write_down(journal, records))
 
-        def questions() -> Iterator[Sequence[captioning.Question]]:
+        def questions() -> Iterator[Sequence[jobs.Question]]:
             for batch in ahead:
                 note([], batch.problems)
                 yield batch.questions

@@ -19,7 +19,7 @@ from functools import partial
 from omegaconf import DictConfig
 from torchtune import config
 
-from torchtune_qwen25vl import Qwen25VLTransform
+from torchtune_qwen25vl import Qwen25VLTransform, evaluation
 from torchtune_qwen25vl import training as ours
 from torchtune_qwen25vl.weights import find_weights, fingerprint
 
@@ -33,6 +33,8 @@ class DistillRecipe(ours.Recipe[ours.DistillSettings]):
     Raises:
         ValueError: if a setting is wrong, before anything is loaded.
     """
+
+    read_table = evaluation.InTraining
 
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__(cfg, ours.read_settings(cfg, ours.DistillSettings))

@@ -20,6 +20,7 @@ from functools import partial
 from omegaconf import DictConfig
 from torchtune import config
 
+from torchtune_qwen25vl import evaluation
 from torchtune_qwen25vl import training as ours
 
 
@@ -32,6 +33,8 @@ class FinetuneRecipe(ours.Recipe[ours.Settings]):
     Raises:
         ValueError: if a setting is wrong, before anything is loaded.
     """
+
+    read_table = evaluation.InTraining
 
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__(cfg, ours.read_settings(cfg))

@@ -52,15 +52,15 @@ def extract(cfg: DictConfig, stack: ExitStack) -> int:
         settings, text_tokens=settings.text_tokens, processes=ranks.local_size
     )
     if model is None:  # a dry run without it
-        return hidden_states.show_rows(settings) if ranks.is_first else 0
+        return jobs.show_rows(settings) if ranks.is_first else 0
     layout = hidden_states.layout_of(settings, model)
     workers = stack.enter_context(closing(settings.start_workers(ranks.local_size)))
-    questioner = hidden_states.Questioner(model.transform, settings, max_pixels=run.max_pixels)
+    questioner = jobs.RowQuestioner(model.transform, settings, max_pixels=run.max_pixels)
     plan = ranks.from_first(
         lambda: hidden_states.plan_run(settings, run, layout, questioner, workers, stack)
     )
     if settings.dry_run:
-        return hidden_states.show_plan(plan) if ranks.is_first else 0
+        return jobs.show_row_plan(plan) if ranks.is_first else 0
     record_batches(settings, plan, layout, ranks, model, questioner, workers)
     ranks.wait()
     used = str(model.choice.device)
@@ -73,7 +73,7 @@ def record_batches(
     layout: hidden_states.Layout,
     ranks: jobs.Ranks,
     model: device.LoadedModel,
-    questioner: hidden_states.Questioner,
+    questioner: jobs.RowQuestioner,
     workers: jobs.Workers,
 ) -> None:
     """Ask the batches of this rank, their images being read ahead of the model."""
@@ -90,9 +90,7 @@ def record_batches(
         stack.enter_context(closing(ahead))
         extractor = hidden_states.Extractor(model.model, model.transform, settings)
         total = sum(map(len, batches))
-        with jobs.Progress(
-            total, hidden_states.STATES, unit="row", show=ranks.is_first
-        ) as progress:
+        with jobs.Progress(total, jobs.ROW_STATES, unit="row", show=ranks.is_first) as progress:
             for batch in ahead:
                 with device.attention_kernels(model.choice):
                     extracts = extractor(batch.questions)

@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 from torchtune import config
 from tqdm import tqdm
 
+from torchtune_qwen25vl import evaluation
 from torchtune_qwen25vl import training as ours
 from torchtune_qwen25vl.weights import find_weights, fingerprint
 
@@ -37,6 +38,7 @@ class PreferenceRecipe(ours.Recipe[ours.PreferenceSettings]):
         ValueError: if a setting is wrong, before anything is loaded.
     """
 
+    read_table = evaluation.InTraining
     counted = "rows"
 
     def __init__(self, cfg: DictConfig) -> None:

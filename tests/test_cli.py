@@ -184,6 +184,12 @@ def test_validate_takes_paths_and_refuses_an_unknown_argument(tune, tmp_path, ca
         ("finetune_lora", {"parts": {"merger": {"decay": 0}}}, r"parts.merger has no keys"),
         ("finetune_lora", {"parts": {"decoder": {"train": "frozen"}}}, "a frozen part takes no lr"),
         ("finetune_lora", {"seed": "${nothing}"}, "Interpolation key 'nothing' not found"),
+        (
+            "finetune_lora",
+            {"eval_every_n_steps": 9, "eval_by_generation": {"sorce": "a.csv"}},
+            r"eval_by_generation has no keys \['sorce'\]",
+        ),
+        ("evaluate", {"metrics": "bleu"}, "metrics are of exact_match"),
         ("caption", {"workerz": 4}, "workerz"),
     ],
 )

@@ -24,7 +24,10 @@ EXTRA_OF = {  # by the room, or file of the root, that imports it where it is us
     "conditioning": "gguf",
     "image": "image",  # the recipe
 }
-HOSTS = {"comfyui": {"comfy", "folder-paths"}}  # what a room runs inside, imported where it is used
+HOSTS = {  # what a room runs inside, imported where it is used
+    "comfyui": {"comfy", "folder-paths"},
+    "evaluation": {"lmms-eval"},
+}
 RUN_BY_VLLM = [ROOT / "parity" / "serve" / name for name in ("_captions.py", "_vllm.py")]
 OURS = {"torchtune_qwen25vl", "parity", "tests"}
 BY_NAME = {"pillow-heif", "pillow-jxl-plugin"}  # Pillow's plugins, imported where installed

@@ -16,7 +16,7 @@ LEVELS = (  # a file imports what lies on levels below its own, and what lies in
     {"generation", "weights"},
     {"data", "device"},
     {"jobs", "training"},
-    {"captioning", "hidden_states", "conditioning", "shapes"},
+    {"captioning", "hidden_states", "conditioning", "evaluation", "shapes"},
     {"comfyui", "_cli"},
 )
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}

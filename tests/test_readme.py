@@ -201,6 +201,25 @@ def test_the_guide_to_rewards(folder, tmp_path, monkeypatch):
     assert len(answers) == 16 * 8
 
 
+def test_the_guide_to_scores(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = tiny_folder.write_pictures(tmp_path / "rows", rows=4)
+    shutil.copytree(rows.parent, tmp_path, dirs_exist_ok=True)
+    (tmp_path / rows.name).rename(tmp_path / "train.jsonl")
+    row = json.loads(README.split("## Evaluate")[1].split("A row is `")[1].split("`")[0])
+    (tmp_path / "test.jsonl").write_text(json.dumps(row | {"image": "0-0.png"}))
+    evaluate, train = section("Evaluate")
+    cfg = OmegaConf.load(ROOT / "recipes" / "configs" / "finetune_lora.yaml")
+    for key, value in (SMALLER | {"model_dir": str(folder)}).items():
+        OmegaConf.update(cfg, key, value, force_add=True)
+    OmegaConf.save(cfg, "my.yaml")
+    assert not run(train, monkeypatch)
+    assert list((tmp_path / "runs" / "finetune_lora").glob("step_*/best.json"))
+    assert not run([*evaluate, "device=cpu", "workers=0", "max_new_tokens=2"], monkeypatch)
+    scores = json.loads((tmp_path / "test_evaluation" / "scores.json").read_text())
+    assert scores["scores"].keys() == {"anls", "exact_match"}
+
+
 def test_the_example_that_learns(folder, tmp_path, monkeypatch):
     """But for its first command, which test_shapes runs."""
     monkeypatch.chdir(tmp_path)

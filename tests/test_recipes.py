@@ -100,7 +100,7 @@ def assert_saved(saved, folder, rows):
 
 def test_every_config_is_run():
     """Those of other recipes than these have tests of their own."""
-    jobs = ["caption", "embed_prompts", "hidden_states", "image"]
+    jobs = ["caption", "embed_prompts", "evaluate", "hidden_states", "image"]
     others = [*jobs, "preference", "distill", "policy", "shapes_tiny"]
     assert sorted([*STOCK, *OURS, *others]) == sorted(_cli._configs())
 

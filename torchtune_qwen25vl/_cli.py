@@ -28,7 +28,7 @@ from torchtune._cli.tune import TuneCLIParser
 from torchtune._recipe_registry import Config, Recipe
 from yaml import YAMLError
 
-from torchtune_qwen25vl import captioning, conditioning, jobs, training
+from torchtune_qwen25vl import captioning, conditioning, evaluation, jobs, training
 from torchtune_qwen25vl import hidden_states as states
 from torchtune_qwen25vl._rounding import warnings_of
 
@@ -38,6 +38,7 @@ JOBS: dict[str, type[jobs.JobSettings]] = {
     "hidden_states": states.Settings,
     "embed_prompts": conditioning.Settings,
     "image": conditioning.ImageSettings,
+    "evaluate": evaluation.Settings,
 }
 
 _Text = TypeVar("_Text", str, str | None)
@@ -52,10 +53,8 @@ def main() -> None:
     _rename(tune._parser)
     commands = _commands(tune._parser)
     commands["ls"].set_defaults(func=lambda _: print(table()))
-    commands["validate"].set_defaults(
-        func=partial(validate, commands["validate"].get_default("func"))
-    )
-    commands["cp"].set_defaults(func=partial(copy, commands["cp"].get_default("func")))
+    for name, ours in (("validate", validate), ("cp", copy)):
+        commands[name].set_defaults(func=partial(ours, commands[name].get_default("func")))
     args = tune.parse_args()
     if hasattr(args, "config"):  # `validate` takes a path only
         args.config = _configs().get(str(args.config), args.config)
@@ -226,8 +225,10 @@ def _check_keys(recipe: str, cfg: DictConfig) -> None:
     if recipe in training.SETTINGS:
         settings: training.Settings = training.read_settings(cfg, training.SETTINGS[recipe])
         training.tuning(training.read_parts(settings.parts), settings.adapters or {})
+        if settings.eval_by_generation is not None:
+            evaluation.read_section(settings.eval_by_generation)
     else:
-        if cfg.get("inputs") is None:
+        if cfg.get("inputs") is None and cfg.get("source") is None:
             cfg.inputs = "."  # a config may leave them to the command line
         jobs.read_settings(cfg, JOBS[recipe])
 

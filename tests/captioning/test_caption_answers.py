@@ -8,11 +8,11 @@ import torch
 from torchtune.data import Message
 
 from torchtune_qwen25vl import Qwen25VLTransform, load_pretrained
-from torchtune_qwen25vl.captioning import Answerer, Questioner
-from torchtune_qwen25vl.captioning._answers import loops
+from torchtune_qwen25vl.captioning import Questioner
 from torchtune_qwen25vl.captioning._prompts import Preset, Wording
 from torchtune_qwen25vl.generation import RunningBatch
-from torchtune_qwen25vl.jobs import Item
+from torchtune_qwen25vl.jobs import Answerer, Item
+from torchtune_qwen25vl.jobs._answers import loops
 from torchtune_qwen25vl.media import load_image
 
 PRESET = Preset("What?", max_new_tokens=4)

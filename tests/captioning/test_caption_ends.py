@@ -119,7 +119,7 @@ def test_a_file_that_was_mended_is_tried_again(run, photos, tmp_path):
 
 
 def test_captions_of_a_state_are_asked_for_again(run, photos, monkeypatch):
-    loops = "torchtune_qwen25vl.captioning._answers.loops"
+    loops = "torchtune_qwen25vl.jobs._answers.loops"
     with monkeypatch.context() as patch:
         patch.setattr(loops, lambda said: True)
         assert run(prefix="old ") == 0

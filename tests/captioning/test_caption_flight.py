@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from torchtune_qwen25vl import load_pretrained
-from torchtune_qwen25vl.captioning import Answerer, Questioner, _answers
+from torchtune_qwen25vl.captioning import Questioner
 from torchtune_qwen25vl.captioning._prompts import Preset, Wording
 from torchtune_qwen25vl.generation import NotFiniteError, RunningBatch, _running
-from torchtune_qwen25vl.jobs import Item
+from torchtune_qwen25vl.jobs import Answerer, Item, _answers
 
 PRESET = Preset("What?", max_new_tokens=64)
 

@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from torchtune_qwen25vl import load_pretrained
-from torchtune_qwen25vl.captioning import Answerer, Record, _answers
-from torchtune_qwen25vl.captioning._answers import Question
+from torchtune_qwen25vl.captioning import Record
 from torchtune_qwen25vl.captioning._plan import Policy, make_plan
 from torchtune_qwen25vl.captioning._prompts import Preset, printable
 from torchtune_qwen25vl.captioning._texts import TextFiles
 from torchtune_qwen25vl.generation import Ended
-from torchtune_qwen25vl.jobs import Item, Past
+from torchtune_qwen25vl.jobs import Answerer, Item, Past, Question, _answers
 
 STATES = ("done", "cut", "looped")
 STOP = 151645

@@ -104,6 +104,14 @@ def cfg(folder, tmp_path):
             "precision bf16_mixed holds all weights in fp32, and a part with qlora .* NF4",
         ),
         ({"val_dataset": None}, "eval_every_n_steps and val_dataset need each other"),
+        ({"keep_best": "anls"}, r"keep_best is one of the figures of an evaluation, here \['loss'"),
+        ({"save_best": True}, "save_best and stop_after_n_worse need keep_best"),
+        ({"stop_after_n_worse": 2}, "save_best and stop_after_n_worse need keep_best"),
+        (
+            {"eval_by_generation": {"source": "t.csv"}},
+            "eval_by_generation: a key is missing.*metri",
+        ),
+        ({"eval_by_generation": {"model": "m"}}, r"eval_by_generation has no keys \['model'\]"),
         ({"parts.vision.train": "frozen"}, "parts.vision: a frozen part takes no lr"),
         ({"parts.vision.rate": 1}, r"parts.vision has no keys \['rate'\]; it takes \['train'"),
         ({"adapters.rank": 4}, r"adapters has no keys \['rank'\]; it takes \['lora_attn"),
@@ -319,6 +327,11 @@ def test_what_a_run_depends_on_may_not_change(cfg, folder, tmp_path, monkeypatch
         "tokenizer": {"tokenizer._component_": "training_samples.OtherTransform"},
         "dataset": {"dataset.kinds": ["text"]},
         "warmup_ratio": {"warmup_ratio": 0.5},
+        "keep_best": {
+            "keep_best": "loss",
+            "eval_every_n_steps": 1,
+            "val_dataset": {"_component_": "training_samples.Samples"},
+        },
         "samples": {},  # the rows of the table have become more
         "samples of a step": {"batch_size": 1},
     }

@@ -8,9 +8,6 @@ PlannedRun     what all ranks have to know of it
 show_plan      say it, for a dry run
 tell_unused    what of the model's own settings captions do not follow
 Questioner     images to questions for the model
-Question       one image and what is asked about it
-Answerer       questions to answers, whatever the memory
-Answer         what the model said about one image
 Record         how one image ended
 records_of     answers to records
 write_down     records into the journal and into text files
@@ -20,7 +17,6 @@ Thumbnails     small images for that page
 apply_edits    captions that were edited on that page into all of these
 """
 
-from torchtune_qwen25vl.captioning._answers import Answer, Answerer, Question
 from torchtune_qwen25vl.captioning._edits import apply_edits
 from torchtune_qwen25vl.captioning._prompts import PRESETS, read_preset
 from torchtune_qwen25vl.captioning._questions import Questioner
@@ -39,10 +35,7 @@ from torchtune_qwen25vl.captioning._thumbnails import Thumbnails
 __all__ = [
     "PRESETS",
     "STATES",
-    "Answer",
-    "Answerer",
     "PlannedRun",
-    "Question",
     "Questioner",
     "Record",
     "Settings",

@@ -6,12 +6,12 @@ from typing import Any
 
 from torchtune.data import Message
 
-from torchtune_qwen25vl.captioning._answers import Question
 from torchtune_qwen25vl.captioning._prompts import Wording, variables_of
 from torchtune_qwen25vl.captioning._thumbnails import Thumbnails, read_for_model
 from torchtune_qwen25vl.jobs import (
     Item,
     Outcome,
+    Question,
     Task,
     Workers,
     attempt,

@@ -3,7 +3,6 @@
 The page filters by state and text; captions can be edited in it and saved as JSON lines.
 """
 
-import base64
 import html
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from torchtune_qwen25vl._files import write_file
 from torchtune_qwen25vl.captioning._records import Record
 from torchtune_qwen25vl.captioning._tables import as_row
+from torchtune_qwen25vl.jobs import image_tag, styled
 
 PAGE = Path(__file__).with_name("review.html")
 MARK = "<!-- rows -->"
@@ -25,7 +25,7 @@ def write_review(path: Path, records: Sequence[Record], thumbnails: Iterable[byt
         records: how images ended
         thumbnails: JPEG of each, or nothing, in the same order
     """
-    before, after = PAGE.read_text("utf-8").split(MARK)
+    before, after = styled(PAGE).split(MARK)
     rows = "".join(_rows(records, thumbnails))
     write_file(path, f"{before}{rows}{after}".encode())
 
@@ -35,12 +35,9 @@ def _rows(records: Iterable[Record], thumbnails: Iterable[bytes]) -> Iterator[st
         row = as_row(record)
         shown = {key: row[key] for key in ("image", "state", "caption", "reason", "steps")}
         data = html.escape(json.dumps(shown, ensure_ascii=False))
-        source = ""
-        if thumbnail:
-            source = f"data:image/jpeg;base64,{base64.b64encode(thumbnail).decode()}"
-        image = f'<img loading="lazy" alt="" src="{source}">' if source else "<i>no image</i>"
         yield (
-            f'<article data-row="{data}">{image}<div><h2>{html.escape(str(row["image"]))}</h2>'
+            f'<article data-row="{data}">{image_tag(thumbnail)}'
+            f"<div><h2>{html.escape(str(row['image']))}</h2>"
             f'<p class="state {row["state"]}">{row["state"]} <span>{html.escape(_note(row))}</span>'
             f'</p><textarea spellcheck="false">{html.escape(str(row["caption"]))}</textarea>'
             "</div></article>\n"

@@ -7,7 +7,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchtune_qwen25vl.captioning._answers import Answer
 from torchtune_qwen25vl.captioning._plan import Plan, make_plan, moved, with_file
 from torchtune_qwen25vl.captioning._prompts import printable
 from torchtune_qwen25vl.captioning._records import STATES, Record, failure, place
@@ -18,6 +17,7 @@ from torchtune_qwen25vl.captioning._thumbnails import Thumbnails
 from torchtune_qwen25vl.device import LoadedModel
 from torchtune_qwen25vl.generation import read_generation_config
 from torchtune_qwen25vl.jobs import (
+    Answer,
     Item,
     Past,
     Run,
@@ -216,12 +216,12 @@ def records_of(
 
 
 def _record(answer: Answer, settings: Settings) -> Record:
-    question = answer.question
+    question, is_empty = answer.question, not (answer.text or answer.reason)
     return Record(
         question.name,
-        answer.state,
+        "failed" if is_empty else answer.state,
         settings.wording.around(answer.text) if answer.text else "",
-        answer.reason,
+        "the answer is empty" if is_empty else answer.reason,
         answer.tokens,
         question.max_pixels,
         "; ".join(question.steps),

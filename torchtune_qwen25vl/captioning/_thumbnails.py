@@ -10,7 +10,6 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,8 @@ import numpy as np
 from PIL import Image
 
 from torchtune_qwen25vl.captioning._records import stamp_of
-from torchtune_qwen25vl.jobs import Item, Workers, read_pixels, read_task
+from torchtune_qwen25vl.jobs import Item, Workers, jpeg_of, read_pixels, read_task
 from torchtune_qwen25vl.media import THUMBNAILS, load_image
-
-SIZE = (256, 256)  # pixels, at most
 
 
 class Thumbnails:
@@ -88,12 +85,10 @@ def make_thumbnail(source: Any, path: Path) -> None:
 
 def _write(image: Image.Image, path: Path) -> None:
     """Write a thumbnail whole or not at all; it is not waited for until it is on disk."""
-    image.thumbnail(SIZE)
-    content = BytesIO()
-    image.save(content, "JPEG", quality=80)
+    content = jpeg_of(image)
     path.parent.mkdir(exist_ok=True)
     hidden = path.with_name(f".{path.name}.{os.getpid()}")
-    hidden.write_bytes(content.getvalue())
+    hidden.write_bytes(content)
     os.replace(hidden, path)
 
 

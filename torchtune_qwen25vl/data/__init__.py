@@ -22,11 +22,14 @@ Of preference, a chosen and a rejected answer, or one that was liked or not:
 `mixture` joins any of them, of each so many rows in a pass. It builds a `Mixture`, whose rows are
 a `JoinedDataset`; `AMOUNT` are the keys that say how many, `parts_in` finds its sections.
 
+`scale_box` moves a box from an image to its resized copy, `first_box` reads the one in an answer.
+
 `Options` are the arguments that all builders have in common, `SampleDataset` is what they build.
 
 `python -m torchtune_qwen25vl.data check CONFIG` reads a whole set before it is trained on.
 """
 
+from torchtune_qwen25vl.data._boxes import first_box, scale_box
 from torchtune_qwen25vl.data._dataset import SampleDataset
 from torchtune_qwen25vl.data._mixture import AMOUNT, JoinedDataset, Mixture, mixture, parts_in
 from torchtune_qwen25vl.data._options import Options
@@ -56,6 +59,7 @@ __all__ = [
     "caption_dataset",
     "caption_folder_dataset",
     "coco_caption_dataset",
+    "first_box",
     "hf_dataset",
     "hf_preference_dataset",
     "llava_dataset",
@@ -63,6 +67,7 @@ __all__ = [
     "openai_dataset",
     "parts_in",
     "preference_dataset",
+    "scale_box",
     "sharegpt_dataset",
     "sharegpt_preference_dataset",
     "swift_dataset",

@@ -15,6 +15,9 @@ _KEY = r"""["'](?:bbox_2d|point_2d)["']"""
 _NUMBER = r"-?\d+(?:\.\d+)?"
 _VALUE = re.compile(rf"({_KEY}\s*:\s*)\[(\s*{_NUMBER}(?:\s*,\s*{_NUMBER})*\s*)\]")
 _OBJECT = re.compile("<(bbox|ref-object)>")
+_BOX = re.compile(
+    rf"[\[(]\s*({_NUMBER})\s*,\s*({_NUMBER})\s*(?:,|\)\s*,?\s*\()\s*({_NUMBER})\s*,\s*({_NUMBER})\s*[\])]"
+)
 
 Size = tuple[int, int]
 
@@ -118,6 +121,16 @@ def name_objects(
             raise ValueError(f"every object needs its <{place}>, got {marked} for {len(given)}")
     queues = {place: iter(given) for place, given in names.items()}
     return [_OBJECT.sub(lambda found: next(queues[found[1]]), text) for text in texts]
+
+
+def first_box(text: str) -> list[float] | None:
+    """Read the first box that a text names; None where it names none.
+
+    Boxes are `[x1, y1, x2, y2]`, as in `"bbox_2d": [...]` and in place of `<bbox>`, or
+    `(x1, y1), (x2, y2)`, what stands between `<|box_start|>` and `<|box_end|>`.
+    """
+    found = _BOX.search(text)
+    return None if found is None else [float(number) for number in found.groups()]
 
 
 def _moved(box: Sequence[float], kind: str, size: Size, resized: Size) -> str:

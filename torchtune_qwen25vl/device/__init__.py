@@ -8,6 +8,7 @@ check_model        everything that can be known before loading, in one table
 load               load a model as chosen
 use_kernels        pack the weights of a loaded model, if that is chosen
 LoadedModel        a checkpoint whose weights are loaded on first use and can be released
+processor_of       folder of a model's processor, which may be an adapter's
 attention_kernels  restrict torch's attention to the kernels of a choice
 is_out_of_memory   tell running out of memory from other errors
 release_cache      give back the memory that torch keeps for later
@@ -18,7 +19,7 @@ from torchtune_qwen25vl.device._choice import Choice, attention_kernels, choose
 from torchtune_qwen25vl.device._loading import LoadedModel, load, use_kernels
 from torchtune_qwen25vl.device._machine import look
 from torchtune_qwen25vl.device._memory import MOST_PIXELS, is_out_of_memory, release_cache
-from torchtune_qwen25vl.device._preflight import Load, check_model
+from torchtune_qwen25vl.device._preflight import Load, check_model, processor_of
 
 __all__ = [
     "MOST_PIXELS",
@@ -31,6 +32,7 @@ __all__ = [
     "is_out_of_memory",
     "load",
     "look",
+    "processor_of",
     "release_cache",
     "use_kernels",
 ]

@@ -13,9 +13,16 @@ import torch
 
 from torchtune_qwen25vl.device._choice import Choice
 from torchtune_qwen25vl.device._memory import release_cache
+from torchtune_qwen25vl.device._preflight import processor_of
 from torchtune_qwen25vl.model import Qwen25VL, pack, qwen2_5_vl_from_config
 from torchtune_qwen25vl.transform import Qwen25VLTransform
-from torchtune_qwen25vl.weights import Checkpoint, find_weights, load_pretrained, materialize
+from torchtune_qwen25vl.weights import (
+    Adapter,
+    Checkpoint,
+    find_weights,
+    load_pretrained,
+    materialize,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +41,7 @@ class LoadedModel:
         source: folder or .safetensors file
         choice: how the model is run
         settings_dir: folder of config.json and tokenizer, for weights that lie elsewhere
+        adapter: is merged into the weights; the settings of its processor go before theirs
 
     Raises:
         ValueError: if the settings have no tokenizer of Qwen2.5-VL, or no image processor.
@@ -44,18 +52,19 @@ class LoadedModel:
         source: str | os.PathLike[str],
         choice: Choice,
         settings_dir: str | os.PathLike[str] | None = None,
+        adapter: Adapter | None = None,
     ) -> None:
         self.source, self.choice = source, choice
-        self.settings_dir = settings_dir
+        self.settings_dir, self._adapter = settings_dir, adapter
         self.settings = Path(settings_dir) if settings_dir else find_weights(source)[0]
-        self.transform = Qwen25VLTransform.from_folder(self.settings)
+        self.transform = Qwen25VLTransform.from_folder(processor_of(self.settings, adapter))
         self._model: Qwen25VL | None = None
 
     @property
     def model(self) -> Qwen25VL:
         """Return the model, which the first call loads."""
         if self._model is None:
-            self._model = load(self.source, self.choice, self.settings_dir)
+            self._model = load(self.source, self.choice, self.settings_dir, self._adapter)
         return self._model
 
     def release(self) -> None:
@@ -71,6 +80,7 @@ def load(
     source: str | os.PathLike[str],
     choice: Choice,
     settings_dir: str | os.PathLike[str] | None = None,
+    adapter: Adapter | None = None,
 ) -> Qwen25VL:
     """Load a model with its weights, as chosen.
 
@@ -78,15 +88,16 @@ def load(
         source: folder, .safetensors file or hub id
         choice: how the model is run
         settings_dir: folder of config.json and tokenizer, for weights that lie elsewhere
+        adapter: is merged into the weights
 
     Raises:
         ValueError: as `load_pretrained`, or if a layer is too small for blocks of NF4.
     """
     logger.info("loading %s", source)
     if choice.four_bit:
-        model = _load_four_bit(source, choice, settings_dir)
+        model = _load_four_bit(source, choice, settings_dir, adapter)
     else:
-        options: Any = {"dtype": choice.dtype, "device": choice.device}
+        options: Any = {"dtype": choice.dtype, "device": choice.device, "adapter": adapter}
         model, _ = load_pretrained(source, **options, settings_dir=settings_dir)
     use_kernels(model, choice)
     return model
@@ -102,11 +113,12 @@ def _load_four_bit(
     source: str | os.PathLike[str],
     choice: Choice,
     settings_dir: str | os.PathLike[str] | None,
+    adapter: Adapter | None,
 ) -> Qwen25VL:
     """Load a model whose weights are quantised on the device, one at a time."""
     folder, files = find_weights(source)
     settings = folder if settings_dir is None else Path(settings_dir)
-    checkpoint = Checkpoint(folder, files, settings)
+    checkpoint = Checkpoint(folder, files, settings, adapter)
     try:
         with torch.device("meta"):
             model = qwen2_5_vl_from_config(settings / "config.json", **FROZEN_NF4)

@@ -17,7 +17,7 @@ from torchtune_qwen25vl.device._memory import (
     weights_bytes,
 )
 from torchtune_qwen25vl.transform import PLACEHOLDER_PIXELS, Qwen25VLTransform
-from torchtune_qwen25vl.weights import Checkpoint, find_weights
+from torchtune_qwen25vl.weights import Adapter, Checkpoint, find_weights
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ def check_model(
     load: Load,
     *,
     settings_dir: str | os.PathLike[str] | None = None,
+    adapter: Adapter | None = None,
     allow_downgrade: bool = False,
     **wishes: str,
 ) -> Preflight:
@@ -119,6 +120,7 @@ def check_model(
         machine: machine the model would run on
         load: what the model will be given
         settings_dir: folder of config.json and tokenizer, for weights that lie elsewhere
+        adapter: is merged into the weights
         allow_downgrade: whether bf16 may replace fp32, and then 4 bits, if the model does not fit
         **wishes: dtype, attention, four_bit and cpu_kernels of `choose`
     """
@@ -126,8 +128,8 @@ def check_model(
     try:
         folder, files = find_weights(source)
         settings = folder if settings_dir is None else Path(settings_dir)
-        checkpoint = Checkpoint(folder, files, settings)
-        load = load.limited_by(Qwen25VLTransform.from_folder(settings))
+        checkpoint = Checkpoint(folder, files, settings, adapter)
+        load = load.limited_by(Qwen25VLTransform.from_folder(processor_of(settings, adapter)))
     except (ValueError, OSError) as error:
         remedy = "fetch the checkpoint again, or name another one"
         preflight.checks.append(Check("model files", str(error), False, remedy))
@@ -135,7 +137,7 @@ def check_model(
     shapes = checkpoint.files.shape_of
     found = f"{len(shapes)} weights in {len(set(checkpoint.files.file_of.values()))} files"
     preflight.checks.append(Check("model files", f"{found}, config, tokenizer"))
-    chosen = choose(machine, checkpoint.files.dtypes, **wishes)  # type: ignore[arg-type]
+    chosen = choose(machine, checkpoint.dtypes, **wishes)  # type: ignore[arg-type]
     choice = _fitting(chosen, machine, checkpoint, load) if allow_downgrade else chosen
     needed, footprint, least = _needs(choice, checkpoint, load)
     preflight.checks.append(
@@ -158,6 +160,15 @@ def check_model(
         left, footprint, max_pixels=preflight.max_pixels, text_tokens=text_tokens
     )
     return preflight
+
+
+def processor_of(settings: Path, adapter: Adapter | None) -> Path:
+    """Return the folder of tokenizer and processor: that of an adapter which has its own, or else.
+
+    An adapter that was trained here comes with the limits of pixels of its training.
+    """
+    own = adapter is not None and (adapter.folder / "preprocessor_config.json").is_file()
+    return adapter.folder if adapter is not None and own else settings
 
 
 def _fitting(choice: Choice, machine: Machine, checkpoint: Checkpoint, load: Load) -> Choice:

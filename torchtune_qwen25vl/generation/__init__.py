@@ -5,6 +5,7 @@ prompt_batch            samples to that batch
 generate                continue every row of a batch
 Generation              what it returns
 evaluating              put a model into evaluation mode for a while, without gradients
+next_log_probs          how likely each token is to come next
 PromptedModel           the model as torchtune's generation loop calls one
 RunningBatch            rows that are continued together, and come and go
 Prompt                  what enters it
@@ -22,6 +23,7 @@ from torchtune_qwen25vl.generation._generate import (
     PromptedModel,
     evaluating,
     generate,
+    next_log_probs,
 )
 from torchtune_qwen25vl.generation._running import Ended, Prompt, RunningBatch
 from torchtune_qwen25vl.generation._sampling import NotFiniteError, Sampling, check_options
@@ -38,6 +40,7 @@ __all__ = [
     "evaluating",
     "generate",
     "inference_batch",
+    "next_log_probs",
     "prompt_batch",
     "read_generation_config",
 ]

@@ -152,6 +152,24 @@ def evaluating(model: TransformerDecoder) -> Iterator[None]:
             module.training = True
 
 
+def next_log_probs(model: TransformerDecoder, batch: Mapping[str, Any]) -> Tensor:
+    """Compute the log-probability of every token after each prompt, fp32 [b, v].
+
+    Args:
+        model: Qwen25VL; it is left as it was found
+        batch: as for `generate`
+
+    Raises:
+        ValueError: if prompts are padded on the right or without a mask, or logits are not finite.
+    """
+    check_prompt(model, batch)
+    with evaluating(model):
+        caches = make_caches(model, *batch["tokens"].shape)
+        logits = prefill(model, batch, caches)
+        check_finite(logits)
+        return logits.log_softmax(-1)
+
+
 class PromptedModel:
     """A model and its prompt's images and positions, for torchtune's own `generate`.
 

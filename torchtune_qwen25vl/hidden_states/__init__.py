@@ -7,28 +7,20 @@ States          what that returns
 Settings        the keys of the recipe
 layout_of       which states a run has, and of which width
 Layout          that
-Questioner      makes questions of rows
 plan_run        what is to be done, from what is on disk
 Plan            what all ranks have to know of it
-show_plan       what would be done
-show_rows       the same without a model
 Extractor       asks the model, and takes states
 Writer          writes down states and how rows ended
 write_outputs   table and HALP's parts
-STATES          how a row may end
 """
 
 from torchtune_qwen25vl.hidden_states._extract import Extractor
 from torchtune_qwen25vl.hidden_states._layout import Layout
-from torchtune_qwen25vl.hidden_states._questions import Questioner
 from torchtune_qwen25vl.hidden_states._record import Recorder, hidden_states
-from torchtune_qwen25vl.hidden_states._records import STATES
 from torchtune_qwen25vl.hidden_states._run import (
     Plan,
     layout_of,
     plan_run,
-    show_plan,
-    show_rows,
     write_outputs,
 )
 from torchtune_qwen25vl.hidden_states._settings import Settings
@@ -36,11 +28,9 @@ from torchtune_qwen25vl.hidden_states._states import States, open_states
 from torchtune_qwen25vl.hidden_states._writer import Writer
 
 __all__ = [
-    "STATES",
     "Extractor",
     "Layout",
     "Plan",
-    "Questioner",
     "Recorder",
     "Settings",
     "States",
@@ -49,7 +39,5 @@ __all__ = [
     "layout_of",
     "open_states",
     "plan_run",
-    "show_plan",
-    "show_rows",
     "write_outputs",
 ]

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from torchtune_qwen25vl.generation import NotFiniteError, generate, prompt_batch
-from torchtune_qwen25vl.hidden_states._questions import Question
 from torchtune_qwen25vl.hidden_states._record import Recorder, hidden_states
 from torchtune_qwen25vl.hidden_states._selectors import VISION_SITES
 from torchtune_qwen25vl.hidden_states._settings import Settings
-from torchtune_qwen25vl.jobs import InHalves, seeded
+from torchtune_qwen25vl.jobs import InHalves, RowQuestion, seeded
 from torchtune_qwen25vl.model import Qwen25VL
 from torchtune_qwen25vl.transform import Qwen25VLTransform
 
@@ -29,7 +28,7 @@ class Extract:
         is_finite: whether the model computed numbers
     """
 
-    question: Question
+    question: RowQuestion
     states: Mapping[str, Tensor] = field(default_factory=dict)
     answer: str = ""
     finish: str = ""
@@ -51,7 +50,7 @@ class Extractor:
 
     def __init__(self, model: Qwen25VL, transform: Qwen25VLTransform, settings: Settings) -> None:
         self._model, self._transform, self._settings = model, transform, settings
-        self._in_halves = InHalves[Question, Extract](
+        self._in_halves = InHalves[RowQuestion, Extract](
             self._extract,
             refused=_refused,
             too_large=lambda question: Extract(
@@ -59,7 +58,7 @@ class Extractor:
             ),
         )
 
-    def __call__(self, questions: Sequence[Question]) -> list[Extract]:
+    def __call__(self, questions: Sequence[RowQuestion]) -> list[Extract]:
         """Return what the model gives for all questions, in their order.
 
         Raises:
@@ -71,7 +70,7 @@ class Extractor:
     def _device(self) -> torch.device:
         return self._model.device
 
-    def _extract(self, questions: Sequence[Question]) -> list[Extract]:
+    def _extract(self, questions: Sequence[RowQuestion]) -> list[Extract]:
         settings, boundary = self._settings, self._settings.vision_boundary
         samples = [question.sample for question in questions]
         batch = prompt_batch(samples, self._transform.pad_id, device=self._device)
@@ -101,7 +100,7 @@ class Extractor:
         ]
 
 
-def _refused(question: Question, error: ValueError) -> Extract:
+def _refused(question: RowQuestion, error: ValueError) -> Extract:
     return Extract(question, problem=str(error), is_finite=not isinstance(error, NotFiniteError))
 
 

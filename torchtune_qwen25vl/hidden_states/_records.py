@@ -1,14 +1,7 @@
 """How a row ended: what the journal holds of it."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
-
-from torchtune_qwen25vl.jobs import Row
-
-State = Literal["done", "failed"]
-STATES: tuple[State, ...] = get_args(State)
 
 
 @dataclass(frozen=True)
@@ -19,9 +12,8 @@ class Record:
         name: of the row
         state: done; failed, for `reason`
         reason: of failed
-        asked: digest of the question and of the names of its images; of another one the states
-            count for nothing
-        stamp: size and time of its files; a row that failed is tried again when they change
+        asked: what was asked
+        stamp: state of its files
         answer: that the model gave
         finish: "stop", or "length" where the answer was cut; empty without an answer
         tokens: of the prompt
@@ -29,7 +21,7 @@ class Record:
     """
 
     name: str
-    state: State
+    state: str
     reason: str = ""
     asked: str = ""
     stamp: str = ""
@@ -37,9 +29,3 @@ class Record:
     finish: str = ""
     tokens: int = 0
     places: Mapping[str, Sequence[int]] = field(default_factory=dict)
-
-
-def digest(question: str, row: Row) -> str:
-    """Name what is asked of a row, and about which images."""
-    asked = repr((question, row.image_id, len(row.sources)))
-    return hashlib.sha256(asked.encode("utf-8", "backslashreplace")).hexdigest()[:16]

@@ -4,7 +4,6 @@ import json
 import logging
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 
 import torch
 
@@ -12,23 +11,22 @@ from torchtune_qwen25vl.device import LoadedModel
 from torchtune_qwen25vl.hidden_states._columns import make_file
 from torchtune_qwen25vl.hidden_states._halp import refuse_others, write_parts
 from torchtune_qwen25vl.hidden_states._layout import DTYPES, Layout
-from torchtune_qwen25vl.hidden_states._questions import Questioner
-from torchtune_qwen25vl.hidden_states._records import STATES, Record, digest
+from torchtune_qwen25vl.hidden_states._records import Record
 from torchtune_qwen25vl.hidden_states._selectors import read_selectors
 from torchtune_qwen25vl.hidden_states._settings import Settings
 from torchtune_qwen25vl.hidden_states._states import open_states
 from torchtune_qwen25vl.hidden_states._table import FILE as TABLE
 from torchtune_qwen25vl.hidden_states._table import write_table
 from torchtune_qwen25vl.jobs import (
-    Row,
+    ROW_STATES,
+    RowPlan,
+    RowQuestioner,
     Run,
     Workers,
-    claimed,
     name_failed,
-    plan_batches,
+    plan_rows,
     read_journals,
     summary,
-    take_up,
 )
 from torchtune_qwen25vl.model import qwen2_5_vl_from_config
 
@@ -36,23 +34,7 @@ logger = logging.getLogger(__name__)
 LAYER = "output of decoder block K before the final norm, hidden_states[K + 1] of transformers"
 
 
-@dataclass
-class Plan:
-    """What all ranks have to know.
-
-    Attributes:
-        run: as it was begun, perhaps by an earlier start
-        rows: by name, in input order
-        settled: final records of rows, of this start or an earlier one
-        unjournaled: those of them that are not yet in the journal
-        batches: names of rows that go through the model together, of those still to be done
-    """
-
-    run: Run
-    rows: dict[str, Row]
-    settled: dict[str, Record] = field(default_factory=dict)
-    unjournaled: list[Record] = field(default_factory=list)
-    batches: list[list[str]] = field(default_factory=list)
+Plan = RowPlan[Record]
 
 
 def layout_of(settings: Settings, model: LoadedModel) -> Layout:
@@ -90,7 +72,7 @@ def plan_run(
     settings: Settings,
     run: Run,
     layout: Layout,
-    questioner: Questioner,
+    questioner: RowQuestioner,
     workers: Workers,
     stack: ExitStack,
 ) -> Plan:
@@ -107,78 +89,11 @@ def plan_run(
     Raises:
         ValueError: if another run is at work in the output folder, or what is in it cannot be read.
     """
-    if not settings.dry_run:
-        stack.enter_context(claimed(settings.folder))
-    past = take_up(
-        settings.folder,
-        Record,
-        run,
-        complete=lambda record: record,
-        restart=settings.restart,
-        dry_run=settings.dry_run,
-    )
-    assert past.run is not None
-    plan = Plan(past.run, {row.name: row for row in settings.rows})
-    for name, row in plan.rows.items():
-        record = past.records.get(name)
-        if record is not None and _is_final(record, row, settings):
-            plan.settled[name] = record
+    plan = plan_rows(settings, Record, run, questioner, workers, stack)
     if not settings.dry_run:
         done = {name for name, record in plan.settled.items() if record.state == "done"}
         make_file(settings.folder, layout, done)
-    counts = questioner.count_tokens(list(plan.rows.values()), workers)
-    for name, count in counts.items():
-        if count.problem and name not in plan.settled:
-            record = failure(plan.rows[name], count.problem, settings)
-            plan.settled[name] = record
-            plan.unjournaled.append(record)
-    batches = plan_batches(
-        {name: count.value for name, count in counts.items() if not count.problem},
-        batch_size=settings.batch_size,
-        batch_tokens=settings.tokens_together(past.run.batch_tokens),
-        text_tokens=settings.max_new_tokens,
-    )
-    left = [[name for name in batch if name not in plan.settled] for batch in batches]
-    plan.batches = [batch for batch in left if batch]
     return plan
-
-
-def _is_final(record: Record, row: Row, settings: Settings) -> bool:
-    if record.asked != question_digest(row, settings):
-        return False
-    return record.state == "done" or (record.stamp == row.stamp() and not settings.retry_failed)
-
-
-def question_digest(row: Row, settings: Settings) -> str:
-    try:
-        return digest(settings.question(row), row)
-    except ValueError:
-        return ""
-
-
-def failure(row: Row, reason: str, settings: Settings) -> Record:
-    """Make the record of a row that failed."""
-    asked = question_digest(row, settings)
-    return Record(row.name, "failed", reason=reason, asked=asked, stamp=row.stamp())
-
-
-def show_rows(settings: Settings) -> int:
-    """Say which rows there are, where a dry run has no model; return the exit code."""
-    for row in settings.rows:
-        print(f"{row.name}: {row.problem or 'to be asked'}")
-    return int(any(row.problem for row in settings.rows))
-
-
-def show_plan(plan: Plan) -> int:
-    """Say what would be done with every row; return the exit code."""
-    for name in plan.rows:
-        record = plan.settled.get(name)
-        done = f"{record.state}, {record.reason}".rstrip(", ") if record else "to be asked"
-        print(f"{name}: {done}")
-    states: Counter[str] = Counter(record.state for record in plan.settled.values())
-    pending = len(plan.rows) - len(plan.settled)
-    print(f"{pending} to be asked in {len(plan.batches)} batches; {summary(states, STATES)}")
-    return int(states["failed"] > 0)
 
 
 def write_outputs(settings: Settings, plan: Plan, device: str) -> int:
@@ -199,6 +114,6 @@ def write_outputs(settings: Settings, plan: Plan, device: str) -> int:
     name_failed([f"{one.name}: {one.reason}" for one in failed], f"{folder / TABLE} names")
     states: Counter[str] = Counter(records[name].state for name in plan.rows)
     logger.info(
-        "%d rows: %s; the states are in %s", len(plan.rows), summary(states, STATES), folder
+        "%d rows: %s; the states are in %s", len(plan.rows), summary(states, ROW_STATES), folder
     )
     return int(bool(failed))

@@ -9,12 +9,7 @@ from omegaconf import ListConfig
 
 from torchtune_qwen25vl.generation import Sampling, check_options
 from torchtune_qwen25vl.hidden_states._spans import Boundary
-from torchtune_qwen25vl.jobs import (
-    JobSettings,
-    Row,
-    as_path,
-    read_rows,
-)
+from torchtune_qwen25vl.jobs import Row, TableSettings
 
 TRIED = 3  # rows of a run with test=True
 NAMES = {  # of columns
@@ -23,7 +18,6 @@ NAMES = {  # of columns
     "text": ("question",),
     "answer": ("answer", "gt_answer"),
 }
-LONGEST = 2048  # characters of a prompt that memory is kept free for
 
 
 @dataclass(frozen=True)
@@ -37,33 +31,25 @@ class Columns:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(JobSettings):
-    """The keys of the hidden_states recipe beside those of every job."""
+class Settings(TableSettings):
+    """The keys of the hidden_states recipe beside those of every job on a table."""
 
     command = "hidden-states"
     results = "hidden_states"
-    input_kind = "a table of questions"
-    own_limits = True
+    names = NAMES
     decides = (
-        *JobSettings.decides,
-        *("columns", "images_dir", "wanted", "vision_boundary", "prompt", "system_prompt", "test"),
-        *("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty"),
+        *TableSettings.decides,
+        *("columns", "wanted", "vision_boundary", "test"),
+        *("temperature", "top_k", "top_p", "repetition_penalty"),
     )
 
-    min_pixels: int | None = None  # null: the checkpoint's own
-    # what goes in
-    images_dir: str | None = None
     columns: Columns = field(default_factory=Columns)
     # what is recorded
     wanted: str | ListConfig
     vision_boundary: Boundary = "last"
     format: Literal["columns", "halp"] = "columns"
     test: bool = False  # the first rows only, in a folder of their own
-    # what the model is asked, and how it answers
-    prompt: str = "{question}"
-    prompt_file: str | None = None
-    system_prompt: str | None = None
-    max_new_tokens: int = 64  # 0: no answer
+    # how the model answers; max_new_tokens=0: not at all
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
@@ -73,8 +59,6 @@ class Settings(JobSettings):
         super().__post_init__()
         if self.max_new_tokens:
             check_options(self.max_new_tokens, self.sampling)
-        if self.prompt_file is not None and self.prompt != "{question}":
-            raise ValueError("give prompt or prompt_file, one of the two")
 
     @property
     def folder(self) -> Path:
@@ -92,44 +76,17 @@ class Settings(JobSettings):
         """How a token of the answer is chosen."""
         return Sampling(*(getattr(self, name) for name in Sampling._fields))
 
-    @cached_property
-    def template(self) -> str:
-        """The prompt, with the names of columns in braces."""
-        if self.prompt_file is None:
-            return self.prompt
-        return as_path(self.prompt_file).read_text("utf-8").strip()
+    @property
+    def named_columns(self) -> dict[str, str | None]:
+        """The column of each of `names` that the settings name; None for those in use."""
+        own = asdict(self.columns)
+        return own | {"text": own["question"]}
 
     @cached_property
     def rows(self) -> list[Row]:
         """The rows of all inputs, those of a test run being the first ones."""
-        own = asdict(self.columns)
-        columns = own | {"text": own["question"]}
-        rows = read_rows(self.sources, names=NAMES, images_dir=self.images_dir, columns=columns)
-        return rows[:TRIED] if self.test else rows
-
-    @property
-    def text_tokens(self) -> int:
-        """The most tokens of a row beside its images: no token is less than a character."""
-        longest = max(len(row.text) for row in self.rows)
-        asked = len(self.template) + len(self.system_prompt or "") + min(longest, LONGEST)
-        return asked + self.max_new_tokens
-
-    def question(self, row: Row) -> str:
-        """Return what the model is asked about a row.
-
-        Raises:
-            ValueError: if the prompt names a column that the row does not have.
-        """
-        values = {**row.columns, "question": row.text, "answer": row.truth}
-        try:
-            return self.template.format_map(values)
-        except (KeyError, IndexError, ValueError, AttributeError) as error:
-            raise ValueError(
-                f"the prompt cannot be filled in ({error!r}): a name in braces is a column, here "
-                f"of {', '.join(values)}; a brace of its own is written {{{{"
-            ) from error
+        return super().rows[:TRIED] if self.test else super().rows
 
     def decisive(self) -> dict[str, Any]:
         """Values of the settings that states and answers depend on."""
-        own = {"columns": asdict(self.columns), "prompt": self.template, "wanted": self.selectors}
-        return super().decisive() | own
+        return super().decisive() | {"columns": asdict(self.columns), "wanted": self.selectors}

@@ -6,9 +6,9 @@ from torchtune_qwen25vl.hidden_states._columns import Columns
 from torchtune_qwen25vl.hidden_states._extract import Extract
 from torchtune_qwen25vl.hidden_states._layout import Layout
 from torchtune_qwen25vl.hidden_states._records import Record
-from torchtune_qwen25vl.hidden_states._run import Plan, failure, question_digest
+from torchtune_qwen25vl.hidden_states._run import Plan
 from torchtune_qwen25vl.hidden_states._settings import Settings
-from torchtune_qwen25vl.jobs import Journal
+from torchtune_qwen25vl.jobs import Journal, row_failure
 
 
 class Writer:
@@ -54,7 +54,9 @@ class Writer:
         records = [
             self._record(extract, place) for extract, place in zip(done, places, strict=True)
         ]
-        records += [failure(rows[name], why, self._settings) for name, why in failed.items()]
+        records += [
+            row_failure(Record, rows[name], why, self._settings) for name, why in failed.items()
+        ]
         self._journal.add(records)
         return records
 
@@ -63,7 +65,7 @@ class Writer:
         return Record(
             row.name,
             "done",
-            asked=question_digest(row, self._settings),
+            asked=self._settings.asked(row),
             answer=extract.answer,
             finish=extract.finish,
             tokens=len(extract.question.sample["tokens"]),

@@ -10,7 +10,7 @@ from torchtune_qwen25vl import device
 from torchtune_qwen25vl._files import read_object
 from torchtune_qwen25vl.jobs._journal import Run
 from torchtune_qwen25vl.jobs._settings import JobSettings
-from torchtune_qwen25vl.weights import bytes_to_fetch, fetch, find_weights
+from torchtune_qwen25vl.weights import Adapter, bytes_to_fetch, fetch, find_adapter, find_weights
 
 logger = logging.getLogger(__name__)
 
@@ -31,18 +31,22 @@ def check_model(
     Raises:
         ValueError: if the model cannot be run here, with every reason and its remedy.
     """
-    _refuse_adapter(settings.model)
-    if settings.dry_run and (away := _describe_download(settings)):
+    adapter = find_adapter(settings.model) if settings.takes_adapters else None
+    if not settings.takes_adapters:
+        _refuse_adapter(settings.model)
+    model = settings.model if adapter is None else adapter.base
+    if settings.dry_run and (away := _describe_download(model, settings.cache_dir)):
         logger.info("%s", away)
         max_pixels = settings.max_pixels or device.MOST_PIXELS
         most = settings.tokens_together(sys.maxsize)  # what memory allows, the files will tell
         return Run(settings.decisive(), max_pixels, most, format=None), None
-    source = _fetch(settings)
+    source = _fetch(settings, model)
     found = device.check_model(
         source,
         device.look(settings.device, ranks=processes),
         device.Load(text_tokens, settings.min_pixels, settings.max_pixels, settings.own_limits),
         settings_dir=settings.settings_dir,
+        adapter=adapter,
         allow_downgrade=settings.allow_downgrade,
         dtype=settings.dtype,
         attention=settings.attention,
@@ -57,18 +61,18 @@ def check_model(
         found.max_pixels,
         found.batch_tokens,
         choice.format,
-        digest_of(_files(source)),
+        digest_of(_files(source, adapter)),
     )
-    return run, device.LoadedModel(source, choice, settings.settings_dir)
+    return run, device.LoadedModel(source, choice, settings.settings_dir, adapter)
 
 
-def _fetch(settings: JobSettings) -> Path:
+def _fetch(settings: JobSettings, model: str) -> Path:
     try:
-        return fetch(settings.model, cache_dir=settings.cache_dir, compare=not settings.dry_run)
+        return fetch(model, cache_dir=settings.cache_dir, compare=not settings.dry_run)
     except ValueError as error:
-        if Path(settings.model).expanduser().exists():
+        if Path(model).expanduser().exists():
             raise
-        raise ValueError(f"there is no such folder here: {settings.model}; {error}") from error
+        raise ValueError(f"there is no such folder here: {model}; {error}") from error
 
 
 def _refuse_adapter(name: str) -> None:
@@ -91,9 +95,10 @@ def _refuse_adapter(name: str) -> None:
         )
 
 
-def _files(source: Path) -> Iterable[Path]:
+def _files(source: Path, adapter: Adapter | None) -> Iterable[Path]:
     folder, names = find_weights(source)
-    return folder.glob("*.safetensors") if names is None else [folder / name for name in names]
+    found = folder.glob("*.safetensors") if names is None else [folder / name for name in names]
+    return [*found, *(adapter.folder.glob("adapter_*") if adapter else ())]
 
 
 def digest_of(files: Iterable[Path]) -> str:
@@ -103,8 +108,8 @@ def digest_of(files: Iterable[Path]) -> str:
     return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
 
 
-def _describe_download(settings: JobSettings) -> str:
+def _describe_download(model: str, cache_dir: str | None) -> str:
     """What would have to be fetched first; empty where all is here."""
-    away = bytes_to_fetch(settings.model, settings.cache_dir)
+    away = bytes_to_fetch(model, cache_dir)
     amount = "an unknown part" if away is None else f"{away / 1e9:.2f} GB"
-    return "" if away == 0 else f"{amount} of {settings.model} would be fetched first"
+    return "" if away == 0 else f"{amount} of {model} would be fetched first"

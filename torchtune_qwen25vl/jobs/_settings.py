@@ -24,6 +24,7 @@ class JobSettings:
 
     file_words: ClassVar[tuple[str, ...]] = ()  # keys that may be set as `--key FILE`
     input_kind: ClassVar[str] = "a folder of images"
+    takes_adapters: ClassVar[bool] = False  # whether a model may be a folder of PEFT's form
     own_limits: ClassVar[bool] = False  # whether pixel limits that are null are the checkpoint's
 
     inputs: Any  # folders, images, patterns, lists, tables

@@ -61,6 +61,12 @@ class PolicySettings(Settings):
             check_component(f"rewards.{number}", own)
         refuse_broken(_rules(self), values)
 
+    @property
+    def figures(self) -> list[str]:
+        """The figures of an evaluation that keep_best may name."""
+        rewards = ["reward"] if self.val_dataset is not None else []
+        return [*rewards, *self.metrics]
+
     def identity(self) -> dict[str, Any]:
         """Return the settings that may not change for a run to go on as if it had never stopped."""
         values = ("group_size", "max_new_tokens", "temperature", "iterations")

@@ -4,24 +4,21 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torchtune import config, training, utils
 from tqdm import tqdm
 
+from torchtune_qwen25vl import _ranks
 from torchtune_qwen25vl.device import look
 from torchtune_qwen25vl.model import Qwen25VL
 from torchtune_qwen25vl.training import _state as state
+from torchtune_qwen25vl.training._answering import answering
 from torchtune_qwen25vl.training._batches import Mask, row_mask
 from torchtune_qwen25vl.training._ends import Stopped, StopRequest
-from torchtune_qwen25vl.training._model import (
-    gather_weights,
-    make_model,
-    save_adapter,
-    save_model,
-)
+from torchtune_qwen25vl.training._model import gather_weights, make_model, save_adapter, save_model
 from torchtune_qwen25vl.training._parts import (
     GradientCheck,
     Part,
@@ -51,7 +48,12 @@ class Recipe(Stepping[S]):
 
     Raises:
         ValueError: if a setting is wrong, before anything is loaded.
+
+    Attributes:
+        read_table: makes of `eval_by_generation` what scores a model, given it and its transform
     """
+
+    read_table: ClassVar[Callable[..., Callable[..., dict[str, float]]]]
 
     def __init__(self, cfg: DictConfig, settings: S) -> None:
         self.start = time.perf_counter()
@@ -72,6 +74,8 @@ class Recipe(Stepping[S]):
             settings.batch_size * settings.gradient_accumulation_steps, self.rank, self.world_size
         )
         self.mask: Mask = "dense" if settings.pack_to is None else row_mask(self.device)
+        section = settings.eval_by_generation
+        self.table = None if section is None else self.read_table(section)
 
     def setup(self) -> None:
         """Make data, model, optimiser and schedule, as the last checkpoint left them, if any."""
@@ -102,7 +106,7 @@ class Recipe(Stepping[S]):
         )
         self.check = GradientCheck(self.parts)
         self.throughput = Throughput(self.model, self.device, settings.peak_tflops)
-        self.step = 0
+        self.step, self.best = 0, state.read_best(checkpoint)
         if checkpoint:
             self.step = state.load_step(
                 checkpoint,
@@ -178,8 +182,9 @@ class Recipe(Stepping[S]):
         Raises:
             Stopped: after the step in which SIGTERM came, and its checkpoint.
         """
-        settings = self.settings
-        steps = range(self.step, self.total_steps)
+        settings, worse = self.settings, self.settings.stop_after_n_worse
+        is_over = self.best.is_given_up(worse)
+        steps = range(self.step, self.step if is_over else self.total_steps)
         order: dict[str, Any] = {"shuffle": settings.shuffle, "seed": settings.seed}
         portions = self.walk.portions
         sampler = TrainSampler(self.walk.of_pass, self.share, steps, **order, portions=portions)
@@ -196,14 +201,34 @@ class Recipe(Stepping[S]):
                     seconds = (time.perf_counter() - start) / 10 * (self.total_steps - self.step)
                     bar.write(f"the steps left take about {seconds:.0f} s")
                 if self.due(settings.eval_every_n_steps):
-                    self.log(self.validate())
+                    self.evaluate()
                     self.throughput.restart()
-                stops = stop.came(self.device)
-                if stops or self.due(settings.save_every_n_steps):
+                stops, is_over = stop.came(self.device), self.best.is_given_up(worse)
+                is_best = self.best.step == self.step
+                if stops or is_over or is_best or self.due(settings.save_every_n_steps):
                     self.save_checkpoint()
                     self.throughput.restart()
                 if stops:
                     raise Stopped(self.step, self.total_steps)
+                if is_over:
+                    bar.write(
+                        f"over: {self.best.worse} evaluations were no better than {self.best}"
+                    )
+                    break
+        if settings.save_best:
+            best = state.named_checkpoint(self.output_dir, self.best.name)
+            state.load_weights(best, self.model, identity=self.identity())
+
+    def evaluate(self) -> None:
+        """Log figures of the validation data and of the table, and note whether they are best."""
+        figures = {} if self.val_dataset is None else self.validate()
+        if self.table is not None:
+            with answering(self.model, self.settings.precision):
+                scores = _ranks.from_first(self.table(self.model, self.tokenizer))
+            figures |= {f"val_{name}": mean for name, mean in scores.items()}
+        self.log(figures)
+        if self.settings.keep_best is not None:
+            self.best = self.best.after(self.step, figures, self.settings.keep_best)
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint to go on from."""
@@ -214,6 +239,7 @@ class Recipe(Stepping[S]):
             self.optimizer,
             identity=self.identity(),
             keep_last=self.settings.keep_last_n_checkpoints,
+            best=self.best,
         )
 
     def save(self) -> Path:

@@ -67,6 +67,10 @@ class Settings:
     log_every_n_steps: int = 1
     peak_tflops: float | None = None  # of the device in bf16, for MFU; known for some GPUs
     eval_every_n_steps: int | None = None
+    eval_by_generation: DictConfig | None = None  # source, metrics, ...: a table to be answered
+    keep_best: str | None = None  # a metric of it, or loss: its best checkpoint stays
+    save_best: bool = False  # the result is that of the best checkpoint, not of the last step
+    stop_after_n_worse: int | None = None  # evaluations that were not better; null: never
     save_every_n_steps: int | None = None
     keep_last_n_checkpoints: int = 2
     save: Literal["model", "adapter"] = "model"  # adapters merged, or in PEFT's form
@@ -83,6 +87,26 @@ class Settings:
         for key in ("dataset", "val_dataset"):
             _check_parts(key, values[key] or {})
 
+    @property
+    def figures(self) -> list[str]:
+        """The figures of an evaluation that keep_best may name."""
+        return [*(["loss"] if self.val_dataset is not None else []), *self.metrics]
+
+    @property
+    def metrics(self) -> list[str]:
+        """Those of the model's own answers."""
+        metrics = (self.eval_by_generation or {}).get("metrics") or []
+        return [metrics] if isinstance(metrics, str) else list(map(str, metrics))
+
+    @property
+    def _evaluation(self) -> list[Any] | None:
+        """What the best checkpoint is chosen by; None where none is."""
+        if self.keep_best is None:
+            return None
+        by_answers = self.keep_best in self.metrics
+        data = self.eval_by_generation if by_answers else self.val_dataset
+        return [self.keep_best, OmegaConf.to_container(DictConfig(data), resolve=True)]
+
     def identity(self) -> dict[str, Any]:
         """Return the settings that may not change for a run to go on as if it had never stopped."""
         values = ("clip_grad_norm", "precision", "shuffle", "seed", "warmup_ratio")
@@ -91,7 +115,8 @@ class Settings:
             for key in ("optimizer", "lr_scheduler", "tokenizer", "dataset")
         }
         forget_bad_rows(sections["dataset"])
-        return {**{key: getattr(self, key) for key in values}, **sections}
+        own = {key: getattr(self, key) for key in values}
+        return {**own, **sections, "keep_best": self._evaluation}
 
 
 def forget_bad_rows(dataset: Any) -> None:
@@ -158,9 +183,19 @@ def _rules(settings: Settings) -> Iterator[tuple[Any, ...]]:
         *("save", "adapters"),
     )
     yield (
-        (s.eval_every_n_steps is None) == (s.val_dataset is None),
-        "eval_every_n_steps and val_dataset need each other",
-        *("eval_every_n_steps", "val_dataset"),
+        (s.eval_every_n_steps is None) == (s.val_dataset is None and s.eval_by_generation is None),
+        "eval_every_n_steps and val_dataset need each other, or it and eval_by_generation",
+        *("eval_every_n_steps", "val_dataset", "eval_by_generation"),
+    )
+    yield (
+        s.keep_best is None or s.keep_best in s.figures,
+        f"keep_best is one of the figures of an evaluation, here {s.figures}",
+        "keep_best",
+    )
+    yield (
+        s.keep_best is not None or not (s.save_best or s.stop_after_n_worse),
+        "save_best and stop_after_n_worse need keep_best, which says what is better",
+        *("save_best", "stop_after_n_worse", "keep_best"),
     )
     yield (
         not {"lr", "weight_decay"} & set(s.optimizer),

@@ -28,6 +28,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from torchtune_qwen25vl import _ranks
 from torchtune_qwen25vl._files import naming_full_disk, recover_folders, replacing_folder
+from torchtune_qwen25vl.training._best import Best
 from torchtune_qwen25vl.training._parts import plain_name
 
 RUN = "run.pt"
@@ -42,8 +43,9 @@ def save_step(
     *,
     identity: Mapping[str, Any],
     keep_last: int,
+    best: Best = Best(),  # noqa: B008
 ) -> Path:
-    """Write `folder/step_N`, whole or not at all, then remove all but the last checkpoints.
+    """Write `folder/step_N`, whole or not at all, then remove all but the last and the best.
 
     Args:
         folder: folder of all checkpoints of the run
@@ -52,6 +54,7 @@ def save_step(
         optimizer: its moments are saved
         identity: what must be the same for a run to go on exactly, see `load_step`
         keep_last: number of checkpoints to keep
+        best: evaluation whose checkpoint is kept and marked
     """
     target = folder / f"step_{step}"
     weights, moments = get_state_dict(model, optimizer, options=TRAINED_ONLY)
@@ -59,10 +62,13 @@ def save_step(
         with _quietly(), naming_full_disk(target):
             dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=building)
         if _ranks.is_first():
-            torch.save({"step": step, "identity": dict(identity)}, building / RUN)
+            run = {"step": step, "identity": dict(identity), "best": best.state()}
+            torch.save(run, building / RUN)
     if _ranks.is_first():
+        best.mark(checkpoints(folder))
         for old in checkpoints(folder)[:-keep_last]:
-            shutil.rmtree(old)
+            if old.name != best.name:
+                shutil.rmtree(old)
     return target
 
 
@@ -99,6 +105,11 @@ def named_checkpoint(folder: Path, name: str) -> Path:
 def read_identity(path: Path) -> dict[str, Any]:
     """Return what the run of a checkpoint depends on."""
     return torch.load(path / RUN, weights_only=True)["identity"]
+
+
+def read_best(path: Path | None) -> Best:
+    """Return the best evaluation that the run of a checkpoint knows; without one, none."""
+    return Best.read(path and path / RUN)
 
 
 def set_aside(folder: Path) -> None:

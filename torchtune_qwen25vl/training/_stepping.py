@@ -70,7 +70,7 @@ class Stepping(ABC, Generic[S]):
     def prepare(self) -> None:
         """Make the loss, and what else a step needs, once data and model are there."""
 
-    def count(self, batch: Mapping[str, Any]) -> int:
+    def count(self, batch: Mapping[str, Any]) -> float:
         """Count what the loss of a batch is summed over, of which the mean is taken."""
         return labels_of(batch)
 

@@ -18,10 +18,13 @@ fingerprint           a short name of a checkpoint's content, wherever it lies
 write_dtype           let config.json name the dtype of the weights
 PICKLES               suffixes of files that are never opened
 write_weights         write weights to the files named for them
+Adapter               one of PEFT's form, merged into weights as they are read
+find_adapter          the one in a folder that holds no model
 tune_to_peft          convert adapters to PEFT's form
 write_peft            write the two files of a PEFT adapter
 """
 
+from torchtune_qwen25vl.weights._adapter import Adapter, find_adapter
 from torchtune_qwen25vl.weights._checkpointer import Qwen25VLCheckpointer
 from torchtune_qwen25vl.weights._hub import bytes_to_fetch, fetch
 from torchtune_qwen25vl.weights._materialize import compute_frequencies, materialize
@@ -45,12 +48,14 @@ from torchtune_qwen25vl.weights._safetensors import (
 
 __all__ = [
     "PICKLES",
+    "Adapter",
     "Checkpoint",
     "Qwen25VLCheckpointer",
     "bytes_to_fetch",
     "compute_frequencies",
     "copy_settings",
     "fetch",
+    "find_adapter",
     "find_weights",
     "fingerprint",
     "hf_to_tune",

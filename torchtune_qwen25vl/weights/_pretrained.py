@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchtune_qwen25vl.model import Qwen25VL, qwen2_5_vl_from_config
 from torchtune_qwen25vl.transform import Qwen25VLTransform
+from torchtune_qwen25vl.weights._adapter import Adapter
 from torchtune_qwen25vl.weights._materialize import materialize
 from torchtune_qwen25vl.weights._names import (
     EMBEDDING,
@@ -32,14 +33,21 @@ class Checkpoint:
         folder: where the files lie
         files: names of the files; by default as in `open_weights`
         settings: folder of config.json
+        adapter: is merged into the weights as they are read
 
     Raises:
         ValueError: if the files are not whole, or not exactly the weights that config.json asks
-            for.
+            for, or the adapter is another model's.
     """
 
-    def __init__(self, folder: Path, files: Sequence[str] | None, settings: Path) -> None:
-        self.files = open_weights(folder, files)
+    def __init__(
+        self,
+        folder: Path,
+        files: Sequence[str] | None,
+        settings: Path,
+        adapter: Adapter | None = None,
+    ) -> None:
+        self.files, self._adapter = open_weights(folder, files), adapter
         if not (config := settings / "config.json").is_file():
             raise ValueError(
                 f"{config} is missing: the folder of the weights has no settings, name one that has"
@@ -53,6 +61,13 @@ class Checkpoint:
             self._refuse_untied_head()
             del found[HEAD]
         refuse_mismatch(self._shapes, found)
+        if adapter is not None:
+            adapter.check(self._shapes)
+
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """The dtypes that occur, those of the adapter too."""
+        return self.files.dtypes | (self._adapter.dtypes if self._adapter else set())
 
     def read(self, *, lazily: bool) -> Iterator[tuple[str, Tensor]]:
         """Yield every weight in tune layout, one at a time, on the CPU.
@@ -62,8 +77,10 @@ class Checkpoint:
                 memory of its own
         """
         for key, weight in self.files.read(lazily=lazily):
-            if self._names[key] in self._shapes:
-                for name, part in hf_weight_to_tune(self._names[key], weight).items():
+            if (known := self._names[key]) in self._shapes:
+                if self._adapter is not None:
+                    weight = self._adapter.merged(known, weight)
+                for name, part in hf_weight_to_tune(known, weight).items():
                     yield name, part if lazily else _own(part)
 
     def write(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
@@ -90,6 +107,7 @@ def load_pretrained(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     settings_dir: str | os.PathLike[str] | None = None,
+    adapter: Adapter | None = None,
 ) -> tuple[Qwen25VL, Qwen25VLTransform]:
     """Load a model with its weights, ready for inference, and the transform that makes its input.
 
@@ -101,6 +119,7 @@ def load_pretrained(
         device: where the model goes
         settings_dir: folder of config.json, tokenizer and preprocessor_config.json, for weights
             that lie elsewhere
+        adapter: is merged into the weights
 
     Raises:
         ValueError: if the files are not safetensors, not whole, not exactly the weights that
@@ -108,12 +127,12 @@ def load_pretrained(
     """
     folder, files = find_weights(source)
     settings = folder if settings_dir is None else Path(settings_dir)
-    checkpoint = Checkpoint(folder, files, settings)
+    checkpoint = Checkpoint(folder, files, settings, adapter)
     transform = Qwen25VLTransform.from_folder(settings)
     if dtype is None:
-        if len(formats := sorted(map(str, checkpoint.files.dtypes))) > 1:
+        if len(formats := sorted(map(str, checkpoint.dtypes))) > 1:
             raise ValueError(f"{folder} holds weights in {', '.join(formats)}: choose with dtype")
-        (dtype,) = checkpoint.files.dtypes
+        (dtype,) = checkpoint.dtypes
     materialize(checkpoint.model, checkpoint.read(lazily=False), device=device, dtype=dtype)
     return checkpoint.model.eval(), transform
 

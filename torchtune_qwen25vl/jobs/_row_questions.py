@@ -2,56 +2,67 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torchtune.data import Message
 from tqdm import tqdm
 
-from torchtune_qwen25vl.hidden_states._settings import Settings
-from torchtune_qwen25vl.jobs import (
-    Held,
-    Outcome,
-    Row,
-    Task,
-    Workers,
-    attempt,
-    read_pixels,
-    tokens_of,
-)
+from torchtune_qwen25vl.jobs._answers import Question
+from torchtune_qwen25vl.jobs._images import read_pixels, tokens_of
+from torchtune_qwen25vl.jobs._table_rows import Held, Row
+from torchtune_qwen25vl.jobs._workers import Outcome, Task, Workers, attempt
+from torchtune_qwen25vl.media import load_image
 from torchtune_qwen25vl.transform import Qwen25VLTransform
 
+Size = tuple[int, int]  # height and width in pixels
 
-@dataclass(frozen=True)
-class Question:
-    """A row, and the sample that the transform made of it."""
+
+class Asking(Protocol):
+    """What is asked about a row."""
+
+    @property
+    def system_prompt(self) -> str | None: ...
+
+    @property
+    def min_pixels(self) -> int | None: ...
+
+    def question(self, row: Row) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowQuestion(Question):
+    """A row, and the sample that the transform made of it.
+
+    Attributes:
+        row: what was asked about
+        sizes: of each of its images, as it is stored and as the model sees it
+    """
 
     row: Row
-    sample: dict[str, Any]
+    sizes: tuple[tuple[Size, Size], ...]
 
 
 @dataclass(frozen=True)
-class Batch:
+class RowBatch:
     """Questions that go through the model together, and why other rows have none, by name."""
 
-    questions: list[Question]
+    questions: list[RowQuestion]
     problems: dict[str, str]
 
 
-class Questioner:
+class RowQuestioner:
     """Make questions of rows.
 
     Args:
         transform: the model's, from messages to samples
-        settings: what is asked
+        asking: what is asked; the checkpoint's own min_pixels count where it has none
         max_pixels: images of more pixels are shrunk
     """
 
-    def __init__(
-        self, transform: Qwen25VLTransform, settings: Settings, *, max_pixels: int
-    ) -> None:
-        self._transform, self._settings = transform, settings
-        self._limits = settings.min_pixels or transform.min_pixels, max_pixels
+    def __init__(self, transform: Qwen25VLTransform, asking: Asking, *, max_pixels: int) -> None:
+        self._transform, self._asking = transform, asking
+        self._limits = asking.min_pixels or transform.min_pixels, max_pixels
 
     def count_tokens(self, rows: Sequence[Row], workers: Workers) -> dict[str, Outcome]:
         """Count the tokens of prompts, by the headers of their images, behind a progress bar.
@@ -74,7 +85,7 @@ class Questioner:
 
     def batches(
         self, batches: Iterable[Sequence[Row]], workers: Workers, ahead: int
-    ) -> Iterator[Batch]:
+    ) -> Iterator[RowBatch]:
         """Make the questions of batch after batch, `ahead` rows being read beforehand."""
         batches = list(batches)
         tasks = (_task(_read, row, self._limits) for batch in batches for row in batch)
@@ -82,24 +93,39 @@ class Questioner:
         for batch in batches:
             yield self._batch(batch, [next(outcomes) for _ in batch])
 
-    def _batch(self, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> Batch:
-        batch = Batch([], {})
+    def _batch(self, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> RowBatch:
+        batch = RowBatch([], {})
         for row, outcome in zip(rows, outcomes, strict=True):
             if not outcome.problem:
-                outcome = attempt(Task(self._sample, (row, outcome.value)))
+                outcome = attempt(Task(self._question, (row, outcome.value)))
             if outcome.problem:
                 batch.problems[row.name] = outcome.problem
             else:
-                batch.questions.append(Question(row, outcome.value))
+                batch.questions.append(outcome.value)
         return batch
+
+    def _question(self, row: Row, read: Sequence[tuple[np.ndarray, Size]]) -> RowQuestion:
+        images = [image for image, _ in read]
+        sizes = tuple((size, image.shape[:2]) for image, size in read)
+        sample = self._sample(row, images)
+        return RowQuestion(row.name, sample, self._limits[1], row=row, sizes=sizes)
 
     def _sample(self, row: Row, images: Sequence[np.ndarray]) -> dict[str, Any]:
         content = [{"type": "image", "content": image, "resized": True} for image in images]
-        content.append({"type": "text", "content": self._settings.question(row)})
+        content.append({"type": "text", "content": self._asking.question(row)})
         messages = [Message("user", content)]
-        if self._settings.system_prompt is not None:
-            messages.insert(0, Message("system", self._settings.system_prompt))
+        if self._asking.system_prompt is not None:
+            messages.insert(0, Message("system", self._asking.system_prompt))
         return self._transform({"messages": messages}, inference=True)
+
+
+def sources_of(row: Row) -> list[Any]:
+    """Return what `load_image` takes for each image of a row; those inside a table are read.
+
+    Raises:
+        ValueError: if the row of the table is damaged.
+    """
+    return [source.read() if isinstance(source, Held) else source for source in row.sources]
 
 
 def _task(
@@ -108,12 +134,8 @@ def _task(
     """Make a task on the images of a row; those inside a table are read here."""
     if row.problem:
         return Task(_refuse, (row.problem,))
-    read = attempt(Task(_sources, (row,)))
+    read = attempt(Task(sources_of, (row,)))
     return Task(_refuse, (read.problem,)) if read.problem else Task(function, (read.value, *limits))
-
-
-def _sources(row: Row) -> list[Any]:
-    return [source.read() if isinstance(source, Held) else source for source in row.sources]
 
 
 def _refuse(problem: str) -> None:
@@ -124,5 +146,12 @@ def _count(sources: Sequence[Any], min_pixels: int, max_pixels: int) -> int:
     return sum(tokens_of(source, min_pixels, max_pixels) for source in sources)
 
 
-def _read(sources: Sequence[Any], min_pixels: int, max_pixels: int) -> list[np.ndarray]:
-    return [read_pixels(source, min_pixels, max_pixels) for source in sources]
+def _read(
+    sources: Sequence[Any], min_pixels: int, max_pixels: int
+) -> list[tuple[np.ndarray, Size]]:
+    """Read images as the model will see them, each with the size it is stored in."""
+    images = map(load_image, sources)
+    return [
+        (read_pixels(image, min_pixels, max_pixels), (image.height, image.width))
+        for image in images
+    ]

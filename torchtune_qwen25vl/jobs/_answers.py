@@ -4,12 +4,12 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from torchtune_qwen25vl.captioning._prompts import Preset
 from torchtune_qwen25vl.device import is_out_of_memory, release_cache
-from torchtune_qwen25vl.generation import Ended, NotFiniteError, Prompt, RunningBatch
-from torchtune_qwen25vl.jobs import InHalves, seeded
+from torchtune_qwen25vl.generation import Ended, NotFiniteError, Prompt, RunningBatch, Sampling
+from torchtune_qwen25vl.jobs._chance import seeded
+from torchtune_qwen25vl.jobs._halves import InHalves
 from torchtune_qwen25vl.model import Qwen25VL
 from torchtune_qwen25vl.transform import PLACEHOLDER_PIXELS, Qwen25VLTransform
 
@@ -17,17 +17,17 @@ logger = logging.getLogger(__name__)
 
 Finish = Literal["done", "cut", "looped", "failed"]
 LOOP_TOKENS, LOOP_TIMES = 24, 4  # an answer loops when it ends in 4 repeats, 24 tokens or more
-WORTHWHILE = 4  # images enter together, as a quarter of those then in flight: see `Answerer`
+WORTHWHILE = 4  # questions enter together, as a quarter of those then in flight: see `Answerer`
 
 
 @dataclass(frozen=True)
 class Question:
-    """One image and what is asked about it, ready for the model.
+    """A prompt, ready for the model.
 
     Attributes:
         name: of the item
         sample: the conversation as `Qwen25VLTransform` returns it
-        max_pixels: limit the image was resized to
+        max_pixels: limit its images were resized to
         steps: what was done so that memory holds it, in words
     """
 
@@ -39,7 +39,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said about one image, or the reason why it did not."""
+    """What the model said to one question, or the reason why it did not; it may say nothing."""
 
     question: Question
     state: Finish
@@ -49,43 +49,55 @@ class Answer:
     is_finite: bool = True
 
 
+class Manner(Protocol):
+    """How answers are given: their length, and how their tokens are chosen."""
+
+    @property
+    def max_new_tokens(self) -> int: ...
+
+    @property
+    def sampling(self) -> Sampling: ...
+
+
 class Answerer:
     """Ask a model about images.
 
-    An image whose answer has ended gives its place to the next one. Images in flight do not see
-    each other, and each draws from a chance of its own, so an answer is the one that the image
-    gets alone. Where memory runs out, or an image is refused, those in flight are answered anew:
-    in halves, one by one, and an image that does not fit alone is made smaller.
+    A question whose answer has ended gives its place to the next one. Questions in flight do not
+    see each other, and each draws from a chance of its own, so an answer is the one that the
+    question gets alone. Where memory runs out, or a question is refused, those in flight are
+    answered anew: in halves, one by one, and one that does not fit alone has its images made
+    smaller, where that is allowed.
 
-    The prompts of images that enter are read in one forward, and a place that waits for company is
-    empty. Images enter once they are a quarter of all that will then be in flight: 512 answers of
+    The prompts that enter are read in one forward, and a place that waits for company is empty.
+    Questions enter once they are a quarter of all that will then be in flight: 512 answers of
     14 to 128 tokens in 32 places take 60 such forwards and 987 steps of one token. Entering each at
     once they take 363 and 893, in batches that wait for their longest answer 16 and 1661.
 
     Args:
         model: in evaluation mode, on its device
         transform: decodes answers
-        preset: length and sampling of answers
+        manner: length and sampling of answers
         seed: seed of the sampling
-        batch_size: most images in flight
-        batch_tokens: most tokens in flight, padding and answers included; one image always fits
-        shrunk: makes the question of an image anew, with at most so many pixels
-        min_pixels: the limit of an image is never set below it
+        batch_size: most questions in flight
+        batch_tokens: most tokens in flight, padding and answers included; one always fits
+        shrunk: makes a question anew, with images of at most so many pixels; None where an answer
+            counts only for those it was asked with
+        min_pixels: the limit of images is never set below it
     """
 
     def __init__(
         self,
         model: Qwen25VL,
         transform: Qwen25VLTransform,
-        preset: Preset,
+        manner: Manner,
         *,
         seed: int,
         batch_size: int,
         batch_tokens: int,
-        shrunk: Callable[[Question, int], Question],
-        min_pixels: int,
+        shrunk: Callable[[Question, int], Question] | None = None,
+        min_pixels: int = 1,
     ) -> None:
-        self._model, self._transform, self._preset = model, transform, preset
+        self._model, self._transform, self._manner = model, transform, manner
         self._seed, self._shrunk, self._min_pixels = seed, shrunk, min_pixels
         self._batch_size, self._batch_tokens = batch_size, batch_tokens
         self._device = model.device
@@ -129,7 +141,7 @@ class Answerer:
     def _fits(self, questions: Sequence[Question]) -> bool:
         """Whether questions may be in flight together."""
         prompt = max(len(question.sample["tokens"]) for question in questions)
-        tokens = len(questions) * (prompt + self._preset.max_new_tokens)
+        tokens = len(questions) * (prompt + self._manner.max_new_tokens)
         fits = len(questions) <= self._batch_size and tokens <= self._batch_tokens
         return fits or len(questions) == 1
 
@@ -137,8 +149,8 @@ class Answerer:
         return RunningBatch(
             self._model,
             self._transform.pad_id,
-            self._preset.sampling,
-            max_new_tokens=self._preset.max_new_tokens,
+            self._manner.sampling,
+            max_new_tokens=self._manner.max_new_tokens,
             stop_tokens=self._transform.stop_tokens,
         )
 
@@ -178,12 +190,13 @@ class Answerer:
         question, tokens, finish, _ = ended
         said = tokens[:-1] if finish == "stop" else tokens
         text = self._transform.decode(said).strip()
-        if not text:
-            return Answer(question, "failed", tokens=len(tokens), reason="the answer is empty")
         state: Finish = "looped" if loops(said) else "done" if finish == "stop" else "cut"
         return Answer(question, state, text, len(tokens))
 
     def _smaller(self, question: Question) -> Answer:
+        if self._shrunk is None:
+            reason = "out of memory with this row alone: lower max_pixels"
+            return Answer(question, "failed", reason=reason)
         before = question.max_pixels
         after = max(self._min_pixels, before // 2 // PLACEHOLDER_PIXELS * PLACEHOLDER_PIXELS)
         if after >= before:

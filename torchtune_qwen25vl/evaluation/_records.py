@@ -1,0 +1,48 @@
+"""How a row ended: what the journal holds of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torchtune_qwen25vl.jobs import RowQuestion
+
+
+@dataclass(frozen=True)
+class Record:
+    """How one row ended.
+
+    Attributes:
+        name: of the row
+        state: done; failed, for `reason`
+        reason: of failed
+        asked: what was asked
+        stamp: state of its files
+        answer: that the model gave; it may be empty
+        finish: "done", "cut" at the length limit, or "looped"; empty where no answer was asked for
+        tokens: of the answer
+        log_probs: of each choice's letter, where they were asked for
+        sizes: of each image, as it is stored and as the model saw it
+    """
+
+    name: str
+    state: str
+    reason: str = ""
+    asked: str = ""
+    stamp: str = ""
+    answer: str = ""
+    finish: str = ""
+    tokens: int = 0
+    log_probs: Sequence[float] = ()
+    sizes: Sequence[tuple[Sequence[int], Sequence[int]]] = ()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model gave for one question, or the reason why it gave nothing."""
+
+    question: RowQuestion
+    answer: str = ""
+    finish: str = ""
+    tokens: int = 0
+    log_probs: Sequence[float] = ()
+    problem: str = ""
+    is_finite: bool = True
