@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from parity import vocabulary
 from tests.data_samples import SAYINGS, save_pictures, transform, write_jsonl
+from torchtune_qwen25vl import data
 from torchtune_qwen25vl.data import mixture
 from torchtune_qwen25vl.data.__main__ import main
 
@@ -60,6 +61,49 @@ def test_the_first_pass_has_of_each_part_what_is_asked(parts):
     assert answers(mixed) == [*TALKS[:2], *CAPTIONS, *CAPTIONS, *texts]
     assert answers(mixed.joined) == [*TALKS, *CAPTIONS, "They 0.", "They 1."]
     assert [amount.of_pass(10) for amount in mixed.amounts] == [5, 20, 3]
+
+
+TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+SAID = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]
+PAIR = {"chosen": "A red apple.", "rejected": "Who are they?"}
+ROWS = {
+    "llava_dataset": {"conversations": SAID},
+    "sharegpt_dataset": {"conversations": SAID},
+    "swift_dataset": {"messages": TALK},
+    "alpaca_dataset": {"instruction": "Hi", "output": "Ho"},
+    "openai_dataset": {"messages": TALK},
+    "hf_dataset": {"prompt": "Hi", "completion": "Ho"},
+    "caption_dataset": {"image": "a.png", "caption": "A red apple."},
+    "coco_caption_dataset": {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "annotations": [{"id": 1, "image_id": 1, "caption": "A red apple."}],
+    },
+    "caption_folder_dataset": None,
+    "preference_dataset": {"prompt": "What is this?", **PAIR},
+    "hf_preference_dataset": {"prompt": "What is this?", **PAIR},
+    "sharegpt_preference_dataset": {
+        "conversations": SAID[:1],
+        "chosen": SAID[1],
+        "rejected": {"from": "gpt", "value": "No"},
+    },
+    "swift_preference_dataset": {"messages": TALK, "rejected_response": "No"},
+}
+
+
+@pytest.mark.parametrize("preference", [False, True])
+def test_every_builder_is_mixed(tmp_path, preference):
+    assert set(ROWS) == {name for name in data.__all__ if name.endswith("_dataset")}
+    save_pictures(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_text("A red apple.")
+    parts = []
+    for name, row in ROWS.items():
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(row if "coco" in name else [row]))
+        source = tmp_path if row is None else path
+        parts += [section(name, source, weight=3)] if ("preference" in name) == preference else []
+    mixed = mixture(transform(), datasets=parts)
+    assert len(mixed) == 3 * len(parts)
+    assert len(answers(mixed)) == len(mixed)
 
 
 def test_a_bad_row_is_named_by_its_own_part(parts, tmp_path):

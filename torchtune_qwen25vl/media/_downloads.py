@@ -8,9 +8,9 @@ import hashlib
 import http.client
 import os
 import re
-import tempfile
 import time
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,20 +77,20 @@ class Downloads:
     def _store(self, url: str, path: Path) -> None:
         """Download into a file of its own name, which then takes its place."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, hidden = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
+        hidden = path.with_name(f".{uuid.uuid4().hex}.part")
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with hidden.open("xb") as file:
                 for chunk in _chunks(url):
                     file.write(chunk)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(hidden, path)
         except BaseException:
-            os.unlink(hidden)
+            hidden.unlink(missing_ok=True)
             raise
 
 
-def _chunks(url: str) -> Any:
+def _chunks(url: str) -> Iterator[bytes]:
     """Yield the content of a URL.
 
     Raises:
