@@ -16,6 +16,7 @@ BENCHES = (
     "encoder",
     "generation",
     "training",
+    "lessons",
     "captioning",
     "hidden_states",
     "conditioning",

@@ -62,12 +62,15 @@ def choose(
     """
     scores = process_logits(logits, history, sampling, banned)
     peak, tokens = scores.max(-1)
-    if sampling.temperature > 0:
-        check_finite(scores)  # a draw from nan would bring down a CUDA context
-        tokens = draw(scores.softmax(-1), generator)
     log_probs = torch.zeros_like(peak)
-    if with_log_probs:
-        log_probs = scores.gather(-1, tokens[:, None])[:, 0] - scores.logsumexp(-1)
+    if sampling.temperature > 0:
+        check_finite(peak[:, None])  # a draw from nan would bring down a CUDA context
+        probabilities = scores.softmax(-1)
+        tokens = draw(probabilities, generator)
+        if with_log_probs:
+            log_probs = probabilities.gather(-1, tokens[:, None])[:, 0].log()
+    elif with_log_probs:
+        log_probs = peak - scores.logsumexp(-1)
     return Chosen(tokens, peak, log_probs)
 
 
@@ -99,7 +102,7 @@ def process_logits(
         logits = logits.scatter(-1, history, torch.where(held < 0, held * penalty, held / penalty))
     if temperature == 0.0:
         return logits
-    scores = logits / temperature
+    scores = logits if temperature == 1.0 else logits / temperature
     if top_k is not None:
         kth = scores.topk(min(top_k, scores.shape[-1])).values[:, -1:]
         scores = scores.masked_fill(scores < kth, -torch.inf)
