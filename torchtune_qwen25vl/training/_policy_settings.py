@@ -39,6 +39,8 @@ class PolicySettings(Settings):
         ValueError: if a value cannot be, contradicts another, or would have no effect.
     """
 
+    val_figure = "reward"
+
     loss: DictConfig  # name: grpo, dr_grpo, dapo or gspo; clip_low, clip_high, beta, scale_rewards
     rewards: ListConfig  # components, each with a weight
     reference_dir: str | None = None  # a folder or hub id; null: the model without its adapters

@@ -28,6 +28,8 @@ class Settings:
         ValueError: if a value cannot be, contradicts another, or would have no effect.
     """
 
+    val_figure = "loss"  # of the validation data, which keep_best may name
+
     # where from, where to
     model_dir: str | DictConfig  # folder or hub id of the model, or a component that makes one
     output_dir: str  # OUTPUT/model or OUTPUT/adapter, OUTPUT/step_N
@@ -67,7 +69,7 @@ class Settings:
     peak_tflops: float | None = None  # of the device in bf16, for MFU; known for some GPUs
     eval_every_n_steps: int | None = None
     eval_by_generation: DictConfig | None = None  # source, metrics, ...: a table to be answered
-    keep_best: str | None = None  # a metric of it, or loss: its best checkpoint stays
+    keep_best: str | None = None  # a metric of it, or val_figure: its best checkpoint stays
     save_best: bool = False  # the result is that of the best checkpoint, not of the last step
     stop_after_n_worse: int | None = None  # evaluations that were not better; null: never
     save_every_n_steps: int | None = None
@@ -89,14 +91,14 @@ class Settings:
         """The figures of an evaluation that keep_best may name."""
         metrics = (self.eval_by_generation or {}).get("metrics") or []
         named = [metrics] if isinstance(metrics, str) else list(map(str, metrics))
-        return [*(["loss"] if self.val_dataset is not None else []), *named]
+        return [*([self.val_figure] if self.val_dataset is not None else []), *named]
 
     @property
     def _evaluation(self) -> list[Any] | None:
         """What the best checkpoint is chosen by; None where none is."""
         if self.keep_best is None:
             return None
-        data = self.val_dataset if self.keep_best == "loss" else self.eval_by_generation
+        data = self.val_dataset if self.keep_best == self.val_figure else self.eval_by_generation
         return [self.keep_best, OmegaConf.to_container(DictConfig(data), resolve=True)]
 
     def identity(self) -> dict[str, Any]:
