@@ -17,14 +17,15 @@ Of preference, a chosen and a rejected answer, or one that was liked or not:
 `sharegpt_preference_dataset`  conversations, chosen, rejected or kto_tag (LLaMA-Factory)
 `swift_preference_dataset`     messages, rejected_response, rejected_images or label (ms-swift)
 
-`scale_box` moves a box from an image to its resized copy, `first_box` reads the one in an answer.
+`scale_box` moves a box from an image to its resized copy, `first_box` reads the one in an answer,
+`overlap` is how much two of them share.
 
 `Options` are the arguments that all builders have in common, `SampleDataset` is what they build.
 
 `python -m torchtune_qwen25vl.data check CONFIG` reads a whole set before it is trained on.
 """
 
-from torchtune_qwen25vl.data._boxes import first_box, scale_box
+from torchtune_qwen25vl.data._boxes import first_box, overlap, scale_box
 from torchtune_qwen25vl.data._dataset import SampleDataset
 from torchtune_qwen25vl.data._options import Options
 from torchtune_qwen25vl.data.formats import (
@@ -53,6 +54,7 @@ __all__ = [
     "hf_preference_dataset",
     "llava_dataset",
     "openai_dataset",
+    "overlap",
     "preference_dataset",
     "scale_box",
     "sharegpt_dataset",
