@@ -78,10 +78,9 @@ class PolicyRecipe(ours.Recipe[ours.PolicySettings]):
             chunk_rows=settings.loss_chunk_rows,
         )
         self.figures = self.objective.figures
-        computed = partial(ours.computed_in, settings.precision, self.device, self.model)
-        self.loss = computed(self.objective)
-        self.draw = computed(self.sampler(settings.temperature, settings.group_size))
-        self.say = computed(self.sampler(0.0, 1))
+        self.loss = ours.computed_in(settings.precision, self.device, self.model, self.objective)
+        self.draw = self.sampler(settings.temperature, settings.group_size)
+        self.say = self.sampler(0.0, 1)
 
     def make_reward(self, section: DictConfig) -> tuple[str, ours.Reward, float]:
         """Return the name of a reward, the reward, and its weight."""
@@ -115,7 +114,8 @@ class PolicyRecipe(ours.Recipe[ours.PolicySettings]):
         """Draw answers to the next prompts, ask their rewards, and make batches of them."""
         prompts = self.throughput.waiting(loader)
         start = time.perf_counter()
-        groups = self.draw(self.model, prompts, self.share.numbers(self.step))
+        with ours.answering(self.model, self.settings.precision):
+            groups = self.draw(self.model, prompts, self.share.numbers(self.step))
         rewards = self.judge(prompts, groups)
         worth = ours.advantages(rewards, self.policy_loss.scale_rewards, self.device)
         self.note(prompts, groups, rewards, time.perf_counter() - start)
@@ -222,11 +222,14 @@ class PolicyRecipe(ours.Recipe[ours.PolicySettings]):
         """Return the mean reward of the likeliest answer to each row of the validation data."""
         of_training, self.figures = self.figures, ours.PolicyFigures()
         dataset = ours.Prompts(self.val_dataset)
-        sampler = ours.ValidationSampler(len(dataset), self.share)
+        walk = self.val_walk
+        sampler = ours.ValidationSampler(walk.of_pass, self.share, walk.portions)
         for prompts in self.loader(dataset, sampler):
             own = [prompt for prompt in prompts if "labels" not in prompt]
             if own:
-                rewards = self.judge(own, self.say(self.model, own, range(len(own))))
+                with ours.answering(self.model, self.settings.precision):
+                    groups = self.say(self.model, own, range(len(own)))
+                rewards = self.judge(own, groups)
                 self.figures.add({"reward": (float(rewards.sum()), rewards.numel())})
         figures = self.report()
         self.figures = of_training

@@ -73,8 +73,7 @@ class PreferenceRecipe(ours.Recipe[ours.PreferenceSettings]):
         if settings.precompute_reference:
             self.dataset = self.with_reference("dataset", self.walk)
             if self.val_dataset is not None:
-                walk = ours.plan_walk(self.val_dataset, None)
-                self.val_dataset = self.with_reference("val_dataset", walk)
+                self.val_dataset = self.with_reference("val_dataset", self.val_walk)
             self.objective.media.reference = None  # its memory is free from here on
             ours.shard_again(self.model)
 

@@ -1,23 +1,26 @@
 """What the README says runs."""
 
 import csv
+import gzip
 import json
 import pathlib
 import re
 import shlex
 import shutil
 import sys
+import tarfile
 
 import pytest
 import tiny_folder
 from omegaconf import OmegaConf
 from PIL import Image
+from torchtune import config
 
-from parity import reference
+from parity import reference, vocabulary
 from parity.random_folder import write_random
 from parity.stages._stage import Setting
 from parity.stages.conditioning import MODEL, Pair
-from torchtune_qwen25vl import _cli
+from torchtune_qwen25vl import Qwen25VLTransform, _cli
 from torchtune_qwen25vl.comfyui import __main__ as comfyui_command
 from torchtune_qwen25vl.data import __main__ as data_command
 from torchtune_qwen25vl.hidden_states import __main__ as states_command
@@ -116,6 +119,29 @@ def test_the_guide_from_data_to_captions(folder, tmp_path, monkeypatch):
     assert (tmp_path / "photos" / "one.txt").read_text().strip()
     for command in section("Caption a folder"):
         assert not run([*command, "model=models/Qwen2.5-VL-3B-Instruct"], monkeypatch)
+
+
+def test_the_guide_to_mixtures(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = tiny_folder.write_pictures(tmp_path / "rows", rows=20)
+    shutil.copytree(rows.parent, tmp_path, dirs_exist_ok=True)
+    lines = [json.dumps(row) + "\n" for row in json.loads(rows.read_text())]
+    (tmp_path / "talks.jsonl.gz").write_bytes(gzip.compress("".join(lines).encode()))
+    (tmp_path / "0-0.txt").write_text("A red box on white.")
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "0.tar", "w") as tar:
+        for name in ("0-0.png", "0-0.txt"):
+            tar.add(tmp_path / name, name)
+    (block,) = blocks("yaml")
+    path = vocabulary.small(tiny_folder.TEXTS) / "tokenizer.json"
+    tokenizer = {"_component_": "torchtune_qwen25vl.Qwen25VLTransform", "path": str(path)}
+    OmegaConf.save(OmegaConf.merge(OmegaConf.create(block), {"tokenizer": tokenizer}), "my.yaml")
+    assert not data_command.main(["check", "my.yaml", "--num-workers=0"])
+    printed = capsys.readouterr().out
+    assert "talks.jsonl.gz train[:95%]: 19 rows, 0 bad" in printed
+    assert "shards: 1 rows, 0 bad" in printed
+    dataset = config.instantiate(OmegaConf.load("my.yaml").dataset, Qwen25VLTransform(path))
+    assert len(dataset) == 2 * 19 + 500
 
 
 def test_the_guide_to_preference(folder, tmp_path, monkeypatch, capsys):

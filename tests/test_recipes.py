@@ -101,7 +101,8 @@ def assert_saved(saved, folder, rows):
 def test_every_config_is_run():
     """Those of other recipes than these have tests of their own."""
     jobs = ["caption", "embed_prompts", "evaluate", "hidden_states", "image"]
-    others = [*jobs, "preference", "distill", "policy", "shapes_tiny"]
+    shapes = [f"shapes_{name}" for name in ("tiny", "preference", "distill", "policy")]
+    others = [*jobs, "preference", "distill", "policy", *shapes]
     assert sorted([*STOCK, *OURS, *others]) == sorted(_cli._configs())
 
 

@@ -321,11 +321,11 @@ def test_captions_that_were_corrected_are_trained_on(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("build", "options", "said"),
     [
-        (llava_dataset, {"split": "train"}, r"\['split'\] mean nothing for a file"),
+        (llava_dataset, {"split": "test"}, "a file is one split, called train, got 'test'"),
         (caption_dataset, {"prepend_media": True}, "prepend_media means nothing here, since"),
         (openai_dataset, {"prepend_media": True}, "prepend_media means nothing here, since"),
-        (coco_caption_dataset, {"split": "train"}, "split mean nothing for these rows"),
-        (caption_folder_dataset, {"split": "train"}, "split mean nothing for these rows"),
+        (coco_caption_dataset, {"split": "test"}, "is one split, called train, got test"),
+        (caption_folder_dataset, {"split": "test"}, "is one split, called train, got test"),
         (caption_folder_dataset, {"media_root": "x"}, "media_root means nothing here, since"),
     ],
 )

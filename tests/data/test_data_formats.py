@@ -145,7 +145,7 @@ def test_rates_of_frames_reach_positions(tmp_path, shown):
         ({"video": ["a.png", "gone.png"]}, "gone.png: no such file"),
         ({"video": ["a.png", "c.png"]}, "all of one height and width"),
         ({"video": []}, "got 0 frames"),
-        ({"video": FRAMES, "fps": 0}, "positive rate"),
+        ({"video": FRAMES, "fps": 0}, "fps is a number above 0, got 0"),
         ({"video": "a.mp4", "sample_fps": 2}, "heeded, got .'sample_fps'"),
     ],
 )
@@ -500,7 +500,7 @@ def test_one_image_without_a_place_may_be_shown_first(tmp_path, shown):
     ("mark", "match"),
     [
         ({"loss": 0.5}, "'loss' is true, false, 0 or 1, got 0.5"),
-        ({"weight": "no"}, "'weight' is true"),
+        ({"weight": "no"}, "'weight' is a number from 0, got 'no'"),
         ({"role": "user", "loss": True}, "only an assistant's turns"),
         ({"loss": False}, "teaches nothing"),
     ],

@@ -6,7 +6,8 @@ import pickle
 import datasets
 import pytest
 
-from torchtune_qwen25vl.media._rows import ArrowRows, JsonRows, json_texts, open_rows
+from torchtune_qwen25vl.media._open import open_rows
+from torchtune_qwen25vl.media._rows import ArrowRows, JsonRows, json_texts
 
 
 def everything(rows):
@@ -55,7 +56,7 @@ def test_files_damaged_as_a_whole(tmp_path, name, text, match):
         open_rows(str(tmp_path / name))
 
 
-@pytest.mark.parametrize("name", ["rows.txt", "rows.jsonl.gz", "rows"])
+@pytest.mark.parametrize("name", ["rows.txt", "rows.jsonl.bz2", "rows.parquet.gz", "rows"])
 def test_files_of_other_kinds_are_not_looked_for_on_the_hub(tmp_path, name, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", None)
     (tmp_path / name).write_text("[]")
@@ -75,6 +76,17 @@ def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(source, monkeypat
         open_rows(source)
 
 
+def test_folders_whose_names_are_patterns(tmp_path, monkeypatch):
+    """`datasets` takes data_files for patterns, and so the working directory before them."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "a [1]*"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    datasets.Dataset.from_dict({"a": [1]}).to_parquet("r.parquet")
+    for source in ("r.parquet", str(folder / "r.parquet")):
+        assert everything(open_rows(source)) == [{"a": 1}]
+
+
 def test_sources_that_cannot_be(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         open_rows(str(tmp_path / "gone.jsonl"))
@@ -88,8 +100,9 @@ def test_sources_that_cannot_be(tmp_path):
         open_rows(str(tmp_path / "saved"), data_files="x")
     for source in ("r.jsonl", "whole"):
         rows["train"].save_to_disk(tmp_path / "whole")
-        with pytest.raises(ValueError, match=r"\['split'\] mean nothing for a"):
-            open_rows(str(tmp_path / source), split="train")
+        assert everything(open_rows(str(tmp_path / source), split="train")) == [{"a": 1}]
+        with pytest.raises(ValueError, match=r"is one split, called train, got 'test'"):
+            open_rows(str(tmp_path / source), split="test")
     with pytest.raises(ValueError, match=r"no split 'test', it holds \['train'\]"):
         open_rows(str(tmp_path / "saved"), split="test")
 

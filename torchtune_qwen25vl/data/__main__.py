@@ -20,15 +20,16 @@ from torchtune_qwen25vl._files import write_file
 from torchtune_qwen25vl._rounding import warnings_of
 from torchtune_qwen25vl.data._check import Bad, Sound, check_rows
 from torchtune_qwen25vl.data._dataset import SampleDataset
+from torchtune_qwen25vl.data._mixture import Mixture, parts_in
 from torchtune_qwen25vl.data._preview import preview
 from torchtune_qwen25vl.data._statistics import summary, write_histogram
 from torchtune_qwen25vl.transform import Qwen25VLTransform
 
 SHOWN = 20  # bad rows that are printed
 DESCRIPTION = """\
-Read every row of the data sets that a recipe's YAML names, dataset and val_dataset, exactly as
-training would: files are opened, images resized, conversations tokenized. Bad rows are listed
-with their numbers and reasons; nothing is changed or fixed.
+Read every row of the data sets that a recipe's YAML names, dataset and val_dataset, and of every
+part of a mixture, exactly as training would: files are opened, images resized, conversations
+tokenized. Bad rows are listed with their numbers and reasons; nothing is changed or fixed.
 
 Written to the report's folder (each file whole, or not at all):
   report.json      every bad row; counts and quantiles of tokens, labels and pixels
@@ -125,7 +126,8 @@ def _build(
 ) -> tuple[Qwen25VLTransform, list[tuple[str, SampleDataset]]]:
     """Build a recipe's tokenizer, and its data sets with their keys, no row of them left out.
 
-    Those of `dataset` come first, and then what `val_dataset` has, if it is there and not null.
+    Those of `dataset` come first, and then what `val_dataset` has, if it is there and not null; of
+    a mixture its parts.
     """
     for section in ("tokenizer", "dataset"):
         if section not in cfg:
@@ -133,9 +135,15 @@ def _build(
     tokenizer = config.instantiate(cfg.tokenizer)
     datasets = []
     for key, section in [*_sections(cfg, "dataset"), *_sections(cfg, "val_dataset")]:
-        section.pop("skip_bad_rows", None)
-        datasets.append((key, dataset := config.instantiate(section, tokenizer)))
-        if not isinstance(dataset, SampleDataset):
+        for one in (section, *parts_in(section)):
+            one.pop("skip_bad_rows", None)
+        dataset = config.instantiate(section, tokenizer)
+        if isinstance(dataset, Mixture):
+            parts = enumerate(dataset.joined.parts)
+            datasets += [(f"{key}.datasets[{number}]", part) for number, part in parts]
+        elif isinstance(dataset, SampleDataset):
+            datasets.append((key, dataset))
+        else:
             raise ValueError(
                 f"{section._component_} is no dataset builder of torchtune_qwen25vl.data, so its "
                 "rows cannot be named"
@@ -173,6 +181,7 @@ def _entry(key: str, dataset: SampleDataset, sound: list[Sound], bad: list[Bad])
         "bad": [asdict(row) for row in bad],
         "rows_with_names_in_answers": sum(bool(row.names) for row in sound),
         "names_in_answers": sorted({name for row in sound for name in row.names}),
+        "rows_with_weights": sum(row.weighted for row in sound),
         "statistics": summary(sound),
     }
 
@@ -192,6 +201,8 @@ def _print_entry(entry: dict[str, Any]) -> None:
             f"  {entry['rows_with_names_in_answers']} rows write {names} in their answers: "
             "characters, or with tokenizer.markup_in_answers=tokens those tokens"
         )
+    if weighted := entry["rows_with_weights"]:
+        print(f"  {weighted} rows have labels of a weight other than 1")
     statistics = entry["statistics"]
     for name, spread in statistics.items():
         if isinstance(spread, dict):

@@ -31,6 +31,7 @@ class Sound:
         visual: number of placeholders of images and videos
         pixels: pixels of each image after resizing, and of all frame groups of each video
         names: names of Qwen's tokens that are written out in its answers
+        weighted: whether a label has a weight other than 1
     """
 
     tokens: int
@@ -38,6 +39,7 @@ class Sound:
     visual: int
     pixels: tuple[int, ...]
     names: tuple[str, ...]
+    weighted: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,4 +118,5 @@ def _measure(sample: dict[str, Any], answers: list[str]) -> Sound:
         visual=sum(placeholders),
         pixels=tuple(PLACEHOLDER_PIXELS * count for count in placeholders),
         names=tuple(name for answer in answers for name in written_names(answer)),
+        weighted="label_weights" in sample,
     )

@@ -29,12 +29,14 @@ class Turn:
             a medium is its source, or None for the next one of the row's own list
         trained: whether an assistant's turn is trained on
         is_call: whether an assistant's turn is a call of a tool
+        weight: share of its labels in the loss, where those of others have 1
     """
 
     role: str
     parts: list[dict[str, Any]]
     trained: bool = True
     is_call: bool = False
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Conversation:
         turns: turns in order
         images: sources of the images whose places the turns mark
         videos: sources of the videos whose places the turns mark
+        fps: frames that pass in a second of these videos, where they are frames: a number, or one
+            for each of them
         objects: ms-swift's `objects`, which replace `<bbox>` and `<ref-object>`
         tools: JSON schemas of the functions the assistant may call
     """
@@ -52,6 +56,7 @@ class Conversation:
     turns: list[Turn]
     images: list[Any] = field(default_factory=list)
     videos: list[Any] = field(default_factory=list)
+    fps: Any = None
     objects: Mapping[str, Any] | None = None
     tools: list[dict[str, Any]] | None = None
 

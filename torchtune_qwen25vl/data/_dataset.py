@@ -19,6 +19,7 @@ from torchtune_qwen25vl.data._bad_rows import read_bad_rows
 from torchtune_qwen25vl.data._conversation import Conversation
 from torchtune_qwen25vl.data._options import OPTIONS, Options
 from torchtune_qwen25vl.data._reader import Reader
+from torchtune_qwen25vl.data._weights import OF_TURNS, with_weights
 from torchtune_qwen25vl.media import Rows
 from torchtune_qwen25vl.transform import Qwen25VLTransform, SkipSample
 
@@ -80,6 +81,10 @@ class SampleDataset(Dataset):
 
     def _prompt(self, row: dict[str, Any]) -> dict[str, Any]:
         read = self._read.prompt(row)
+        if OF_TURNS in read:
+            raise ValueError(
+                "answers are drawn, so weights of those in a row mean nothing; leave out"
+            )
         texts = [message.text_content for message in read["messages"]]
         sample = self._transform(read, inference=True)
         return {**sample, "prompt": "\n".join(filter(None, texts)), "row": _plain(row)}
@@ -101,7 +106,9 @@ class SampleDataset(Dataset):
             raise ValueError(f"{self.source}, row {row}: {reason}") from error
 
     def _sample(self, read: dict[str, Any]) -> dict[str, Any]:
-        return self._label(read)
+        weights = read.pop(OF_TURNS, None)
+        sample = self._label(read)
+        return with_weights(sample, weights) if weights else sample
 
     def answers(self, index: int) -> list[str]:
         """Return the texts of the answers of a row that can be read, as they are written there."""
@@ -124,6 +131,7 @@ def sample_dataset(
     parse: Callable[[dict[str, Any]], Conversation],
     *,
     source: str,
+    split: str | None = None,
     kinds: tuple[type[Reader], type[SampleDataset]] = (Reader, SampleDataset),
     **options: Any,
 ) -> SampleDataset:
@@ -133,7 +141,9 @@ def sample_dataset(
         model_transform: tokenizer of the recipe
         rows: rows as stored
         parse: parser of the format
-        source: name of the rows in error messages
+        source: where the rows lie, their name in error messages
+        split: split that they are; a part of one stands in their name, by which parts are told
+            apart, and its rows are counted from 0
         kinds: kinds of the reader and of the dataset
         **options: `Options`
 
@@ -146,12 +156,13 @@ def sample_dataset(
             f"{', '.join(sorted(OPTIONS))}"
         )
     given = Options(**options)
+    name = f"{source} {split}" if split and "[" in split else source
     bad_rows: tuple[int, ...] = ()
     if given.skip_bad_rows is not None:
-        bad_rows = read_bad_rows(given.skip_bad_rows, source, rows)
+        bad_rows = read_bad_rows(given.skip_bad_rows, name, rows)
         log_rank_zero(
             get_logger("INFO"),
-            f"{source}: leaving out {len(bad_rows)} of {len(rows)} rows, {list(bad_rows[:20])} "
+            f"{name}: leaving out {len(bad_rows)} of {len(rows)} rows, {list(bad_rows[:20])} "
             f"{'and others ' * (len(bad_rows) > 20)}as {given.skip_bad_rows} lists them",
         )
     reader, dataset = kinds
@@ -163,7 +174,7 @@ def sample_dataset(
         root=_root(given.media_root, source),
         options=given,
     )
-    return dataset(rows, read, model_transform, source=source, bad_rows=bad_rows)
+    return dataset(rows, read, model_transform, source=name, bad_rows=bad_rows)
 
 
 def _root(media_root: str | None, source: str) -> Path | None:

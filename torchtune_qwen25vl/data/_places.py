@@ -6,6 +6,8 @@ from typing import Any
 
 from torchtune_qwen25vl.data._conversation import Conversation, Turn
 
+OF_ROW = "fps of the row"  # key of a video's part
+
 
 def fill_places(conversation: Conversation, *, prepend_media: bool) -> list[Turn]:
     """Give every image and video of the turns its source, taken from the row's lists in order.
@@ -31,8 +33,26 @@ def fill_places(conversation: Conversation, *, prepend_media: bool) -> list[Turn
                 f"(<{kind}> in a text, or a part without a source) for {len(given)} {kind}s; "
                 "prepend_media shows a single one first"
             )
-    queues = {kind: iter(given) for kind, given in sources.items()}
+    images = iter({"content": image} for image in conversation.images)
+    queues = {"image": images, "video": iter(_videos(conversation))}
     return [replace(turn, parts=[_filled(part, queues) for part in turn.parts]) for turn in turns]
+
+
+def _videos(conversation: Conversation) -> list[dict[str, Any]]:
+    """Return what the parts of the row's videos hold: their source, and their rate if it says so.
+
+    Raises:
+        ValueError: if there is not one rate for each video.
+    """
+    videos, fps = conversation.videos, conversation.fps
+    if fps is None:
+        return [{"content": video} for video in videos]
+    rates = fps if isinstance(fps, list) else [fps] * len(videos)
+    if len(rates) != len(videos):
+        raise ValueError(
+            f"fps is a number, or one for each video, got {fps!r} for {len(videos)} videos"
+        )
+    return [{"content": v, OF_ROW: rate} for v, rate in zip(videos, rates, strict=True)]
 
 
 def _places(turns: list[Turn]) -> Iterator[dict[str, Any]]:
@@ -45,7 +65,7 @@ def _prepended(turns: list[Turn], kind: str) -> list[Turn]:
     return [*turns[:first], turn, *turns[first + 1 :]]
 
 
-def _filled(part: dict[str, Any], queues: dict[str, Iterator[Any]]) -> dict[str, Any]:
+def _filled(part: dict[str, Any], queues: dict[str, Iterator[dict[str, Any]]]) -> dict[str, Any]:
     if part["content"] is not None:
         return part
-    return {**part, "content": next(queues[part["type"]])}
+    return {**part, **next(queues[part["type"]])}

@@ -11,7 +11,8 @@ from typing import Any
 from torchtune_qwen25vl.data._conversation import Conversation, Turn
 from torchtune_qwen25vl.data._dataset import SampleDataset, sample_dataset
 from torchtune_qwen25vl.data._reader import Reader
-from torchtune_qwen25vl.media import Rows, load_image
+from torchtune_qwen25vl.data._weights import weights_of_answers
+from torchtune_qwen25vl.media import Rows
 from torchtune_qwen25vl.transform import Qwen25VLTransform
 
 NEVER_CUT = ("error", "skip")  # what over_long may be
@@ -42,6 +43,11 @@ class PreferenceReader(Reader):
 
     def _read(self, row: dict[str, Any]) -> dict[str, Any]:
         preference = self._preference(row)
+        if any(weights_of_answers(answer.turns, row) for answer in preference.answers):
+            raise ValueError(
+                "rows and answers of preference have no weights other than 1; leave weight and "
+                "loss_scale out"
+            )
         if len(preference.answers) == 2 and preference.answers[0] == preference.answers[1]:
             raise ValueError("chosen and rejected are the same, so the row teaches nothing")
         once: dict[int, Any] = {}  # an image that both answers have is decoded once
@@ -49,9 +55,7 @@ class PreferenceReader(Reader):
         for answer in preference.answers:
             for source in answer.images:
                 if id(source) not in once:
-                    once[id(source)] = load_image(
-                        source, root=self.root, pixel_limit=self.options.pixel_limit
-                    )
+                    once[id(source)] = self.image(source)
             images = [once[id(source)] for source in answer.images]
             answers.append(self._sample(replace(answer, images=images)))
         return {"answers": answers, "liked": preference.liked}

@@ -4,27 +4,30 @@ from itertools import groupby
 from typing import Any
 
 from torchtune_qwen25vl.data._check import trained_tokens
+from torchtune_qwen25vl.data._weights import token_weights
 from torchtune_qwen25vl.transform import PLACEHOLDERS, Qwen25VLTransform, written_names
 
-MARKS = {True: "train | ", False: "      | "}
+MARKS = {1.0: "train | ", 0.0: "      | "}
 
 
 def preview(sample: dict[str, Any], tokenizer: Qwen25VLTransform) -> str:
     r"""Decode a sample line by line, marking the tokens that are trained on.
 
-    Newlines are written out as `\n`; a run of placeholders is written once, with its length. The
-    name of a token that stands there as characters, not as the token, has a backslash before it.
+    Those whose label has a weight other than 1 are marked by it. Newlines are written out as `\n`;
+    a run of placeholders is written once, with its length. The name of a token that stands there
+    as characters, not as the token, has a backslash before it.
 
     Args:
         sample: sample with tokens and labels
         tokenizer: transform that made it
     """
-    trained = trained_tokens(sample).tolist()
+    trained = token_weights(sample, trained_tokens(sample))
     tokens = [int(token) for token in sample["tokens"]]
     lines = []
     for mark, group in groupby(zip(trained, tokens, strict=True), key=lambda pair: pair[0]):
         text = _decoded([token for _, token in group], tokenizer)
-        lines += [MARKS[mark] + line for line in text.replace("\n", "\\n\n").splitlines()]
+        sign = MARKS.get(mark, f"x{mark:<4.4g} | ")
+        lines += [sign + line for line in text.replace("\n", "\\n\n").splitlines()]
     return "\n".join(lines)
 
 

@@ -1,17 +1,21 @@
 """A row of any format to the messages that Qwen25VLTransform takes, media decoded."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
+
 from torchtune_qwen25vl.data._boxes import Size, move_boxes, name_objects
 from torchtune_qwen25vl.data._conversation import Conversation, Turn, to_messages
 from torchtune_qwen25vl.data._frames import SAMPLING, kept_frames, resampled_rate
 from torchtune_qwen25vl.data._options import Options
-from torchtune_qwen25vl.data._places import fill_places
-from torchtune_qwen25vl.media import load_image, load_video
+from torchtune_qwen25vl.data._places import OF_ROW, fill_places
+from torchtune_qwen25vl.data._weights import OF_TURNS, weights_of_answers
+from torchtune_qwen25vl.media import frames_in, load_image, load_video, url_of
 from torchtune_qwen25vl.transform import resized, smart_resize
 
 LIMITS = ("min_pixels", "max_pixels")
@@ -67,11 +71,38 @@ class Reader:
         answers = [turn for turn in self._turns(dict(row)) if turn.role == "assistant"]
         return [part["content"] for part in _parts(answers, "text")]
 
+    def image(self, source: Any) -> Image:
+        """Decode an image of a row, downloaded where that is allowed.
+
+        Raises:
+            ValueError: naming the file, or the URL.
+        """
+        here = self._here(source)
+        try:
+            return load_image(here, root=self.root, pixel_limit=self.options.pixel_limit)
+        except ValueError as error:
+            if here is source:
+                raise
+            raise ValueError(f"{url_of(source)}: {error}; remove it to download again") from error
+
+    def _here(self, source: Any) -> Any:
+        """Return a source, or the file that its URL was downloaded to."""
+        if (url := url_of(source)) is None:
+            return source
+        if not self.options.allow_download:
+            raise ValueError(
+                f"{url}: URLs are not fetched while training; download the file first, or set "
+                "allow_download=True in the section of the data set"
+            )
+        return self.options.downloads.fetch(url)
+
     def _turns(self, row: dict[str, Any]) -> list[Turn]:
         return self.parse(row).turns
 
     def _read(self, row: dict[str, Any]) -> dict[str, Any]:
-        return self._sample(self.parse(row))
+        conversation = self.parse(row)
+        weights = weights_of_answers(conversation.turns, row)
+        return self._sample(conversation) | ({OF_TURNS: weights} if weights else {})
 
     def _sample(self, conversation: Conversation) -> dict[str, Any]:
         turns = fill_places(conversation, prepend_media=self.options.prepend_media)
@@ -84,33 +115,42 @@ class Reader:
 
     def _load(self, part: dict[str, Any]) -> dict[str, Any]:
         if part["type"] == "image":
-            image = load_image(
-                part["content"], root=self.root, pixel_limit=self.options.pixel_limit
-            )
-            return {**part, "content": image}
-        if part["type"] == "video" and isinstance(part["content"], list):
-            return self._frames(part)
+            return {**part, "content": self.image(part["content"])}
         if part["type"] == "video":
-            own = {name: part[name] for name in SAMPLING if name in part}
-            rate = {"fps": None, "num_frames": None} if "fps" in own or "num_frames" in own else {}
-            keep = partial(kept_frames, sampling={**self.sampling, **rate, **own})
-            frames, fps = load_video(part["content"], keep=keep, root=self.root)
-            fps = resampled_rate(len(frames), fps, self.sampling)
-            return {"type": "video", "content": frames, "fps": fps}
+            return self._video(part)
         return part
 
-    def _frames(self, part: Mapping[str, Any]) -> dict[str, Any]:
+    def _video(self, part: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(part["content"], list):
+            return self._frames(part, part["content"])
+        if (frames := frames_in(part["content"], self.root)) is not None:
+            return self._frames(part, frames)
+        if part.get(OF_ROW) is not None:
+            raise ValueError(
+                f"fps of a row, {part[OF_ROW]!r}, is the rate of a video that is given as frames, "
+                "but this one is a file, which says its own; leave it out, or set video.fps of the "
+                "tokenizer to keep so many frames of a second"
+            )
+        own = {name: part[name] for name in SAMPLING if name in part}
+        rate = {"fps": None, "num_frames": None} if "fps" in own or "num_frames" in own else {}
+        keep = partial(kept_frames, sampling={**self.sampling, **rate, **own})
+        source = self._here(part["content"])
+        kept, fps = load_video(source, keep=keep, root=self.root)
+        fps = resampled_rate(len(kept), fps, self.sampling)
+        return {"type": "video", "content": kept, "fps": fps}
+
+    def _frames(self, part: Mapping[str, Any], images: list[Any]) -> dict[str, Any]:
         """Read a video that is a list of images; its `fps` is the rate at which these pass."""
         if others := sorted(part.keys() & set(SAMPLING) - {"fps"}):
             raise ValueError(
                 f"of a video given as a list of images fps is heeded, the rate of these, but not "
                 f"{', '.join(others)}; list the images to keep"
             )
-        frames = [
-            load_image(image, root=self.root, pixel_limit=self.options.pixel_limit)
-            for image in part["content"]
-        ]
-        fps = part.get("fps", self.options.fps)
+        frames = [self.image(image) for image in images]
+        rates = (part.get("fps"), part.get(OF_ROW), self.options.fps)
+        fps = next((rate for rate in rates if rate is not None), None)
+        if fps is not None and (type(fps) not in (int, float) or not 0 < fps < math.inf):
+            raise ValueError(f"fps is a number above 0, got {fps!r}")
         return {"type": "video", "content": frames} | ({} if fps is None else {"fps": fps})
 
     def _boxed(self, turns: list[Turn], objects: Mapping[str, Any] | None) -> list[Turn]:

@@ -1,11 +1,14 @@
 """Which files of a folder are images to work on; all others are counted, each by the reason."""
 
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from torchtune_qwen25vl.media._images import LACKING, SUFFIXES, is_image
 
@@ -43,6 +46,38 @@ def images_in(
             files = [name for name in files if Path(name).suffix.lower() in SUFFIXES]
         images = (name for name in sorted(files) if sieve.takes_file(inner / name, folder))
         yield from (Path(here, name) for name in images)
+
+
+def frames_in(source: Any, root: Path | None = None) -> list[Path] | None:
+    """Return the images of a folder that is a video, 2.jpg before 10.jpg; None if it is no folder.
+
+    Args:
+        source: where a video lies, see `locate`
+        root: folder that relative paths start from
+
+    Raises:
+        ValueError: naming the folder, if it has no images.
+    """
+    path = source.get("path") if isinstance(source, Mapping) else source
+    if not isinstance(path, str | PathLike) or (root is None and not Path(path).is_absolute()):
+        return None
+    folder = Path(root or "", path)
+    try:
+        if not folder.is_dir():
+            return None
+    except OSError:  # a name that is too long; whoever opens it says so
+        return None
+    shown = [one for one in folder.iterdir() if not one.name.startswith(".")]
+    frames = [one for one in shown if one.suffix.lower() in (*SUFFIXES, *LACKING)]
+    if not frames:
+        raise ValueError(f"{folder}: a folder is a video of its images, but it has none")
+    return sorted(frames, key=_naturally)
+
+
+def _naturally(path: Path) -> tuple[list[tuple[int, str]], str]:
+    """Return what puts a name with 2 before one with 10."""
+    pieces = re.split(r"(\d+)", path.name)
+    return [(int(p), "") if p.isdecimal() else (-1, p) for p in pieces], path.name
 
 
 @dataclass

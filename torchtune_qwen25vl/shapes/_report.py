@@ -77,7 +77,8 @@ def _draw_losses(figure: "Figure", losses: dict[str, dict[int, float]]) -> None:
     axes = figure.subplots()
     for (name, values), style in zip(losses.items(), ("-", "o"), strict=True):
         axes.plot(list(values), list(values.values()), style, label=name)
-    axes.set(yscale="log", xlabel="step", ylabel="loss of a labelled token, nats")
+    positive = all(loss > 0 for values in losses.values() for loss in values.values())
+    axes.set(yscale="log" if positive else "linear", xlabel="step", ylabel="loss")
     axes.grid(alpha=0.3)
     axes.legend()
 
@@ -90,8 +91,9 @@ def _draw_captions(
         figure.subplots(4, 6).flat, images, said, scenes, strict=False
     ):
         axes.imshow(image)
+        shown = ascii(words)[1:-1]  # no font has all that a model says before it has learned
         axes.set_title(
-            words.replace(" a ", "\na ", 1) if scene.kind == "relation" else words,
+            shown.replace(" a ", "\na ", 1) if scene.kind == "relation" else shown,
             color="black" if words == scene.caption else "#c0392b",
             fontsize=9,
         )

@@ -54,6 +54,7 @@ Sampler            gives answers to prompts, groups from one reading
 answered           sample of a prompt with an answer
 GroupCollate       prompts with their answers to trees
 advantages         what each answer is worth beside the others of its group
+answering          have a model in training generate, and leave no trace of it
 can_teach          whether the answers of a step give gradients
 write_lines        write a file of JSON lines
 PolicyFigures      means and largest values since the last report
@@ -86,6 +87,7 @@ Stopped            a run that SIGTERM has ended
 in_one_line        call a recipe, and say in one line what went wrong
 """
 
+from torchtune_qwen25vl.training._answering import answering
 from torchtune_qwen25vl.training._batches import (
     Mask,
     StepBatches,
@@ -202,6 +204,7 @@ __all__ = [
     "advantages",
     "answer_log_probs",
     "answered",
+    "answering",
     "box_iou",
     "can_teach",
     "check_teacher",

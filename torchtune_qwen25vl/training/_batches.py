@@ -12,7 +12,7 @@ from torchtune.modules.attention_utils import packed_block_causal_mask
 
 from torchtune_qwen25vl import _ranks
 from torchtune_qwen25vl.model import has_segment_kernel
-from torchtune_qwen25vl.training._step import label_rows
+from torchtune_qwen25vl.training._step import label_rows, weigh
 from torchtune_qwen25vl.transform import batch_to_device, packed_collate, padded_collate, round_up
 
 Batch = dict[str, Any]
@@ -66,6 +66,8 @@ class StepCollate:
         batches = [self._collate(row) for row in chosen]
         for batch in batches:
             batch["label_rows"] = label_rows(batch)
+            if "label_weights" in batch:
+                batch |= weigh(batch)
         return StepBatches(
             batches=batches,
             lengths=[[lengths[k] for k in row] for row in rows],
@@ -75,7 +77,7 @@ class StepCollate:
 
     def _collate(self, samples: Sequence[Mapping[str, Any]]) -> Batch:
         if self.pack_to is None:
-            return padded_collate(samples, self.padding_idx)
+            return padded_collate(samples, self.padding_idx, label_weights=True)
         # Flex rows are all of one width. torchtune compiles flex attention for fixed shapes: each
         # other width would be compiled anew, and beyond torch's limit of 8 run as it is written,
         # holding [s, s] scores of every head.
@@ -85,6 +87,7 @@ class StepCollate:
             self.padding_idx,
             pad_to_multiple_of=width,
             dense_mask=self.mask == "dense",
+            label_weights=True,
         )
         if self.mask == "lengths":
             batch["mask"] = torch.tensor([len(sample["tokens"]) for sample in samples])
@@ -149,6 +152,8 @@ def equal_numbers(data: StepBatches, device: torch.device) -> StepBatches:
         "labels": torch.full_like(last["labels"], CROSS_ENTROPY_IGNORE_IDX),
         "label_rows": last["label_rows"][:0],
     }
+    if "label_weights" in last:
+        unlabelled |= {"label_weights": last["label_weights"][:0], "total_weight": 0.0}
     return StepBatches(
         batches=data.batches + [{**last, **unlabelled}] * missing,
         lengths=data.lengths + [[]] * missing,

@@ -11,14 +11,18 @@ import torch
 from torch import Tensor
 
 from torchtune_qwen25vl import _ranks
-from torchtune_qwen25vl._torchtune import targets
 from torchtune_qwen25vl.model import (
     Divergence,
     Qwen25VL,
-    labelled_cross_entropy,
     linear_divergence,
 )
-from torchtune_qwen25vl.training._step import label_rows, output_weight
+from torchtune_qwen25vl.training._step import (
+    inputs_of,
+    label_rows,
+    labels_of,
+    output_weight,
+    summed_cross_entropy,
+)
 from torchtune_qwen25vl.transform import Qwen25VLTransform
 
 
@@ -96,14 +100,12 @@ class Distillation:
             model: student, on the batch's device
             batch: as for `summed_loss`
         """
-        inputs = {key: value for key, value in batch.items() if key not in ("labels", "label_rows")}
-        rows = label_rows(batch)
-        labels = targets(batch["labels"]).flatten()[rows]  # [n]
+        inputs, rows = inputs_of(batch), label_rows(batch)
         with torch.no_grad():
             theirs = self.teacher(**inputs, output_mask=rows, output="hidden")  # [n, d]
         hidden = model(**inputs, output_mask=rows, output="hidden", add_to_grad=True)  # [n, d]
         weight = output_weight(model)
-        divergence = linear_divergence(
+        apart = linear_divergence(
             hidden,
             weight,
             theirs,
@@ -112,14 +114,14 @@ class Distillation:
             beta=self.loss.beta,
             temperature=self.loss.temperature,
             chunk_rows=self.chunk_rows,
-        ).sum()
+        )  # [n]
+        divergence = (apart * batch.get("label_weights", 1.0)).sum()
         ratio = self.loss.kd_ratio
         plain = torch.zeros_like(divergence)
         if ratio < 1:
-            mean = labelled_cross_entropy(hidden, weight, labels, chunk_rows=self.chunk_rows)
-            plain = mean * len(labels)
+            plain = summed_cross_entropy(hidden, weight, batch, chunk_rows=self.chunk_rows)
         parts = torch.stack((divergence, plain)).detach().double()
-        sums = torch.cat((parts, parts.new_tensor([len(labels)])))
+        sums = torch.cat((parts, parts.new_tensor([labels_of(batch)])))
         self.sums = sums if self.sums is None else self.sums + sums
         return ratio * divergence + (1 - ratio) * plain
 

@@ -105,6 +105,7 @@ VIDEO = {
 }
 DATASET = {
     "source": TEXT,
+    "split": or_null(TEXT),
     "prompt": TEXT,
     "image_column": TEXT,
     "caption_column": TEXT,
@@ -113,6 +114,8 @@ DATASET = {
     "prepend_media": SWITCH,
     "fps": or_null(POSITIVE),
     "pixel_limit": COUNT,
+    "allow_download": SWITCH,
+    "download_dir": or_null(TEXT),
     "skip_bad_rows": or_null(TEXT),
 }
 KINDS: dict[str, Kind] = {

@@ -87,13 +87,15 @@ def describe(
 
 
 def _of_data(dataset: Any, walk: Walk, share: Share, steps: int, seed: int) -> Iterator[str]:
-    rows, seen = walk.places, steps * share.step_samples
+    rows, seen = walk.of_pass, steps * share.step_samples
     passes = f"{seen / rows:.2f} passes"
     left = f", {rows - seen} rows are never seen" if seen < rows else ""
     yield f"{rows} rows, {share.step_samples} in a step: {passes}{left}"
+    for part in walk.portions:
+        yield f"a pass has {part.seen} rows of the {part.places} of {part.source}"
     if walk.empty:
         yield f"{len(walk.empty)} of these rows turned bad since the run began, and are left out"
-    good = sorted(set(range(rows)) - set(walk.empty))
+    good = sorted(set(range(walk.places)) - set(walk.empty))
     seeded = SeededDataset(dataset, seed, walk.empty)
     samples = [seeded[Key(place, 0)] for place in good[:: -(-len(good) // LOOKED_AT)]]
     tokens = _mean([len(sample["tokens"]) for sample in samples])

@@ -39,8 +39,6 @@ class PolicySettings(Settings):
         ValueError: if a value cannot be, contradicts another, or would have no effect.
     """
 
-    val_figure = "reward"
-
     loss: DictConfig  # name: grpo, dr_grpo, dapo or gspo; clip_low, clip_high, beta, scale_rewards
     rewards: ListConfig  # components, each with a weight
     reference_dir: str | None = None  # a folder or hub id; null: the model without its adapters
@@ -62,6 +60,12 @@ class PolicySettings(Settings):
             own = {key: value for key, value in section.items() if key != "weight"}
             check_component(f"rewards.{number}", own)
         refuse_broken(_rules(self), values)
+
+    @property
+    def figures(self) -> list[str]:
+        """The figures of an evaluation that keep_best may name."""
+        rewards = ["reward"] if self.val_dataset is not None else []
+        return [*rewards, *self.metrics]
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that may not change for a run to go on as if it had never stopped."""

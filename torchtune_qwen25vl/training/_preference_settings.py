@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from torchtune_qwen25vl.training._kinds import SECTION, SWITCH, TEXT, Kind, check_kinds, or_null
 from torchtune_qwen25vl.training._preference import FROM_REFERENCE, read_loss
-from torchtune_qwen25vl.training._settings import Settings, refuse_broken
+from torchtune_qwen25vl.training._settings import Settings, forget_bad_rows, refuse_broken
 
 PREFERENCE: dict[str, Kind] = {
     "loss": SECTION,
@@ -64,7 +64,7 @@ class PreferenceSettings(Settings):
             key: OmegaConf.to_container(getattr(self, key), resolve=True)
             for key in ("tokenizer", dataset)
         }
-        sections[dataset].pop("skip_bad_rows", None)  # rows that are left out are told apart
+        forget_bad_rows(sections[dataset])
         return {**sections, "precision": self.precision, "seed": self.seed}
 
 

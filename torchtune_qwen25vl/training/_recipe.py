@@ -33,7 +33,7 @@ from torchtune_qwen25vl.training._samples import Share, TrainSampler
 from torchtune_qwen25vl.training._settings import Settings
 from torchtune_qwen25vl.training._stepping import Stepping
 from torchtune_qwen25vl.training._throughput import Throughput
-from torchtune_qwen25vl.training._walk import plan_walk
+from torchtune_qwen25vl.training._walk import plan_walk, samples_of
 from torchtune_qwen25vl.weights import find_weights, fingerprint
 
 S = TypeVar("S", bound=Settings)
@@ -88,15 +88,19 @@ class Recipe(Stepping[S]):
             state.set_aside(self.output_dir)
         checkpoint = state.last_checkpoint(self.output_dir)
         begun = state.read_identity(checkpoint) if checkpoint else None
-        self.walk = plan_walk(self.dataset, begun)
+        self.walk, self.dataset = plan_walk(self.dataset, begun), samples_of(self.dataset)
+        if self.val_dataset is not None:
+            self.val_walk = plan_walk(self.val_dataset, None)
+            self.val_dataset = samples_of(self.val_dataset)
         self.total_steps = count_steps(
-            self.walk.places, self.share, epochs=settings.epochs, max_steps=settings.max_steps
+            self.walk.of_pass, self.share, epochs=settings.epochs, max_steps=settings.max_steps
         )
         warmup = warmup_steps(settings.lr_scheduler, settings.warmup_ratio, self.total_steps)
         self.model = self.make_model()
         self.prepare()
-        groups = parameter_groups(self.model, self.parts)
-        self.optimizer = config.instantiate(settings.optimizer, groups)
+        self.optimizer = config.instantiate(
+            settings.optimizer, parameter_groups(self.model, self.parts)
+        )
         self.scheduler = config.instantiate(
             settings.lr_scheduler, self.optimizer, num_training_steps=self.total_steps, **warmup
         )
@@ -181,9 +185,9 @@ class Recipe(Stepping[S]):
         settings, worse = self.settings, self.settings.stop_after_n_worse
         is_over = self.best.is_given_up(worse)
         steps = range(self.step, self.step if is_over else self.total_steps)
-        sampler = TrainSampler(
-            self.walk.places, self.share, steps, shuffle=settings.shuffle, seed=settings.seed
-        )
+        order: dict[str, Any] = {"shuffle": settings.shuffle, "seed": settings.seed}
+        portions = self.walk.portions
+        sampler = TrainSampler(self.walk.of_pass, self.share, steps, **order, portions=portions)
         loader = iter(self.loader(self.dataset, sampler, empty=self.walk.empty))
         bar = tqdm(total=self.total_steps, initial=self.step, disable=self.rank > 0, unit="step")
         self.throughput.restart()

@@ -19,6 +19,7 @@ from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
 from torchtune_qwen25vl.training._batches import StepCollate
 from torchtune_qwen25vl.training._ends import leave_signals_to_the_run
+from torchtune_qwen25vl.training._mixing import Portion, places_of_pass
 
 
 class Key(NamedTuple):
@@ -64,17 +65,26 @@ class TrainSampler(Sampler[list[Key]]):
     """An endless walk through the data, each pass in an order of its own.
 
     Args:
-        num_samples: number of samples in the data set
+        num_samples: number of samples in a pass
         share: share of this rank
         steps: steps to give samples for
         shuffle: whether each pass is shuffled
         seed: seed of the shuffling
+        portions: parts of a mixture, of which a pass has `num_samples` places in all
     """
 
     def __init__(
-        self, num_samples: int, share: Share, steps: range, *, shuffle: bool, seed: int
+        self,
+        num_samples: int,
+        share: Share,
+        steps: range,
+        *,
+        shuffle: bool,
+        seed: int,
+        portions: Sequence[Portion] = (),
     ) -> None:
         self.num_samples = num_samples
+        self.portions = portions
         self.share = share
         self.steps = steps
         self.shuffle = shuffle
@@ -90,24 +100,35 @@ class TrainSampler(Sampler[list[Key]]):
 
     def _key(self, number: int) -> Key:
         epoch, place = divmod(number, self.num_samples)
-        return Key(int(self._order(epoch)[place]) if self.shuffle else place, epoch)
+        in_order = not (self.shuffle or self.portions)
+        return Key(place if in_order else int(self._order(epoch)[place]), epoch)
 
     def _make_order(self, epoch: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
-        return torch.randperm(self.num_samples, generator=generator)
+        order = torch.arange(self.num_samples)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
+            order = torch.randperm(self.num_samples, generator=generator)
+        if not self.portions:
+            return order
+        places = places_of_pass(self.portions, epoch, shuffle=self.shuffle, seed=self.seed)
+        return places[order]
 
 
 class ValidationSampler(Sampler[list[Key]]):
-    """Every sample once; a rank that has no more repeats some that are not counted.
+    """Every sample of a pass once; a rank that has no more repeats some that are not counted.
 
     Args:
-        num_samples: number of samples in the data set
+        num_samples: number of samples in a pass
         share: share of this rank
+        portions: parts of a mixture, of each of which the first places are taken
     """
 
-    def __init__(self, num_samples: int, share: Share) -> None:
+    def __init__(self, num_samples: int, share: Share, portions: Sequence[Portion] = ()) -> None:
         self.num_samples = num_samples
         self.share = share
+        self.places: Sequence[int] = range(num_samples)
+        if portions:
+            self.places = places_of_pass(portions, 0, shuffle=False, seed=0).tolist()
 
     def __len__(self) -> int:
         return -(-self.num_samples // self.share.step_samples)
@@ -115,7 +136,7 @@ class ValidationSampler(Sampler[list[Key]]):
     def __iter__(self) -> Iterator[list[Key]]:
         n = self.num_samples
         for step in range(len(self)):
-            yield [Key(k % n, 0, counted=k < n) for k in self.share.numbers(step)]
+            yield [Key(self.places[k % n], 0, counted=k < n) for k in self.share.numbers(step)]
 
 
 class SeededDataset(Dataset):

@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from torchtune.config._errors import InstantiationError
 from torchtune.config._utils import _get_component_from_path
 
-from torchtune_qwen25vl.training._kinds import DATALOADER, check_keys, check_kinds
+from torchtune_qwen25vl.data import AMOUNT, parts_in
+from torchtune_qwen25vl.training._kinds import DATALOADER, DATASET, check_keys, check_kinds
 from torchtune_qwen25vl.training._plan import WARMUP
 from torchtune_qwen25vl.training._precision import Precision, problem_of
 
@@ -27,8 +28,6 @@ class Settings:
     Raises:
         ValueError: if a value cannot be, contradicts another, or would have no effect.
     """
-
-    val_figure = "loss"  # of the validation data, which keep_best may name
 
     # where from, where to
     model_dir: str | DictConfig  # folder or hub id of the model, or a component that makes one
@@ -69,7 +68,7 @@ class Settings:
     peak_tflops: float | None = None  # of the device in bf16, for MFU; known for some GPUs
     eval_every_n_steps: int | None = None
     eval_by_generation: DictConfig | None = None  # source, metrics, ...: a table to be answered
-    keep_best: str | None = None  # a metric of it, or val_figure: its best checkpoint stays
+    keep_best: str | None = None  # a metric of it, or loss: its best checkpoint stays
     save_best: bool = False  # the result is that of the best checkpoint, not of the last step
     stop_after_n_worse: int | None = None  # evaluations that were not better; null: never
     save_every_n_steps: int | None = None
@@ -85,20 +84,27 @@ class Settings:
         for key in (*COMPONENTS, *COMPONENTS_OR_NULL):
             if values[key] is not None:
                 check_component(key, values[key])
+        for key in ("dataset", "val_dataset"):
+            _check_parts(key, values[key] or {})
 
     @property
     def figures(self) -> list[str]:
         """The figures of an evaluation that keep_best may name."""
+        return [*(["loss"] if self.val_dataset is not None else []), *self.metrics]
+
+    @property
+    def metrics(self) -> list[str]:
+        """Those of the model's own answers."""
         metrics = (self.eval_by_generation or {}).get("metrics") or []
-        named = [metrics] if isinstance(metrics, str) else list(map(str, metrics))
-        return [*([self.val_figure] if self.val_dataset is not None else []), *named]
+        return [metrics] if isinstance(metrics, str) else list(map(str, metrics))
 
     @property
     def _evaluation(self) -> list[Any] | None:
         """What the best checkpoint is chosen by; None where none is."""
         if self.keep_best is None:
             return None
-        data = self.val_dataset if self.keep_best == self.val_figure else self.eval_by_generation
+        by_answers = self.keep_best in self.metrics
+        data = self.eval_by_generation if by_answers else self.val_dataset
         return [self.keep_best, OmegaConf.to_container(DictConfig(data), resolve=True)]
 
     def identity(self) -> dict[str, Any]:
@@ -108,10 +114,15 @@ class Settings:
             key: OmegaConf.to_container(getattr(self, key), resolve=True)
             for key in ("optimizer", "lr_scheduler", "tokenizer", "dataset")
         }
-        dataset: Any = sections["dataset"]
-        dataset.pop("skip_bad_rows", None)  # the walk tells which rows it leaves out
+        forget_bad_rows(sections["dataset"])
         own = {key: getattr(self, key) for key in values}
         return {**own, **sections, "keep_best": self._evaluation}
+
+
+def forget_bad_rows(dataset: Any) -> None:
+    """Take skip_bad_rows out of the section of a data set: the walk tells which rows it has."""
+    for section in (dataset, *parts_in(dataset)):
+        section.pop("skip_bad_rows", None)
 
 
 S = TypeVar("S", bound=Settings)
@@ -225,6 +236,16 @@ def _rules(settings: Settings) -> Iterator[tuple[Any, ...]]:
             "`pip install '.[cuda]'` in the repository, or use 'torch'",
             "loss_kernel",
         )
+
+
+def _check_parts(key: str, mixture: Mapping[str, Any]) -> None:
+    """Refuse a part of a mixture that is no data set; the mixture refuses what it cannot mix."""
+    for number, part in enumerate(parts_in(mixture)):
+        name = f"datasets[{number}]"
+        kinds = {f"{key}.{name}.{option}": kind for option, kind in DATASET.items()}
+        check_kinds({key: {name: part}}, kinds)
+        section = {option: value for option, value in part.items() if option not in AMOUNT}
+        check_component(f"{key}.{name}", section)
 
 
 def check_component(key: str, section: Mapping[str, Any]) -> None:

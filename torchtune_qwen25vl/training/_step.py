@@ -18,10 +18,11 @@ from torchtune import utils
 
 from torchtune_qwen25vl import _ranks
 from torchtune_qwen25vl._torchtune import labelled_rows, targets
-from torchtune_qwen25vl.model import Qwen25VL, labelled_cross_entropy
+from torchtune_qwen25vl.model import Qwen25VL, labelled_cross_entropy, linear_log_probs
 from torchtune_qwen25vl.training._parts import GradientCheck
 
 Kernel = Literal["torch", "liger"]
+OF_LABELS = ("labels", "label_rows", "label_weights", "total_weight")  # not the model's arguments
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,12 @@ class StepResult:
 
     Attributes:
         loss: mean over all labels of the step, on all ranks
-        labels: how many there were
+        labels: how many there were, or the sum of their weights
         grad_norm: norm of all gradients, before clipping
     """
 
     loss: float
-    labels: int
+    labels: float
     grad_norm: float
 
 
@@ -47,18 +48,56 @@ def summed_loss(
     Args:
         model: on the batch's device
         batch: keyword arguments of the model, "labels" [b, s], and where the collate knew them,
-            "label_rows", see `label_rows`
+            "label_rows", see `label_rows`, and weights, see `weigh`
         chunk_rows: see `linear_cross_entropy`
         kernel: see `linear_cross_entropy`
+
+    Raises:
+        ValueError: if labels have weights, and the kernel knows none.
     """
-    inputs = {key: value for key, value in batch.items() if key not in ("labels", "label_rows")}
     rows = label_rows(batch)
-    hidden = model(**inputs, output_mask=rows, output="hidden", add_to_grad=True)  # [n, d]
-    labels = targets(batch["labels"]).flatten()[rows]  # [n]
-    mean = labelled_cross_entropy(
-        hidden, output_weight(model), labels, chunk_rows=chunk_rows, kernel=kernel
+    hidden = model(**inputs_of(batch), output_mask=rows, output="hidden", add_to_grad=True)
+    return summed_cross_entropy(
+        hidden, output_weight(model), batch, chunk_rows=chunk_rows, kernel=kernel
     )
-    return mean * len(labels)
+
+
+def summed_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    batch: Mapping[str, Any],
+    *,
+    chunk_rows: int,
+    kernel: Kernel = "torch",
+) -> Tensor:
+    """Sum the cross entropy of the labels of a batch, each times its weight if it has one.
+
+    Args:
+        hidden: of the labelled rows, [n, d]
+        weight: the output's, [v, d]
+        batch: as for `summed_loss`
+        chunk_rows: see `linear_cross_entropy`
+        kernel: see `linear_cross_entropy`
+
+    Raises:
+        ValueError: if labels have weights, and the kernel knows none.
+    """
+    labels = targets(batch["labels"]).flatten()[label_rows(batch)]  # [n]
+    if "label_weights" not in batch:
+        mean = labelled_cross_entropy(hidden, weight, labels, chunk_rows=chunk_rows, kernel=kernel)
+        return mean * len(labels)
+    if kernel != "torch":
+        raise ValueError(
+            f"loss_kernel {kernel!r} knows no weights of labels, but rows or messages have "
+            "some; use 'torch'"
+        )
+    log_probs = linear_log_probs(hidden, weight, labels, chunk_rows=chunk_rows)
+    return -(batch["label_weights"] * log_probs).sum()
+
+
+def inputs_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the model's arguments in a batch: all but what is known of its labels."""
+    return {key: value for key, value in batch.items() if key not in OF_LABELS}
 
 
 def output_weight(model: Qwen25VL) -> nn.Parameter:
@@ -77,9 +116,19 @@ def label_rows(batch: Mapping[str, Any]) -> Tensor:
     return labelled_rows(batch["labels"]).flatten().nonzero()[:, 0]
 
 
-def labels_of(batch: Mapping[str, Any]) -> int:
-    """Count the labels of a batch."""
-    return len(label_rows(batch))
+def weigh(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return "label_weights" [n] of the labelled rows of a batch, and their sum, "total_weight".
+
+    Args:
+        batch: batch of a collate, with "label_weights" [b, s], on the CPU
+    """
+    weights = targets(batch["label_weights"], ignore_index=0).flatten()[label_rows(batch)]
+    return {"label_weights": weights, "total_weight": float(weights.double().sum())}
+
+
+def labels_of(batch: Mapping[str, Any]) -> float:
+    """Count the labels of a batch, or sum their weights."""
+    return batch.get("total_weight", len(label_rows(batch)))
 
 
 def train_step(
@@ -91,7 +140,7 @@ def train_step(
     max_grad_norm: float | None = None,
     check: GradientCheck | None = None,
     loss: Callable[[Qwen25VL, Mapping[str, Any]], Tensor] = summed_loss,
-    count: Callable[[Mapping[str, Any]], int] = labels_of,
+    count: Callable[[Mapping[str, Any]], float] = labels_of,
 ) -> StepResult:
     """Accumulate the gradients of all batches, then step once.
 
@@ -116,7 +165,8 @@ def train_step(
     device = batches[0]["tokens"].device
     labels = sum(count(batch) for batch in batches)
     media = sum("encoder_input" in batch for batch in batches)
-    all_labels, all_media = (int(n) for n in _ranks.sums([labels, media], device))
+    all_labels, all_media = _ranks.sums([labels, media], device)
+    all_labels = int(all_labels) if all_labels % 1 == 0 else all_labels
 
     # ranks share the encoder's collectives: where one has media, those without take part as well
     shared = {"encode_absent": dist.is_initialized() and all_media > 0}
@@ -124,7 +174,7 @@ def train_step(
     for batch in batches:
         summed = loss(model, {**batch, **shared})
         # sharded gradients are averaged over ranks, so each rank scales its own up
-        (summed * (world_size / max(all_labels, 1))).backward()
+        (summed * (world_size / (all_labels or 1))).backward()
         total += summed.detach()
     if check is not None:
         check(model, has_media=all_media > 0)
@@ -132,7 +182,7 @@ def train_step(
     norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
     whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
     summed_here, grad_norm = torch.stack((total, whole.float())).tolist()  # the device's only wait
-    mean = _ranks.sums([summed_here], device)[0] / max(all_labels, 1)
+    mean = _ranks.sums([summed_here], device)[0] / (all_labels or 1)
     if not (math.isfinite(mean) and math.isfinite(grad_norm)):
         raise ValueError(
             f"loss and gradients must be finite, but the loss is {mean} and the gradients' norm "
@@ -154,7 +204,7 @@ def mean_loss(
     *,
     device: torch.device,
     loss: Callable[[Qwen25VL, Mapping[str, Any]], Tensor] = summed_loss,
-    count: Callable[[Mapping[str, Any]], int] = labels_of,
+    count: Callable[[Mapping[str, Any]], float] = labels_of,
 ) -> float:
     """Mean loss over all labels of all batches of all ranks, without dropout.
 
@@ -166,4 +216,4 @@ def mean_loss(
         sums += torch.tensor([float(loss(model, batch)), count(batch)], dtype=sums.dtype)
     model.train()
     total, all_labels = _ranks.sums(sums.tolist(), device)
-    return total / max(all_labels, 1)
+    return total / (all_labels or 1)

@@ -23,6 +23,7 @@ from torchtune_qwen25vl.training._samples import Share, ValidationSampler, make_
 from torchtune_qwen25vl.training._settings import Settings
 from torchtune_qwen25vl.training._step import StepResult, labels_of, mean_loss, train_step
 from torchtune_qwen25vl.training._throughput import Throughput
+from torchtune_qwen25vl.training._walk import Walk
 
 S = TypeVar("S", bound=Settings)
 
@@ -52,6 +53,7 @@ class Stepping(ABC, Generic[S]):
     mask: Mask
     tokenizer: Any
     val_dataset: Any
+    val_walk: Walk
     model: Qwen25VL
     optimizer: Optimizer
     scheduler: LRScheduler
@@ -68,7 +70,7 @@ class Stepping(ABC, Generic[S]):
     def prepare(self) -> None:
         """Make the loss, and what else a step needs, once data and model are there."""
 
-    def count(self, batch: Mapping[str, Any]) -> int:
+    def count(self, batch: Mapping[str, Any]) -> float:
         """Count what the loss of a batch is summed over, of which the mean is taken."""
         return labels_of(batch)
 
@@ -155,7 +157,7 @@ class Stepping(ABC, Generic[S]):
 
     def val_steps(self) -> Iterator[StepBatches]:
         """Yield the validation data, on the device."""
-        sampler = ValidationSampler(len(self.val_dataset), self.share)
+        sampler = ValidationSampler(self.val_walk.of_pass, self.share, self.val_walk.portions)
         return map(self.ready, self.loader(self.val_dataset, sampler))
 
     def log(self, figures: Mapping[str, float]) -> None:

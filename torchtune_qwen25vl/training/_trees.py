@@ -27,7 +27,7 @@ from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 from torchtune_qwen25vl._torchtune import labelled_rows
 from torchtune_qwen25vl.training._batches import FLEX_BLOCK, Batch, Mask, StepBatches, plan_rows
 from torchtune_qwen25vl.training._images import Encoded, Images
-from torchtune_qwen25vl.training._step import labels_of
+from torchtune_qwen25vl.training._step import label_rows
 from torchtune_qwen25vl.transform import batch_to_device, round_up
 
 Sample = Mapping[str, Any]
@@ -111,7 +111,7 @@ class TreeCollate:
             batches=batches,
             lengths=[[lengths[k] for k in group] for group in groups],
             grids=grids,
-            labels=[labels_of(batch) for batch in batches],
+            labels=[len(label_rows(batch)) for batch in batches],
         )
 
     def _trees(

@@ -6,13 +6,15 @@ row is seen when it would have been.
 """
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from torchtune_qwen25vl.data import SampleDataset
+from torchtune_qwen25vl.data import JoinedDataset, Mixture, SampleDataset
+from torchtune_qwen25vl.training._mixing import Portion
 
 HASHED = 10_000  # rows whose content is compared; of longer tables as many, spread evenly
 
@@ -26,12 +28,19 @@ class Walk:
         left_out: numbers of the rows that it left out from its beginning
         empty: places of rows that were left out since then
         digest: short name of what stands in the rows, None for data sets of other kinds than ours
+        portions: of a mixture, whose places are those of its parts, how much of each a pass has
     """
 
     places: int
     left_out: tuple[int, ...] = ()
     empty: tuple[int, ...] = ()
     digest: str | None = None
+    portions: tuple[Portion, ...] = ()
+
+    @property
+    def of_pass(self) -> int:
+        """Number of places that a pass has, of a mixture some more than once or not at all."""
+        return sum(portion.seen for portion in self.portions) if self.portions else self.places
 
     def identity(self) -> dict[str, Any]:
         """Return what may not change for a run to go on; rows may leave, but not come back."""
@@ -49,7 +58,10 @@ def plan_walk(dataset: Any, begun: Mapping[str, Any] | None) -> Walk:
         dataset: data set as it is now
         begun: identity of the run that goes on, from its checkpoint; None if it begins
     """
-    if not isinstance(dataset, SampleDataset):
+    if isinstance(dataset, Mixture):
+        walk = plan_walk(dataset.joined, begun)
+        return replace(walk, portions=_portions(dataset, walk.left_out))
+    if not isinstance(dataset, SampleDataset | JoinedDataset):
         return Walk(len(dataset))
     now = set(dataset.bad_rows)
     then = set(begun["rows left out"]) if begun else now
@@ -61,7 +73,23 @@ def plan_walk(dataset: Any, begun: Mapping[str, Any] | None) -> Walk:
     return Walk(len(rows), tuple(sorted(then)), tuple(empty.tolist()), digest)
 
 
-def digest_rows(dataset: SampleDataset) -> str:
+def samples_of(dataset: Any) -> Any:
+    """Return the samples at the places of a walk: of a mixture every row of every part, once."""
+    return dataset.joined if isinstance(dataset, Mixture) else dataset
+
+
+def _portions(mixture: Mixture, left_out: Sequence[int]) -> tuple[Portion, ...]:
+    """Return how much of each part a pass has, by the rows with which the run began."""
+    found, first = [], 0
+    for part, own in zip(mixture.joined.parts, mixture.amounts, strict=True):
+        end = first + len(part.rows)
+        places = len(part.rows) - bisect_left(left_out, end) + bisect_left(left_out, first)
+        found.append(Portion(own.source, places, own.of_pass(places)))
+        first = end
+    return tuple(found)
+
+
+def digest_rows(dataset: SampleDataset | JoinedDataset) -> str:
     """Return a short name of what stands in the rows, left out or not.
 
     Media that lie in files of their own are not read.

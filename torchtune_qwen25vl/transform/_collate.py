@@ -7,6 +7,7 @@ Both return keyword arguments of the model, and the labels for the loss:
     input_pos  [b, s, 3]
     mask       [b, s, s], True where a query (row) may attend to a key (column); left padded or
                packed only: right padding needs none, as the causal order hides it
+    label_weights fp32 [b, s], laid out as the labels; where a sample has them
     placeholder_rows int64 [m], where placeholders are among the b * s tokens, so that the model
                need not ask its device; where all samples tell
     encoder_input {"vision": {"pixel_values": [p, patch], "grid_thw": [i, 3]}}, the images and
@@ -35,6 +36,7 @@ def padded_collate(
     *,
     padding_side: Literal["left", "right"] = "right",
     pad_to_multiple_of: int = 1,
+    label_weights: bool = False,
     cp_degree: int = 1,
 ) -> dict[str, Any]:
     """Make a batch with one row for each sample, padded to the longest.
@@ -49,14 +51,16 @@ def padded_collate(
         padding_side: "right" to train, or "left" to generate, which adds a mask in which a padding
             token attends to itself
         pad_to_multiple_of: number of which the length of the rows is a multiple
+        label_weights: whether the loss heeds weights of labels, which are then in the batch where a
+            sample has them
         cp_degree: devices that share one row; only 1 is possible
 
     Raises:
-        ValueError: where a sample lacks a field, some samples have labels and others none, or
-            `cp_degree` is over 1.
+        ValueError: where a sample lacks a field, some samples have labels and others none, one has
+            weights that are not heeded, or `cp_degree` is over 1.
     """
     _refuse_context_parallel(cp_degree)
-    rows = _rows(batch)
+    rows = _rows(batch, label_weights)
     lengths = torch.tensor([len(row["tokens"]) for row in rows])  # [b]
     width = round_up(int(lengths.max()), pad_to_multiple_of)
     fills = _fills(padding_idx, ignore_idx)
@@ -76,6 +80,7 @@ def packed_collate(
     *,
     pad_to_multiple_of: int = 1,
     dense_mask: bool = True,
+    label_weights: bool = False,
     cp_degree: int = 1,
 ) -> dict[str, Any]:
     """Make a batch of one row that holds all samples, none of which sees another.
@@ -90,14 +95,16 @@ def packed_collate(
         ignore_idx: label at padding
         pad_to_multiple_of: number of which the length of the row is a multiple; padding sees itself
         dense_mask: whether to make the mask [1, s, s]; without it the caller tells samples apart
+        label_weights: whether the loss heeds weights of labels, which are then in the batch where a
+            sample has them
         cp_degree: devices that share one row; only 1 is possible
 
     Raises:
-        ValueError: where a sample lacks a field, some samples have labels and others none, or
-            `cp_degree` is over 1.
+        ValueError: where a sample lacks a field, some samples have labels and others none, one has
+            weights that are not heeded, or `cp_degree` is over 1.
     """
     _refuse_context_parallel(cp_degree)
-    rows = _rows(batch)
+    rows = _rows(batch, label_weights)
     for row in rows:
         if "labels" in row:
             row["labels"] = row["labels"].clone()
@@ -137,8 +144,15 @@ def _labelled(batch: dict[str, Any], ignore_idx: int) -> dict[str, Any]:
     return batch | {"output_mask": labelled_rows(batch["labels"], ignore_idx)}
 
 
-def _rows(batch: Sequence[Sample]) -> list[dict[str, Tensor]]:
+def _rows(batch: Sequence[Sample], label_weights: bool) -> list[dict[str, Tensor]]:
     """Return the fields of each sample that become rows, with labels if all samples have them."""
+    if weighted := any("label_weights" in sample for sample in batch):
+        if not label_weights:
+            raise ValueError(
+                "weights of rows and messages are heeded by the recipe finetune, but not by this "
+                "one; leave weights other than 0 and 1 out"
+            )
+        batch = [{"label_weights": torch.ones(len(s["tokens"])), **s} for s in batch]
     labelled = sum("labels" in sample for sample in batch)
     if labelled not in (0, len(batch)):
         raise ValueError(
@@ -148,6 +162,8 @@ def _rows(batch: Sequence[Sample]) -> list[dict[str, Tensor]]:
     fields = ["tokens", "labels", "input_pos"] if labelled else ["tokens", "input_pos"]
     if all("placeholders" in sample for sample in batch):
         fields.append("placeholders")
+    if weighted:
+        fields.append("label_weights")
     return [_row(sample, fields) for sample in batch]
 
 
@@ -167,7 +183,13 @@ def _row(sample: Sample, fields: Sequence[str]) -> dict[str, Tensor]:
 
 def _fills(padding_idx: int, ignore_idx: int) -> dict[str, int]:
     """Return what stands at padding."""
-    return {"tokens": padding_idx, "labels": ignore_idx, "input_pos": 0, "placeholders": False}
+    return {
+        "tokens": padding_idx,
+        "labels": ignore_idx,
+        "input_pos": 0,
+        "placeholders": False,
+        "label_weights": 0,
+    }
 
 
 def _indexed(collated: dict[str, Any]) -> dict[str, Any]:

@@ -11,10 +11,12 @@ from torchtune_qwen25vl.data.formats._preference import (
     sharegpt_preference_dataset,
     swift_preference_dataset,
 )
+from torchtune_qwen25vl.data.formats._queries import alpaca_dataset
 from torchtune_qwen25vl.data.formats._sharegpt import sharegpt_dataset
 from torchtune_qwen25vl.data.formats._swift import swift_dataset
 
 __all__ = [
+    "alpaca_dataset",
     "caption_dataset",
     "caption_folder_dataset",
     "coco_caption_dataset",

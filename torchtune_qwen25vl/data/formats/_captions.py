@@ -19,9 +19,11 @@ from torchtune_qwen25vl.media import (
     SUFFIXES,
     JsonRows,
     Rows,
+    SelectedRows,
     Sieve,
     images_in,
     json_texts,
+    numbers_of_split,
 )
 from torchtune_qwen25vl.transform import Qwen25VLTransform
 
@@ -153,7 +155,8 @@ def caption_dataset(
     rows, common = opened(source, options)
     parse = CaptionParser(prompt, image_column, caption_column)
     rows = CaptionRows(rows, caption_column)
-    return sample_dataset(model_transform, rows, parse, source=source, **common)
+    split = options.get("split")
+    return sample_dataset(model_transform, rows, parse, source=source, split=split, **common)
 
 
 def caption_folder_dataset(
@@ -162,6 +165,7 @@ def caption_folder_dataset(
     source: str,
     prompt: str = PROMPT,
     text_suffix: str = ".txt",
+    split: str | None = None,
     **options: Any,
 ) -> SampleDataset:
     """Build a dataset of a folder of images, with a text file of the same name beside each.
@@ -171,6 +175,7 @@ def caption_folder_dataset(
         source: folder, whose subfolders are included
         prompt: question of the user, after the image
         text_suffix: suffix of the text files, as in `caption`
+        split: part of the images by path, such as train[:95%]
         **options: `Options`
 
     Raises:
@@ -178,5 +183,6 @@ def caption_folder_dataset(
     """
     refuse_option(options, "prepend_media", SHOWN_FIRST)
     refuse_option(options, "media_root", "the images are those in the folder")
-    rows, parse = FolderRows(source, text_suffix), CaptionParser(prompt)
-    return sample_dataset(model_transform, rows, parse, source=source, **options)
+    every, parse = FolderRows(source, text_suffix), CaptionParser(prompt)
+    rows = SelectedRows(every, numbers_of_split(source, split, len(every)))
+    return sample_dataset(model_transform, rows, parse, source=source, split=split, **options)

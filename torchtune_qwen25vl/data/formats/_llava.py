@@ -6,8 +6,8 @@ from torchtune_qwen25vl.data._conversation import Conversation, Turn
 from torchtune_qwen25vl.data._dataset import SampleDataset
 from torchtune_qwen25vl.data.formats._shared import (
     conversations,
-    is_trained,
     listed,
+    marks_of,
     parts_of,
     refuse_media,
     required,
@@ -42,8 +42,9 @@ def parse_llava(row: dict[str, Any]) -> Conversation:
         refuse_media(said)
         role = role_of(required(said, "from"), ROLES)
         parts = parts_of(required(said, "value"), role=role, join_newline=True)
-        turns.append(Turn(role, parts, is_trained(said, role)))
-    return Conversation(turns, listed(row.get("image")), videos_of(row.get("video")))
+        turns.append(Turn(role, parts, **marks_of(said, role)))
+    images, videos = listed(row.get("image")), videos_of(row.get("video"))
+    return Conversation(turns, images, videos, fps=row.get("fps"))
 
 
 def llava_dataset(

@@ -21,7 +21,7 @@ from torchtune_qwen25vl.data._frames import SAMPLING
 from torchtune_qwen25vl.data.formats._shared import (
     calls_of,
     conversations,
-    is_trained,
+    marks_of,
     refuse_media,
     refuse_option,
     required,
@@ -65,13 +65,13 @@ def turns_of_parts(messages: Any, role: str) -> list[Turn]:
 def _turns_of(message: Mapping[str, Any]) -> list[Turn]:
     refuse_media(message)
     role = role_of(required(message, "role"), ROLES)
-    trained = is_trained(message, role)
+    marks = marks_of(message, role)
     content, calls = message.get("content"), message.get("tool_calls")
-    turns = list(calls_of(calls or [], trained=trained))
+    turns = list(calls_of(calls or [], **marks))
     if content or not turns:
         content = required(message, "content")
         parts = [_text(content)] if isinstance(content, str) else [_part(part) for part in content]
-        turns.insert(0, Turn(role, parts, trained))
+        turns.insert(0, Turn(role, parts, **marks))
     return turns
 
 

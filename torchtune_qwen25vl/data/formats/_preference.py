@@ -216,7 +216,8 @@ def _preferences(
     options: Mapping[str, Any],
 ) -> SampleDataset:
     rows, common = opened(source, options)
-    return preference_rows(model_transform, rows, parse, source=source, **common)
+    split = options.get("split")
+    return preference_rows(model_transform, rows, parse, source=source, split=split, **common)
 
 
 def _pair(row: Mapping[str, Any], chosen: Conversation, rejected: Conversation) -> Preference:

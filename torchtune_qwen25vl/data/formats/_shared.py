@@ -5,6 +5,7 @@ out.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,12 +14,16 @@ from typing import Any
 from torchtune_qwen25vl.data._conversation import Conversation, Turn
 from torchtune_qwen25vl.data._dataset import SampleDataset, sample_dataset
 from torchtune_qwen25vl.data._options import OPTIONS
+from torchtune_qwen25vl.data._weights import read_weight
 from torchtune_qwen25vl.media import SUFFIXES, Rows, open_rows
 from torchtune_qwen25vl.transform import Qwen25VLTransform
 
 _SUFFIXES = ("", "s", "_url", "_urls", "_path", "_paths", "_file", "_files")
 MEDIA = {f"{kind}{end}" for kind in ("image", "img", "video", "audio") for end in _SUFFIXES}
 """Keys, in any case, under which some format has media."""
+
+MARKS = ("loss", "loss_scale", "weight")
+"""Keys of a message that say its share in the loss, which are multiplied."""
 
 MEDIA_COLUMNS = ("images", "image", "videos", "video")
 STILLS = frozenset(SUFFIXES) - {".gif"}
@@ -70,10 +75,11 @@ def _is_still(source: Any) -> bool:
 
 
 def media_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return "images" and "videos" of a row that has media in `MEDIA_COLUMNS`."""
+    """Return "images", "videos" and "fps" of a row that has media in `MEDIA_COLUMNS`."""
     return {
         "images": listed(row.get("images")) + listed(row.get("image")),
         "videos": videos_of(row.get("videos")) + videos_of(row.get("video")),
+        "fps": row.get("fps"),
     }
 
 
@@ -82,6 +88,17 @@ def listed(value: Any) -> list[Any]:
     if value is None:
         return []
     return value if isinstance(value, list) else [value]
+
+
+def override(known: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    """Put the names that are given in place of the known ones.
+
+    Raises:
+        ValueError: if one is given for what is not known.
+    """
+    if unknown := set(given) - set(known):
+        raise ValueError(f"the names that can be mapped are {sorted(known)}, got {sorted(unknown)}")
+    return {**known, **given}
 
 
 def role_of(name: str, roles: Mapping[str, str]) -> str:
@@ -95,21 +112,26 @@ def role_of(name: str, roles: Mapping[str, str]) -> str:
     return roles[name]
 
 
-def is_trained(message: Mapping[str, Any], role: str) -> bool:
-    """Return whether a message may be trained on: not with `"loss": false` or `"weight": 0`.
+def marks_of(message: Mapping[str, Any], role: str) -> dict[str, Any]:
+    """Return "trained" and "weight" of a message's turn, by its loss, loss_scale and weight.
 
     Raises:
-        ValueError: if it asks for a fraction, or for loss on what an assistant does not say.
+        ValueError: if a mark is none, or asks for loss on what an assistant does not say.
     """
-    marks = {key: message[key] for key in ("loss", "weight") if message.get(key) is not None}
-    for key, mark in marks.items():
-        if mark not in (True, False):
-            raise ValueError(f"{key!r} is true, false, 0 or 1, got {mark!r}")
-        if mark and role != "assistant":
+    given = {key: message[key] for key in MARKS if message.get(key) is not None}
+    if given.get("loss", True) not in (True, False):
+        raise ValueError(
+            f"'loss' is true, false, 0 or 1, got {given['loss']!r}; a share of the loss is called "
+            "'loss_scale' or 'weight'"
+        )
+    weights = {key: read_weight(key, mark) for key, mark in given.items()}
+    for key, weight in weights.items():
+        if weight and role != "assistant":
             raise ValueError(
                 f"only an assistant's turns are trained on, but {key!r} marks {role!r}"
             )
-    return all(marks.values())
+    weight = math.prod(weights.values())
+    return {"trained": weight > 0, "weight": weight or 1.0}
 
 
 def parts_of(text: str, *, role: str, join_newline: bool = False) -> list[dict[str, Any]]:
@@ -140,12 +162,12 @@ def parts_of(text: str, *, role: str, join_newline: bool = False) -> list[dict[s
     return parts
 
 
-def calls_of(calls: Any, *, trained: bool) -> Iterator[Turn]:
+def calls_of(calls: Any, **marks: Any) -> Iterator[Turn]:
     """Make turns that call tools of `{"name", "arguments"}`, OpenAI's wrapping of it, or a list.
 
     Args:
         calls: one call or several, also as JSON text
-        trained: whether they are trained on
+        **marks: "trained" and "weight" of their turns
 
     Raises:
         ValueError: if a call has no name, or its arguments are no JSON object.
@@ -156,7 +178,7 @@ def calls_of(calls: Any, *, trained: bool) -> Iterator[Turn]:
         if "name" not in function or not isinstance(arguments, dict):
             raise ValueError(f"a tool call has a name and an object of arguments, got {call}")
         text = json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False)
-        yield Turn("assistant", [{"type": "text", "content": text}], trained, is_call=True)
+        yield Turn("assistant", [{"type": "text", "content": text}], is_call=True, **marks)
 
 
 def tools_of(tools: Any) -> list[dict[str, Any]] | None:
@@ -180,7 +202,8 @@ def conversations(
     options: Mapping[str, Any],
 ) -> SampleDataset:
     rows, common = opened(source, options)
-    return sample_dataset(model_transform, rows, parse, source=source, **common)
+    split = options.get("split")
+    return sample_dataset(model_transform, rows, parse, source=source, split=split, **common)
 
 
 def opened(source: str, options: Mapping[str, Any]) -> tuple[Rows, dict[str, Any]]:

@@ -14,8 +14,9 @@ from torchtune_qwen25vl.data._dataset import SampleDataset
 from torchtune_qwen25vl.data.formats._shared import (
     calls_of,
     conversations,
-    is_trained,
     listed,
+    marks_of,
+    override,
     parts_of,
     refuse_media,
     required,
@@ -66,6 +67,7 @@ class ConversationParser:
             turns,
             images=listed(row.get(self.columns["images"])),
             videos=videos_of(row.get(self.columns["videos"])),
+            fps=row.get("fps"),
             objects=row.get(self.columns["objects"]),
             tools=tools_of(row.get(self.columns["tools"])),
         )
@@ -75,8 +77,8 @@ class ConversationParser:
         role = role_of(required(message, self.role_key), self.roles)
         content = required(message, self.content_key)
         if role == CALL:
-            return list(calls_of(content, trained=is_trained(message, "assistant")))
-        return [Turn(role, parts_of(content, role=role), is_trained(message, role))]
+            return list(calls_of(content, **marks_of(message, "assistant")))
+        return [Turn(role, parts_of(content, role=role), **marks_of(message, role))]
 
 
 def sharegpt_parser(
@@ -107,12 +109,6 @@ def sharegpt_parser(
             names["function_tag"]: CALL,
         },
     )
-
-
-def override(known: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
-    if unknown := set(given) - set(known):
-        raise ValueError(f"the names that can be mapped are {sorted(known)}, got {sorted(unknown)}")
-    return {**known, **given}
 
 
 def sharegpt_dataset(

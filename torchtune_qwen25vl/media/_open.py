@@ -1,0 +1,168 @@
+"""Rows by where they lie: files, folders that were saved, archives, the hub."""
+
+import codecs
+import csv
+import glob
+import io
+import json
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from torchtune_qwen25vl.media._compressed import (
+    SUFFIXES_OF_COMPRESSION,
+    read_content,
+    suffix_within,
+)
+from torchtune_qwen25vl.media._lines import find_lines
+from torchtune_qwen25vl.media._rows import EXTRA_FIELDS, ArrowRows, JsonRows, Rows, json_texts
+from torchtune_qwen25vl.media._splits import ONLY, rows_of_split
+from torchtune_qwen25vl.media._tars import open_tars, tars_in
+
+HELD = 1 << 28  # bytes of JSON lines that are held in memory; a larger file is read where it lies
+
+
+def open_rows(source: str, *, split: str | None = None, **load_dataset_kwargs: Any) -> Rows:
+    """Open rows by where they lie: the kind of storage, never the format of a row, is looked at.
+
+    Tars, and JSON lines of more than 256 MiB, are read where they lie, row by row; the rows of
+    other files are held in memory, those of `datasets` are mapped into it.
+
+    Args:
+        source: a `.json` (array) or `.jsonl` file, a `.csv` or `.tsv` file with a header, each also
+            with `.gz` or `.zst` behind it; a `.parquet` file; a `.tar` file or a folder of them, as
+            WebDataset has them; a folder written by `datasets`' `save_to_disk`, or anything
+            `datasets.load_dataset` takes (a hub id, a builder name with `data_files`)
+        split: split, or parts of it, such as `train[:95%]`; by default "train", which is the only
+            split of files and of a saved `Dataset`
+        **load_dataset_kwargs: passed on to `datasets.load_dataset`
+
+    Raises:
+        ValueError: if `source` looks like a file that does not exist, is a file of another kind,
+            or is damaged as a whole, or an argument means nothing for it.
+    """
+    if load_dataset_kwargs.get("streaming"):
+        raise ValueError(
+            f"{source}: rows are read in any order, so that a run goes on exactly where it was, "
+            "but streaming has one order; leave it out (datasets keeps the rows on disk, not in "
+            "memory), or download files of .jsonl or .tar, which are read where they lie"
+        )
+    load = _loader(source, load_dataset_kwargs)
+    return rows_of_split(source, ONLY if split is None else split, load)
+
+
+def _loader(source: str, options: dict[str, Any]) -> Callable[[str], Rows]:
+    """Return what opens a split of a source by its name."""
+    path = Path(source)
+    if (kind := suffix_within(path)) in _FILES and _may_be_compressed(path, kind):
+        if not path.is_file():
+            raise ValueError(f"{source}: no such file to read rows from")
+        return _whole(source, options, "a file", partial(_FILES[kind], path))
+    if not path.exists() and _is_no_hub_id(source):
+        raise ValueError(f"{source}: no such file or folder to read rows from")
+    if path.is_file():
+        raise ValueError(
+            f"rows are read from files that end in {', '.join(_FILES)}, got {source}; convert it, "
+            "or rename it if it is one of these"
+        )
+    if (path / "dataset_dict.json").is_file():
+        _refuse(source, options, "saved splits")
+        return partial(_saved_split, source)
+    if (path / "state.json").is_file():
+        load = partial(datasets.load_from_disk, source)
+        return _whole(source, options, "a saved set without splits", lambda: ArrowRows(load()))
+    if tars := tars_in(path):
+        return _whole(source, options, "a folder of tars", partial(open_tars, tars))
+    return lambda name: ArrowRows(datasets.load_dataset(source, split=name, **options))
+
+
+def _whole(
+    source: str, options: dict[str, Any], kind: str, load: Callable[[], Rows]
+) -> Callable[[str], Rows]:
+    """Return what opens rows that are one split."""
+    _refuse(source, options, kind)
+
+    def open_split(name: str) -> Rows:
+        if name != ONLY:
+            raise ValueError(f"{source}: {kind} is one split, called {ONLY}, got {name!r}")
+        return load()
+
+    return open_split
+
+
+def _saved_split(source: str, name: str) -> Rows:
+    splits = datasets.load_from_disk(source)
+    if name not in splits:
+        raise ValueError(f"{source}: no split {name!r}, it holds {sorted(splits)}")
+    return ArrowRows(splits[name])
+
+
+def _may_be_compressed(path: Path, kind: str) -> bool:
+    return path.suffix.lower() not in SUFFIXES_OF_COMPRESSION or kind in _COMPRESSED
+
+
+def _is_no_hub_id(source: str) -> bool:
+    return source[:1] in (".", "~", "/") or source.count("/") > 1 or source.endswith("/")
+
+
+def _refuse(source: str, options: dict[str, Any], kind: str) -> None:
+    if options:
+        raise ValueError(f"{source}: {sorted(options)} mean nothing for {kind}; leave them out")
+
+
+def _read_json(path: Path) -> JsonRows:
+    try:
+        rows = json.loads(read_content(path).decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a JSON file ({error})") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not a JSON file ({error}); .jsonl for one row a line") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: holds one {type(rows).__name__}, not an array of rows")
+    return JsonRows(json_texts(rows))
+
+
+def _read_jsonl(path: Path) -> Rows:
+    is_plain = path.suffix.lower() not in SUFFIXES_OF_COMPRESSION
+    if is_plain and path.stat().st_size > HELD and (lines_of := find_lines(path)) is not None:
+        return lines_of
+    lines = read_content(path).removeprefix(codecs.BOM_UTF8).split(b"\n")
+    return JsonRows(text for line in lines if line.strip() for text in _rows_of_line(line))
+
+
+def _rows_of_line(line: bytes) -> Iterable[bytes]:
+    try:
+        return json_texts(json.loads(line)) if line.lstrip()[:1] == b"[" else [line]
+    except ValueError:
+        return [line]
+
+
+def _read_table(path: Path) -> JsonRows:
+    with io.TextIOWrapper(io.BytesIO(read_content(path)), encoding="utf-8-sig", newline="") as file:
+        dialect = "excel-tab" if suffix_within(path) == ".tsv" else "excel"
+        reader = csv.DictReader(file, dialect=dialect, restkey=EXTRA_FIELDS, strict=True)
+        try:
+            return JsonRows(json_texts(reader))
+        except csv.Error as error:
+            raise ValueError(f"{path}, after line {reader.line_num}: {error}") from error
+
+
+def _read_parquet(path: Path) -> ArrowRows:
+    files = glob.escape(str(path.absolute()))  # data_files are patterns
+    return ArrowRows(datasets.load_dataset("parquet", data_files=files, split="train"))
+
+
+def _read_tar(path: Path) -> Rows:
+    return open_tars([path])
+
+
+_COMPRESSED: dict[str, Callable[[Path], Rows]] = {
+    ".json": _read_json,
+    ".jsonl": _read_jsonl,
+    ".csv": _read_table,
+    ".tsv": _read_table,
+}
+_FILES = {**_COMPRESSED, ".parquet": _read_parquet, ".tar": _read_tar}
