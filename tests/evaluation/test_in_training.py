@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import finetune_runs
-import preference_runs
+import own_runs
 import pytest
 import tables
 import tiny_folder
@@ -226,19 +226,37 @@ def test_goes_on_as_if_it_had_never_stopped(config, scripted, monkeypatch):
     assert weights(cut.output_dir) == weights(whole.output_dir)
 
 
-def test_preference_is_scored_and_kept_likewise(config, tmp_path):
-    pairs = tiny_folder.write_pairs(tmp_path / "pairs")
+OTHERS = {
+    "preference": {"loss": {"name": "dpo"}},
+    "distill": {"loss": {"name": "forward_kl"}},
+    "policy": {
+        "loss": {"name": "grpo"},
+        "rewards": [{"_component_": "torchtune_qwen25vl.training.length", "most": 1}],
+        "group_size": 2,
+        "max_new_tokens": 2,
+        "keep_best": "reward",
+    },
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_other_recipes_are_scored_and_kept_likewise(config, model, rows, tmp_path, name):
+    cfg = config(**{**BEST, "max_steps": 2, "lr_scheduler.num_warmup_steps": 1, **OTHERS[name]})
     frozen = {"train": "frozen"}
-    cfg = config(**BEST | {"max_steps": 2}, loss={"name": "dpo"})
-    cfg.lr_scheduler.num_warmup_steps = 1
-    cfg.dataset = {
-        "_component_": "torchtune_qwen25vl.data.preference_dataset",
-        "source": str(pairs),
-    }
+    cfg.adapters.lora_dropout = 0.0
     cfg.parts = {"vision": frozen, "merger": frozen, "decoder": {"train": "lora", "lr": 1e-3}}
-    preference_runs.run(cfg)
-    assert [*logged(cfg.output_dir)] == [1, 2]
-    assert all(figures["val_anls"] > 0 for figures in logged(cfg.output_dir).values())
+    if name == "preference":
+        pairs = tiny_folder.write_pairs(tmp_path / "pairs")
+        component = "torchtune_qwen25vl.data.preference_dataset"
+        cfg.dataset = {"_component_": component, "source": str(pairs)}
+    elif name == "distill":
+        cfg.teacher_dir = str(model)
+    else:
+        cfg.val_dataset = cfg.dataset
+    own_runs.run(name, cfg)
+    figures = logged(cfg.output_dir)
+    assert [*figures] == [1, 2]
+    assert all(one["val_anls"] > 0 for one in figures.values())
     assert len(kept(cfg)[1]) == 1
 
 

@@ -5,11 +5,11 @@ import random
 import numpy as np
 import pytest
 
-from torchtune_qwen25vl.data import first_box
+from torchtune_qwen25vl.data import first_box, overlap
 from torchtune_qwen25vl.evaluation import METRICS, Case, averaged, score_rows
 from torchtune_qwen25vl.evaluation._choices import choice, choice_by_answer, listed
 from torchtune_qwen25vl.evaluation._cider import cider
-from torchtune_qwen25vl.evaluation._places import box_iou, moved, overlap
+from torchtune_qwen25vl.evaluation._places import box_iou, moved
 from torchtune_qwen25vl.evaluation._texts import anls, edits, exact_match, normalised
 
 SAID = [

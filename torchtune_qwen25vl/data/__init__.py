@@ -22,14 +22,15 @@ Of preference, a chosen and a rejected answer, or one that was liked or not:
 `mixture` joins any of them, of each so many rows in a pass. It builds a `Mixture`, whose rows are
 a `JoinedDataset`; `AMOUNT` are the keys that say how many, `parts_in` finds its sections.
 
-`scale_box` moves a box from an image to its resized copy, `first_box` reads the one in an answer.
+`scale_box` moves a box from an image to its resized copy, `first_box` reads the one in an answer,
+`overlap` is how much two of them share.
 
 `Options` are the arguments that all builders have in common, `SampleDataset` is what they build.
 
 `python -m torchtune_qwen25vl.data check CONFIG` reads a whole set before it is trained on.
 """
 
-from torchtune_qwen25vl.data._boxes import first_box, scale_box
+from torchtune_qwen25vl.data._boxes import first_box, overlap, scale_box
 from torchtune_qwen25vl.data._dataset import SampleDataset
 from torchtune_qwen25vl.data._mixture import AMOUNT, JoinedDataset, Mixture, mixture, parts_in
 from torchtune_qwen25vl.data._options import Options
@@ -65,6 +66,7 @@ __all__ = [
     "llava_dataset",
     "mixture",
     "openai_dataset",
+    "overlap",
     "parts_in",
     "preference_dataset",
     "scale_box",

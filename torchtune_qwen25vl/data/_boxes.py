@@ -133,6 +133,15 @@ def first_box(text: str) -> list[float] | None:
     return None if found is None else [float(number) for number in found.groups()]
 
 
+def overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    """Return the intersection of two boxes over their union; 0 for one turned inside out."""
+    left, top = max(one[0], other[0]), max(one[1], other[1])
+    right, bottom = min(one[2], other[2]), min(one[3], other[3])
+    shared = max(0.0, right - left) * max(0.0, bottom - top)
+    areas = sum(max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1]) for box in (one, other))
+    return shared / (areas - shared) if areas > shared else 0.0
+
+
 def _moved(box: Sequence[float], kind: str, size: Size, resized: Size) -> str:
     if kind == "norm1":
         box = [value * size[1 - i % 2] for i, value in enumerate(box)]

@@ -1,5 +1,6 @@
 """A table answered by a model that is being trained, for `eval_by_generation` of its recipes."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
@@ -85,9 +86,8 @@ class InTraining:
         )
         size, rows = settings.batch_size, settings.rows
         batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-        asker = Asker(
-            model, transform, settings, settings.truths, batch_tokens=settings.batch_tokens or 0
-        )
+        most = settings.batch_tokens or sys.maxsize
+        asker = Asker(model, transform, settings, settings.truths, batch_tokens=most)
         records: dict[str, Record] = {}
         with closing(Ahead(questioner.batches(batches, Workers(0), ahead=size))) as ahead:
 

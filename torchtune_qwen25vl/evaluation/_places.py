@@ -6,7 +6,7 @@ image as it is stored. Sizes are (height, width), as in smart_resize.
 
 from collections.abc import Sequence
 
-from torchtune_qwen25vl.data import first_box, scale_box
+from torchtune_qwen25vl.data import first_box, overlap, scale_box
 
 Box = Sequence[float]  # x1, y1, x2, y2
 Size = Sequence[int]
@@ -40,16 +40,3 @@ def moved(boxes: Sequence[Box], sizes: Sequence[tuple[Size, Size]]) -> tuple[Box
         raise ValueError(f"boxes are those of one image, but the row has {len(sizes)}")
     (height, width), (new_height, new_width) = sizes[0]
     return tuple(scale_box(box, (height, width), (new_height, new_width)) for box in boxes)
-
-
-def overlap(a: Box, b: Box) -> float:
-    """Return the intersection of two boxes over their union; 0 for one turned inside out."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(width, 0.0) * max(height, 0.0)
-    union = _area(a) + _area(b) - shared
-    return shared / union if union > 0 and _area(a) > 0 else 0.0
-
-
-def _area(box: Box) -> float:
-    return max(box[2] - box[0], 0.0) * max(box[3] - box[1], 0.0)

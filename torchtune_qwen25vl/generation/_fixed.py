@@ -41,8 +41,8 @@ class FixedCache:
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Put keys and values of one token, [b, n_kv, 1, h_d], in their columns; return all."""
         columns = self.columns[:, None, None, None].expand_as(keys)
-        self.keys.scatter_(2, columns, keys.to(self.keys.dtype))
-        self.values.scatter_(2, columns, values.to(self.values.dtype))
+        self.keys.scatter_(2, columns, keys)
+        self.values.scatter_(2, columns, values)
         return self.keys, self.values
 
 

@@ -134,9 +134,8 @@ class Continuing:
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Put keys and values of one token, [b, n_kv, 1, h_d], to those so far; return all."""
-        held = self.keys.dtype  # wider than what autocast, or a sharded model, computes in
-        self.keys[self.places, :, self.columns] = keys[:, :, 0].to(held)
-        self.values[self.places, :, self.columns] = values[:, :, 0].to(held)
+        self.keys[self.places, :, self.columns] = keys[:, :, 0]
+        self.values[self.places, :, self.columns] = values[:, :, 0]
         rows = len(self.places)
         return self.keys[:rows, :, : self.width], self.values[:rows, :, : self.width]
 

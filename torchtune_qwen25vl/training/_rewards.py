@@ -14,6 +14,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torchtune_qwen25vl.data import overlap
+
 Reward = Callable[[str, str, Mapping[str, Any]], float | None]
 _SPACES = re.compile(r"\s+")
 _BOX = re.compile(r'"bbox_2d"\s*:\s*(\[[^\[\]]*\])')
@@ -98,7 +100,7 @@ def box_iou(*, column: str = "reference", threshold: float | None = None) -> Rew
         said, right = _box(answer), _box(_column(row, column))
         if right is None:
             raise ValueError(f"{column} holds a box of four numbers, got {row.get(column)!r}")
-        found = 0.0 if said is None else _iou(said, right)
+        found = 0.0 if said is None else overlap(said, right)
         return found if threshold is None else float(found >= threshold)
 
     return reward
@@ -137,11 +139,3 @@ def _box(value: Any) -> list[float] | None:
             return None
     numbers = [float(v) for v in value if type(v) in (int, float)]
     return numbers if len(numbers) == len(value) == 4 else None
-
-
-def _iou(one: Sequence[float], other: Sequence[float]) -> float:
-    left, top = max(one[0], other[0]), max(one[1], other[1])
-    right, bottom = min(one[2], other[2]), min(one[3], other[3])
-    shared = max(0.0, right - left) * max(0.0, bottom - top)
-    areas = sum(max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1]) for box in (one, other))
-    return shared / (areas - shared) if areas > shared else 0.0
