@@ -162,17 +162,17 @@ def test_a_data_set_of_others_has_no_prompts(base, tmp_path):
     ids=lambda loss: loss["name"],
 )
 def test_every_loss_earns_more(base, tmp_path, loss):
-    cfg = config(base, tmp_path, max_steps=14, group_size=8, iterations=2)
+    cfg = config(base, tmp_path, max_steps=24, group_size=8, iterations=2)
     cfg.parts.decoder.lr = 2e-2
     cfg.loss = loss
-    cfg.val_dataset, cfg.eval_every_n_steps = cfg.dataset, 14
+    cfg.val_dataset, cfg.eval_every_n_steps = cfg.dataset, 24
     run(cfg)
     figures = logged(tmp_path)
-    first, last = figures[1], figures[14]
+    first, last = figures[1], figures[24]
     earned = [
-        sum(figures[k]["reward"] for k in steps) / 4 for steps in (range(1, 5), range(11, 15))
+        sum(figures[k]["reward"] for k in steps) / 4 for steps in (range(1, 5), range(21, 25))
     ]
-    assert earned[1] > earned[0] + 0.05
+    assert earned[1] > earned[0] + 0.04
     assert first["sampler/largest_difference"] < 1e-5
     assert first["rewards/odd_letters"] == pytest.approx(first["reward"])
     assert ("kl" in last) == (loss["name"] == "grpo")
