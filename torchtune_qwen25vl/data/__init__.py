@@ -23,13 +23,14 @@ Of preference, a chosen and a rejected answer, or one that was liked or not:
 a `JoinedDataset`; `AMOUNT` are the keys that say how many, `parts_in` finds its sections.
 
 `scale_box` moves a box from an image to its resized copy, `first_box` reads the one in an answer,
-`overlap` is how much two of them share.
+`overlap` is how much two of them share; `normalised` is a text without what makes no difference.
 
 `Options` are the arguments that all builders have in common, `SampleDataset` is what they build.
 
 `python -m torchtune_qwen25vl.data check CONFIG` reads a whole set before it is trained on.
 """
 
+from torchtune_qwen25vl.data._answers import normalised
 from torchtune_qwen25vl.data._boxes import first_box, overlap, scale_box
 from torchtune_qwen25vl.data._dataset import SampleDataset
 from torchtune_qwen25vl.data._mixture import AMOUNT, JoinedDataset, Mixture, mixture, parts_in
@@ -65,6 +66,7 @@ __all__ = [
     "hf_preference_dataset",
     "llava_dataset",
     "mixture",
+    "normalised",
     "openai_dataset",
     "overlap",
     "parts_in",

@@ -14,31 +14,24 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torchtune_qwen25vl.data import overlap
+from torchtune_qwen25vl.data import first_box, normalised, overlap
 
 Reward = Callable[[str, str, Mapping[str, Any]], float | None]
-_SPACES = re.compile(r"\s+")
-_BOX = re.compile(r'"bbox_2d"\s*:\s*(\[[^\[\]]*\])')
 
 
-def exact_match(*, column: str = "reference", ignore_case: bool = True) -> Reward:
+def exact_match(*, column: str = "reference") -> Reward:
     """Make a reward of 1 for the answer that stands in a column, or for one of those there.
 
-    Runs of spaces count as one, and a full stop at the end not at all.
+    Both are `normalised`, as the metric of this name has them.
 
     Args:
         column: column of a text or a list of texts
-        ignore_case: whether case makes no difference
     """
-
-    def simple(text: str) -> str:
-        text = _SPACES.sub(" ", text).strip().removesuffix(".")
-        return text.lower() if ignore_case else text
 
     def reward(prompt: str, answer: str, row: Mapping[str, Any]) -> float:
         wanted = _column(row, column)
         right = [wanted] if isinstance(wanted, str) else list(map(str, wanted))
-        return float(simple(answer) in map(simple, right))
+        return float(normalised(answer) in map(normalised, right))
 
     return reward
 
@@ -85,13 +78,13 @@ def json_form(*, keys: Sequence[str] = ()) -> Reward:
 
 
 def box_iou(*, column: str = "reference", threshold: float | None = None) -> Reward:
-    """Make a reward of how far the first "bbox_2d" of an answer covers that of a column.
+    """Make a reward of how far the first box of an answer covers that of a column.
 
     Both are in pixels of the resized image, in which the model names places; those of the row's own
     answer are moved there as for training.
 
     Args:
-        column: column of a text with a "bbox_2d", or of four numbers
+        column: column of a text with a box, or of four numbers
         threshold: intersection over union from which the reward is 1, and else 0; None: the
             intersection over union itself
     """
@@ -130,12 +123,6 @@ def _column(row: Mapping[str, Any], column: str) -> Any:
 
 def _box(value: Any) -> list[float] | None:
     if isinstance(value, str):
-        found = _BOX.search(value)
-        if found is None:
-            return None
-        try:
-            value = json.loads(found[1])
-        except ValueError:
-            return None
+        return first_box(value)
     numbers = [float(v) for v in value if type(v) in (int, float)]
     return numbers if len(numbers) == len(value) == 4 else None
