@@ -26,10 +26,9 @@ from torchtune import config
 
 from torchtune_qwen25vl import evaluation
 from torchtune_qwen25vl import training as ours
-from torchtune_qwen25vl.weights import find_weights, fingerprint
 
 
-class PolicyRecipe(ours.Recipe[ours.PolicySettings]):
+class PolicyRecipe(ours.TreeRecipe[ours.PolicySettings]):
     """Sets everything up, trains, and saves the result.
 
     Args:
@@ -42,38 +41,26 @@ class PolicyRecipe(ours.Recipe[ours.PolicySettings]):
     read_table = evaluation.InTraining
     counted = "answers"
     figures: ours.PolicyFigures
+    objective: ours.PolicyObjective
 
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__(cfg, ours.read_settings(cfg, ours.PolicySettings))
-        settings = self.settings
-        packs = settings.pack_to is not None and self.device.type == "cuda"
-        self.mask = "flex" if packs else "dense"
-        self.model_identity["reference"] = None
-        if settings.reference_dir is not None:
-            self.reference_source, _ = find_weights(settings.reference_dir)
-            self.model_identity["reference"] = fingerprint(self.reference_source)
-        media = (self.parts["vision"], self.parts["merger"])
-        self.frozen_media = all(part.train == "frozen" for part in media)
-        if settings.loss.get("name") == "dapo":
+        if self.settings.loss.get("name") == "dapo":
             self.counted = "tokens"
 
     def prepare(self) -> None:
         """Make sampler, rewards and loss."""
         settings = self.settings
         self.dataset = ours.Prompts(self.dataset)
-        self.placeholders = (self.model.image_token_id, self.model.video_token_id)
         self.rewards = [self.make_reward(section) for section in settings.rewards]
         self.policy_loss = ours.read_policy_loss(settings.loss)
-        reference = None
-        if settings.reference_dir is not None:
-            reference = self.frozen_model(self.reference_source, settings.precision)
         self.objective = ours.PolicyObjective(
             self.policy_loss,
             temperature=settings.temperature,
             banned=self.placeholders,
             answers=settings.group_size,
             max_new_tokens=settings.max_new_tokens,
-            reference=reference,
+            reference=self.reference(),
             frozen_media=self.frozen_media,
             chunk_rows=settings.loss_chunk_rows,
         )
@@ -102,27 +89,23 @@ class PolicyRecipe(ours.Recipe[ours.PolicySettings]):
             rows_in_flight=settings.rows_in_flight,
         )
 
-    def begin_step(self) -> None:
-        """Forget the answers of the step before."""
-        self.objective.begin_step()
-
-    def count(self, batch: Mapping[str, Any]) -> int:
-        """Count the answers, or the tokens, over which the mean is taken."""
-        return self.objective.count(batch)
-
     def next_batches(self, loader: Iterator[list[dict[str, Any]]]) -> ours.StepBatches:
         """Draw answers to the next prompts, ask their rewards, and make batches of them."""
         prompts = self.throughput.waiting(loader)
         start = time.perf_counter()
         with ours.answering(self.model, self.settings.precision):
             groups = self.draw(self.model, prompts, self.share.numbers(self.step))
-        rewards = self.judge(prompts, groups)
+        texts = self.texts(groups)
+        rewards = self.judge(prompts, texts)
         worth = ours.advantages(rewards, self.policy_loss.scale_rewards, self.device)
         self.note(prompts, groups, rewards, time.perf_counter() - start)
+        if self.rank == 0 and (self.step + 1) % self.settings.log_every_n_steps == 0:
+            path = self.output_dir / "answers" / f"step_{self.step + 1}.jsonl"
+            ours.write_answers(path, prompts, texts, rewards)
         samples = [
             {
                 "answers": [
-                    ours.answered(prompt, ended, counted="labels" not in prompt) for ended in group
+                    ours.answered(prompt, ended, counted=ours.is_counted(prompt)) for ended in group
                 ],
                 "advantages": advantages,
                 "sampled": [ended.log_probs for ended in group],
@@ -139,25 +122,29 @@ class PolicyRecipe(ours.Recipe[ours.PolicySettings]):
         )
         return collate(samples)
 
+    def texts(self, groups: Sequence[Sequence[Any]]) -> list[list[str]]:
+        """Decode answers."""
+        return [[self.tokenizer.decode(list(one.tokens)) for one in group] for group in groups]
+
     def judge(
-        self,
-        prompts: Sequence[Mapping[str, Any]],
-        groups: Sequence[Sequence[Any]],
+        self, prompts: Sequence[Mapping[str, Any]], texts: Sequence[Sequence[str]]
     ) -> torch.Tensor:
-        """Return the reward of each answer, [prompts, answers], and count what each part gave."""
-        found = []
-        for prompt, group in zip(prompts, groups, strict=True):
+        """Return the reward of each answer, [prompts, answers], and count what each part gave.
+
+        Answers to a prompt that only fills up a step have 0.
+        """
+        found = torch.zeros(len(texts), len(texts[0]))
+        for number, (prompt, group) in enumerate(zip(prompts, texts, strict=True)):
             row = {**prompt["row"], "reference": prompt["reference"]}
-            for ended in group:
-                text = self.tokenizer.decode(list(ended.tokens))
+            for answer, text in enumerate(group if ours.is_counted(prompt) else ()):
                 total = 0.0
                 for name, reward, weight in self.rewards:
                     value = reward(prompt["prompt"], text, row)
                     if value is not None:
                         total += weight * value
                         self.figures.add({f"rewards/{name}": (value, 1)})
-                found.append(total)
-        return torch.tensor(found).view(len(groups), -1)
+                found[number, answer] = total
+        return found
 
     def note(
         self,
@@ -166,12 +153,16 @@ class PolicyRecipe(ours.Recipe[ours.PolicySettings]):
         rewards: torch.Tensor,
         seconds: float,
     ) -> None:
-        """Count what the answers of a step were like, and write those of the first rank."""
-        ended = [one for group in groups for one in group]
-        spread = rewards.std(1)
+        """Count what the answers of a step were like, and note what they can teach."""
+        counted = torch.tensor(list(map(ours.is_counted, prompts)))
+        has_media = torch.tensor(["encoder_input" in prompt for prompt in prompts])
+        self.teaches = ours.can_teach(rewards, self.device)
+        self.teaches_media = ours.can_teach(rewards[has_media], self.device)
+        own, spread = rewards[counted], rewards[counted].std(1)
+        ended = [one for k in counted.nonzero()[:, 0].tolist() for one in groups[k]]
         self.figures.add(
             {
-                "reward": (float(rewards.sum()), rewards.numel()),
+                "reward": (float(own.sum()), own.numel()),
                 "reward_std": (float(spread.sum()), len(spread)),
                 "groups_alike": (float((spread == 0).sum()), len(spread)),
                 "answer_tokens": (sum(len(one.tokens) for one in ended), len(ended)),
@@ -179,17 +170,6 @@ class PolicyRecipe(ours.Recipe[ours.PolicySettings]):
                 "rollout_seconds": (seconds, 1),
             }
         )
-        has_media = torch.tensor(["encoder_input" in prompt for prompt in prompts])
-        self.teaches = ours.can_teach(rewards, self.device)
-        self.teaches_media = ours.can_teach(rewards[has_media], self.device)
-        if self.rank == 0 and (self.step + 1) % self.settings.log_every_n_steps == 0:
-            lines = [
-                {"prompt": prompt["prompt"], "answer": self.tokenizer.decode(list(one.tokens))}
-                | {"reward": float(reward), "reference": prompt["reference"]}
-                for prompt, group, values in zip(prompts, groups, rewards, strict=True)
-                for one, reward in zip(group, values, strict=True)
-            ]
-            ours.write_lines(self.output_dir / "answers" / f"step_{self.step + 1}.jsonl", lines)
 
     def update(self, data: ours.StepBatches, **changes: Any) -> ours.StepResult:
         """Train on the answers of a step, several times where that is asked for."""
@@ -213,11 +193,6 @@ class PolicyRecipe(ours.Recipe[ours.PolicySettings]):
         """Hand on the prompts of a step as they are."""
         return list
 
-    def ready(self, data: ours.StepBatches) -> ours.StepBatches:
-        """Put batches on the device, equally many on every rank."""
-        ours.place_trees(data, self.device, mask=self.mask, dtype=self.model.dtype)
-        return ours.equal_numbers(data, self.device)
-
     def validate(self) -> dict[str, float]:
         """Return the mean reward of the likeliest answer to each row of the validation data."""
         of_training, self.figures = self.figures, ours.PolicyFigures()
@@ -225,13 +200,12 @@ class PolicyRecipe(ours.Recipe[ours.PolicySettings]):
         walk = self.val_walk
         sampler = ours.ValidationSampler(walk.of_pass, self.share, walk.portions)
         for prompts in self.loader(dataset, sampler):
-            own = [prompt for prompt in prompts if "labels" not in prompt]
-            if own:
-                with ours.answering(self.model, self.settings.precision):
-                    groups = self.say(self.model, own, range(len(own)))
-                rewards = self.judge(own, groups)
-                self.figures.add({"reward": (float(rewards.sum()), rewards.numel())})
-        figures = self.report()
+            with ours.answering(self.model, self.settings.precision):  # on all ranks together
+                groups = self.say(self.model, prompts, range(len(prompts)))
+            rewards = self.judge(prompts, self.texts(groups))
+            counted = sum(map(ours.is_counted, prompts))
+            self.figures.add({"reward": (float(rewards.sum()), counted)})
+        figures = self.figures.report(self.device)
         self.figures = of_training
         return {f"val_{name}": value for name, value in figures.items()}
 

@@ -15,9 +15,8 @@ of every rank, and its loss is the mean over all of them, however they are packe
 """
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 from omegaconf import DictConfig
 from torchtune import config
@@ -25,10 +24,9 @@ from tqdm import tqdm
 
 from torchtune_qwen25vl import evaluation
 from torchtune_qwen25vl import training as ours
-from torchtune_qwen25vl.weights import find_weights, fingerprint
 
 
-class PreferenceRecipe(ours.Recipe[ours.PreferenceSettings]):
+class PreferenceRecipe(ours.TreeRecipe[ours.PreferenceSettings]):
     """Sets everything up, trains, and saves the result.
 
     Args:
@@ -39,30 +37,20 @@ class PreferenceRecipe(ours.Recipe[ours.PreferenceSettings]):
     """
 
     read_table = evaluation.InTraining
+    objective: ours.Objective
     counted = "rows"
 
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__(cfg, ours.read_settings(cfg, ours.PreferenceSettings))
-        self.model_identity["reference"] = None
-        if self.settings.reference_dir is not None:
-            self.reference_source, _ = find_weights(self.settings.reference_dir)
-            self.model_identity["reference"] = fingerprint(self.reference_source)
-        packs = self.settings.pack_to is not None and self.device.type == "cuda"
-        self.mask = "flex" if packs else "dense"
-        media = (self.parts["vision"], self.parts["merger"])
-        self.frozen_media = all(part.train == "frozen" for part in media)
 
     def prepare(self) -> None:
         """Make the loss and what it compares with; compute what is kept of that."""
         settings = self.settings
-        reference = None
-        if settings.reference_dir is not None:
-            reference = self.frozen_model(self.reference_source, settings.precision)
         self.objective = ours.Objective(
             ours.read_loss(settings.loss),
             paired=settings.paired,
             has_reference=settings.has_reference,
-            reference=reference,
+            reference=self.reference(),
             frozen_media=self.frozen_media,
             chunk_rows=settings.loss_chunk_rows,
         )
@@ -106,30 +94,17 @@ class PreferenceRecipe(ours.Recipe[ours.PreferenceSettings]):
         )
         return ours.WithReference(dataset, log_probs, walk.empty)
 
-    def begin_step(self) -> None:
-        """Forget the images of the step before."""
-        self.objective.begin_step()
-
-    def count(self, batch: Mapping[str, Any]) -> int:
-        """Count the rows whose loss is summed."""
-        return self.objective.count(batch)
-
     def collate(self) -> ours.TreeCollate:
         """Make the collate from the samples of a step to batches of trees."""
         return ours.TreeCollate(
             self.tokenizer.pad_id,
-            (self.model.image_token_id, self.model.video_token_id),
+            self.placeholders,
             batch_size=self.settings.batch_size,
             pack_to=self.settings.pack_to,
             paired=self.settings.paired,
             across_batches=self.frozen_media,
             mask=self.mask,
         )
-
-    def ready(self, data: ours.StepBatches) -> ours.StepBatches:
-        """Put batches on the device, equally many on every rank."""
-        ours.place_trees(data, self.device, mask=self.mask, dtype=self.model.dtype)
-        return ours.equal_numbers(data, self.device)
 
 
 @config.parse

@@ -1,5 +1,6 @@
 """Runs of our own recipes in this process, or by `torchrun own_runs.py RECIPE YAML ...`."""
 
+import ast
 import importlib.util
 import inspect
 import os
@@ -10,7 +11,9 @@ import time
 from pathlib import Path
 
 import torch
+from finetune_runs import logged
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
 from torchtune_qwen25vl.training import Recipe
 
@@ -32,14 +35,33 @@ def module_of(name):
     return module
 
 
-def make(name, cfg):
-    """The recipe of that name, before it is set up."""
+def class_of(name):
+    """The recipe's class."""
     (kind,) = (
         value
         for value in vars(module_of(name)).values()
         if inspect.isclass(value) and issubclass(value, Recipe)
     )
-    return kind(OmegaConf.create(cfg))
+    return kind
+
+
+def make(name, cfg):
+    """The recipe of that name, before it is set up."""
+    return class_of(name)(OmegaConf.create(cfg))
+
+
+def unread(name, settings):
+    """Settings that neither the recipe's file reads nor what it is made of."""
+    bases = [base for base in class_of(name).__mro__ if base.__module__.startswith("torchtune_q")]
+    files = {path_of(name), *(Path(inspect.getfile(base)) for base in bases)}
+    trees = (ast.parse(file.read_text()) for file in files)
+    used = {n.attr for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    return settings.__dataclass_fields__.keys() - used
+
+
+def own_settings(settings):
+    """Settings that are not those of the recipe finetune."""
+    return settings.__dataclass_fields__.keys() - settings.__base__.__dataclass_fields__.keys()
 
 
 def run(name, cfg):
@@ -67,6 +89,31 @@ def kill_behind(name, cfg, checkpoint):
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def assert_goes_on_after_sigkill(name, config, output_dir, figures):
+    """A run that is killed behind a checkpoint and goes on is one that never stopped, bit for bit.
+
+    Args:
+        name: of the recipe
+        config: makes its config, from an output folder and changes
+        output_dir: where both runs write
+        figures: what is compared of every step
+    """
+    killed = config(output_dir / "killed", max_steps=10**6, save_every_n_steps=2)
+    kill_behind(name, killed, "step_2")
+    last = module_of(name).ours.last_checkpoint(output_dir / "killed")
+    killed.max_steps = int(last.name.removeprefix("step_")) + 2
+    whole = config(output_dir / "whole", max_steps=killed.max_steps, save_every_n_steps=2)
+    for cfg in (killed, whole):
+        run(name, cfg)
+    one, other = logged(killed.output_dir), logged(whole.output_dir)
+    for step in range(1, killed.max_steps + 1):
+        for figure in figures:
+            assert one[step][figure] == other[step][figure], (step, figure)
+    files = (Path(c.output_dir) / "model" / "model.safetensors" for c in (killed, whole))
+    weights = [load_file(file) for file in files]
+    assert all(torch.equal(weights[1][name], weight) for name, weight in weights[0].items())
 
 
 def run_on_two(name, cfgs):

@@ -1,9 +1,7 @@
 """The recipe distill, run as a user runs it."""
 
-import ast
-import inspect
 import json
-from pathlib import Path
+from functools import partial
 
 import own_runs
 import pytest
@@ -11,14 +9,11 @@ import tiny_folder
 import torch
 from finetune_runs import logged
 from omegaconf import OmegaConf
-from safetensors.torch import load_file
 
 from parity import reference
 from torchtune_qwen25vl.training import (
     DistillSettings,
     _distill_settings,
-    _recipe,
-    _stepping,
     read_settings,
 )
 
@@ -99,13 +94,8 @@ def test_what_means_nothing_is_refused_before_anything_is_loaded(base, tmp_path,
 
 
 def test_every_setting_has_a_kind_and_is_used():
-    inherited = DistillSettings.__base__.__dataclass_fields__.keys()
-    own = DistillSettings.__dataclass_fields__.keys() - inherited
-    assert set(_distill_settings.DISTILL) == own
-    files = (own_runs.path_of("distill"), *map(inspect.getfile, (_recipe, _stepping)))
-    trees = (ast.parse(Path(file).read_text()) for file in files)
-    used = {n.attr for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
-    assert DistillSettings.__dataclass_fields__.keys() - used == {"loss_kernel"}  # refused
+    assert set(_distill_settings.DISTILL) == own_runs.own_settings(DistillSettings)
+    assert own_runs.unread("distill", DistillSettings) == {"loss_kernel"}  # refused
 
 
 def test_the_config_is_complete():
@@ -186,21 +176,8 @@ def assert_near(one, other, rel):
 
 
 def test_goes_on_after_sigkill_bit_for_bit(base, tmp_path):
-    killed = config(base, tmp_path / "killed", max_steps=10**6, save_every_n_steps=2)
-    own_runs.kill_behind("distill", killed, "step_2")
-    last = own_runs.module_of("distill").ours.last_checkpoint(tmp_path / "killed")
-    steps = int(last.name.removeprefix("step_")) + 2
-    whole = config(base, tmp_path / "whole", max_steps=steps, save_every_n_steps=2)
-    killed.max_steps = steps
-    run(killed)
-    run(whole)
-    one, other = logged(killed.output_dir), logged(whole.output_dir)
-    for step in range(1, steps + 1):
-        assert one[step]["loss"] == other[step]["loss"]
-    weights = [
-        load_file(Path(c.output_dir) / "model" / "model.safetensors") for c in (killed, whole)
-    ]
-    assert all(torch.equal(weights[1][name], weight) for name, weight in weights[0].items())
+    made = partial(config, base)
+    own_runs.assert_goes_on_after_sigkill("distill", made, tmp_path, ["loss"])
 
 
 def test_what_a_run_depends_on_may_not_change(base, tmp_path):

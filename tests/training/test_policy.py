@@ -1,18 +1,15 @@
 """The recipe policy, run as a user runs it."""
 
-import ast
-import inspect
 import json
 import shutil
+from functools import partial
 from itertools import chain
-from pathlib import Path
 
 import own_runs
 import pytest
 import torch
 from finetune_runs import logged
 from omegaconf import OmegaConf
-from safetensors.torch import load_file
 from tiny_folder import write_pictures
 
 from torchtune_qwen25vl import qwen2_5_vl_from_config, tune_to_hf
@@ -20,8 +17,6 @@ from torchtune_qwen25vl.shapes import tiny_folder
 from torchtune_qwen25vl.training import (
     PolicySettings,
     _policy_settings,
-    _recipe,
-    _stepping,
     read_settings,
 )
 from torchtune_qwen25vl.weights import write_weights
@@ -71,6 +66,7 @@ def base(tmp_path_factory):
     weights = tune_to_hf(model.state_dict())
     write_weights(folder / "model", weights, dict.fromkeys(weights, "model.safetensors"))
     write_pictures(folder / "rows")
+    write_pictures(folder / "few", rows=5)
     return folder
 
 
@@ -128,13 +124,8 @@ def test_what_means_nothing_is_refused_before_anything_is_loaded(base, tmp_path,
 
 
 def test_every_setting_has_a_kind_and_is_used():
-    inherited = PolicySettings.__base__.__dataclass_fields__.keys()
-    own = PolicySettings.__dataclass_fields__.keys() - inherited
-    assert set(_policy_settings.POLICY) == own
-    files = (own_runs.path_of("policy"), *map(inspect.getfile, (_recipe, _stepping)))
-    trees = (ast.parse(Path(file).read_text()) for file in files)
-    used = {n.attr for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
-    assert PolicySettings.__dataclass_fields__.keys() - used == {"loss_kernel"}  # refused
+    assert set(_policy_settings.POLICY) == own_runs.own_settings(PolicySettings)
+    assert own_runs.unread("policy", PolicySettings) == {"loss_kernel"}  # refused
 
 
 def test_the_config_is_complete():
@@ -219,28 +210,14 @@ def test_mixed_precision_draws_and_trains(base, tmp_path):
 
 
 def test_goes_on_after_sigkill_bit_for_bit(base, tmp_path):
-    killed = config(base, tmp_path / "killed", max_steps=10**6, save_every_n_steps=2)
-    killed.rewards = REWARDS
-    own_runs.kill_behind("policy", killed, "step_2")
-    last = own_runs.module_of("policy").ours.last_checkpoint(tmp_path / "killed")
-    steps = int(last.name.removeprefix("step_")) + 2
-    whole = config(base, tmp_path / "whole", max_steps=steps, save_every_n_steps=2)
-    whole.rewards = REWARDS
-    killed.max_steps = steps
-    run(killed)
-    run(whole)
-    one, other = logged(killed.output_dir), logged(whole.output_dir)
-    for step in range(1, steps + 1):
-        assert one[step]["reward"] == other[step]["reward"]
-        assert one[step]["grad_norm"] == other[step]["grad_norm"]
-    weights = [
-        load_file(Path(c.output_dir) / "model" / "model.safetensors") for c in (killed, whole)
-    ]
-    assert all(torch.equal(weights[1][name], weight) for name, weight in weights[0].items())
+    made = partial(config, base, rewards=REWARDS)
+    own_runs.assert_goes_on_after_sigkill("policy", made, tmp_path, ["reward", "grad_norm"])
 
 
 def test_two_ranks_equal_one(base, tmp_path):
-    runs = {"lora": {}, "merger": {f"parts.{k}": v for k, v in FULL.items()}}
+    rows = {"_component_": SMALL["dataset._component_"], "source": str(base / "few" / "rows.json")}
+    validated = {"val_dataset": rows, "eval_every_n_steps": 3}  # the second rank has one row less
+    runs = {"lora": validated, "merger": {f"parts.{k}": v for k, v in FULL.items()}}
     own_runs.run_on_two(
         "policy",
         [
@@ -251,6 +228,8 @@ def test_two_ranks_equal_one(base, tmp_path):
     for title, changes in runs.items():
         run(config(base, tmp_path / f"one {title}", **changes))
         assert_near(tmp_path / f"one {title}", tmp_path / f"two {title}", rel=1e-4)
+    one, two = (logged(tmp_path / f"{number} lora")[3]["val_reward"] for number in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-6)
 
 
 def test_every_image_is_encoded_once_for_its_answers(base, tmp_path):

@@ -1,6 +1,5 @@
 """The recipe preference, run as a user runs it."""
 
-import ast
 import json
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from parity import reference
 from torchtune_qwen25vl.training import (
     PreferenceSettings,
     _preference_settings,
-    _recipe,
     _stepping,
     read_settings,
 )
@@ -113,14 +111,8 @@ def test_what_means_nothing_is_refused_before_anything_is_loaded(folder, tmp_pat
 
 
 def test_every_setting_has_a_kind_and_is_used():
-    own = set(PreferenceSettings.__dataclass_fields__) - set(
-        PreferenceSettings.__base__.__dataclass_fields__
-    )
-    assert set(_preference_settings.PREFERENCE) == own
-    files = (RECIPE, *map(Path, (_recipe.__file__, _stepping.__file__)))
-    trees = (ast.parse(file.read_text()) for file in files)
-    used = {n.attr for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
-    assert PreferenceSettings.__dataclass_fields__.keys() - used == {"loss_kernel"}  # refused
+    assert set(_preference_settings.PREFERENCE) == own_runs.own_settings(PreferenceSettings)
+    assert own_runs.unread("preference", PreferenceSettings) == {"loss_kernel"}  # refused
 
 
 def test_the_config_is_complete():

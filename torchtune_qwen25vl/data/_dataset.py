@@ -82,9 +82,7 @@ class SampleDataset(Dataset):
     def _prompt(self, row: dict[str, Any]) -> dict[str, Any]:
         read = self._read.prompt(row)
         if OF_TURNS in read:
-            raise ValueError(
-                "answers are drawn, so weights of those in a row mean nothing; leave out"
-            )
+            raise ValueError("answers are drawn, so those of a row have no weight; leave it out")
         texts = [message.text_content for message in read["messages"]]
         sample = self._transform(read, inference=True)
         return {**sample, "prompt": "\n".join(filter(None, texts)), "row": _plain(row)}

@@ -1,6 +1,7 @@
 """What a training loop needs beside the model: batches, steps, parts, speed, checkpoints.
 
 Recipe             a run, but for what a step is
+TreeRecipe         the same on batches of trees: a prompt once, and what it is held against
 run                run a recipe on this rank
 Settings           every key of the YAML, checked
 PreferenceSettings the same of the recipe preference
@@ -56,7 +57,8 @@ GroupCollate       prompts with their answers to trees
 advantages         what each answer is worth beside the others of its group
 answering          have a model in training generate, and leave no trace of it
 can_teach          whether the answers of a step give gradients
-write_lines        write a file of JSON lines
+is_counted         whether a prompt counts
+write_answers      write the answers of a step and their rewards
 PolicyFigures      means and largest values since the last report
 PolicyLoss         how the loss of an answer is made
 read_policy_loss   read it: grpo, dr_grpo, dapo, gspo
@@ -138,7 +140,8 @@ from torchtune_qwen25vl.training._rollouts import (
     Prompts,
     Sampler,
     answered,
-    write_lines,
+    is_counted,
+    write_answers,
 )
 from torchtune_qwen25vl.training._samples import (
     Key,
@@ -161,6 +164,7 @@ from torchtune_qwen25vl.training._state import (
 from torchtune_qwen25vl.training._step import StepResult, mean_loss, summed_loss, train_step
 from torchtune_qwen25vl.training._stochastic import StochasticAdamW
 from torchtune_qwen25vl.training._throughput import Throughput
+from torchtune_qwen25vl.training._tree_recipe import TreeRecipe
 from torchtune_qwen25vl.training._trees import TreeCollate, place_trees
 from torchtune_qwen25vl.training._walk import Walk, plan_walk
 
@@ -198,6 +202,7 @@ __all__ = [
     "Throughput",
     "TrainSampler",
     "TreeCollate",
+    "TreeRecipe",
     "ValidationSampler",
     "Walk",
     "WithReference",
@@ -215,6 +220,7 @@ __all__ = [
     "exact_match",
     "gather_weights",
     "in_one_line",
+    "is_counted",
     "json_form",
     "keep_log_probs",
     "last_checkpoint",
@@ -249,5 +255,5 @@ __all__ = [
     "trained_names",
     "tuning",
     "warmup_steps",
-    "write_lines",
+    "write_answers",
 ]

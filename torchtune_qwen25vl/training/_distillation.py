@@ -5,7 +5,7 @@ Shapes: b rows of a batch, s tokens, n labelled tokens, d embed_dim.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,13 @@ from torchtune_qwen25vl.model import (
     Qwen25VL,
     linear_divergence,
 )
+from torchtune_qwen25vl.training._kinds import (
+    POSITIVE,
+    Kind,
+    check_kinds,
+    read_options,
+    word_of,
+)
 from torchtune_qwen25vl.training._step import (
     inputs_of,
     label_rows,
@@ -24,6 +31,15 @@ from torchtune_qwen25vl.training._step import (
     summed_cross_entropy,
 )
 from torchtune_qwen25vl.transform import Qwen25VLTransform
+
+LOSS = {
+    "loss.name": word_of(Divergence),
+    "loss.beta": Kind("a number between 0 and 1", lambda v: POSITIVE.holds(v) and v < 1),
+    "loss.temperature": POSITIVE,
+    "loss.kd_ratio": Kind(
+        "a number of more than 0 and at most 1", lambda v: POSITIVE.holds(v) and v <= 1
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -43,29 +59,9 @@ class DistillationLoss:
     kd_ratio: float = 0.5
 
     def __post_init__(self) -> None:
-        of_jsd = self.name == "jsd"
-        for key, holds, rule in (
-            (
-                "name",
-                self.name in get_args(Divergence),
-                f"one of {', '.join(get_args(Divergence))}",
-            ),
-            ("beta", _is_number(self.beta) and 0 < self.beta < 1, "a number between 0 and 1"),
-            ("beta", of_jsd or self.beta == type(self).beta, "for jsd alone; leave it out"),
-            (
-                "temperature",
-                _is_number(self.temperature) and 0 < self.temperature < float("inf"),
-                "a number of more than 0",
-            ),
-            (
-                "kd_ratio",
-                _is_number(self.kd_ratio) and 0 < self.kd_ratio <= 1,
-                "a number of more than 0 and at most 1",
-            ),
-        ):
-            if not holds:
-                value = getattr(self, key)
-                raise ValueError(f"loss.{key} is {rule}, got loss.{key}={value!r}")
+        check_kinds({"loss": vars(self)}, LOSS)
+        if self.name != "jsd" and self.beta != type(self).beta:
+            raise ValueError(f"loss.beta is for jsd alone; leave it out, got loss.beta={self.beta}")
 
 
 def read_distillation_loss(section: Mapping[str, Any]) -> DistillationLoss:
@@ -74,10 +70,7 @@ def read_distillation_loss(section: Mapping[str, Any]) -> DistillationLoss:
     Raises:
         ValueError: if there is no such divergence or option, or not with this value.
     """
-    known = DistillationLoss.__dataclass_fields__
-    if unknown := sorted(set(map(str, section)) - set(known)):
-        raise ValueError(f"loss has no keys {unknown}; it takes {list(known)}")
-    return DistillationLoss(**{str(key): value for key, value in section.items()})
+    return read_options(DistillationLoss, "loss", section)
 
 
 class Distillation:
@@ -159,7 +152,3 @@ def check_teacher(student: Qwen25VLTransform, teacher: Qwen25VLTransform) -> Non
             f"{seen[0]} and the teacher's by {seen[1]}; correct the YAML, or the teacher's "
             "preprocessor_config.json"
         )
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float)

@@ -1,9 +1,12 @@
 """What each setting of the YAML may be: one table of kinds and ranges."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
+
+L = TypeVar("L")
 
 
 class Kind(NamedTuple):
@@ -21,6 +24,12 @@ class Kind(NamedTuple):
 def one_of(*choices: str) -> Kind:
     """Return the kind of a word from a list."""
     return Kind(f"one of {list(choices)}", lambda value: value in choices)
+
+
+def word_of(words: Any) -> Kind:
+    """Return the kind of a word of a Literal."""
+    choices = get_args(words)
+    return Kind(f"one of {', '.join(choices)}", lambda value: value in choices)
 
 
 def or_null(kind: Kind) -> Kind:
@@ -194,7 +203,7 @@ def check_kinds(values: Mapping[str, Any], kinds: Mapping[str, Kind] = KINDS) ->
                 raise ValueError(f"{key} is {kind.words}, got {key}={value!r}")
 
 
-def check_keys(name: str, section: Mapping[str, Any], known: Mapping[str, Kind]) -> None:
+def check_keys(name: str, section: Mapping[str, Any], known: Collection[str]) -> None:
     """Refuse keys that a section does not have.
 
     Raises:
@@ -202,6 +211,16 @@ def check_keys(name: str, section: Mapping[str, Any], known: Mapping[str, Kind])
     """
     if unknown := sorted(set(map(str, section)) - set(known)):
         raise ValueError(f"{name} has no keys {unknown}; it takes {list(known)}")
+
+
+def read_options(made: type[L], name: str, section: Mapping[str, Any]) -> L:
+    """Make a dataclass of a section whose keys are its fields.
+
+    Raises:
+        ValueError: if it has no such field; what the class refuses is its own.
+    """
+    check_keys(name, section, [one.name for one in fields(made)])  # type: ignore[arg-type]
+    return made(**{str(key): value for key, value in section.items()})
 
 
 def _at(values: Mapping[str, Any], path: list[str]) -> Iterator[Any]:

@@ -14,16 +14,32 @@ Shapes: a answers, t tokens of the longest, g answers of a group.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from torchtune_qwen25vl import _ranks
+from torchtune_qwen25vl.training._kinds import (
+    AMOUNT,
+    POSITIVE,
+    Kind,
+    check_kinds,
+    or_null,
+    read_options,
+    word_of,
+)
 
 PolicyName = Literal["grpo", "dr_grpo", "dapo", "gspo"]
 Scale = Literal["group", "batch", "none"]
 EPSILON = 1e-4  # beside a standard deviation
+LOSS = {
+    "loss.name": word_of(PolicyName),
+    "loss.clip_low": Kind("between 0 and 1", lambda value: AMOUNT.holds(value) and 0 < value < 1),
+    "loss.clip_high": or_null(POSITIVE),
+    "loss.beta": AMOUNT,
+    "loss.scale_rewards": word_of(Scale),
+}
 
 
 @dataclass(frozen=True)
@@ -49,19 +65,7 @@ class PolicyLoss:
     scale_rewards: Scale = "group"
 
     def __post_init__(self) -> None:
-        for key, holds, rule in (
-            ("name", self.name in get_args(PolicyName), _one_of(PolicyName)),
-            ("clip_low", _is_amount(self.clip_low) and 0 < self.clip_low < 1, "between 0 and 1"),
-            (
-                "clip_high",
-                self.clip_high is None or (_is_amount(self.clip_high) and self.clip_high > 0),
-                "a number of more than 0, or null",
-            ),
-            ("beta", _is_amount(self.beta), "a number from 0"),
-            ("scale_rewards", self.scale_rewards in get_args(Scale), _one_of(Scale)),
-        ):
-            if not holds:
-                raise ValueError(f"loss.{key} is {rule}, got loss.{key}={getattr(self, key)!r}")
+        check_kinds({"loss": vars(self)}, LOSS)
 
     @property
     def high(self) -> float:
@@ -75,10 +79,7 @@ def read_policy_loss(section: Mapping[str, Any]) -> PolicyLoss:
     Raises:
         ValueError: if there is no such loss or option, or not with this value.
     """
-    known = PolicyLoss.__dataclass_fields__
-    if unknown := sorted(set(map(str, section)) - set(known)):
-        raise ValueError(f"loss has no keys {unknown}; it takes {list(known)}")
-    return PolicyLoss(**{str(key): value for key, value in section.items()})
+    return read_options(PolicyLoss, "loss", section)
 
 
 def advantages(rewards: Tensor, scale: Scale, device: torch.device) -> Tensor:
@@ -169,11 +170,3 @@ def answer_losses(
     if loss.name == "dr_grpo":
         return total / max_new_tokens, figures
     return (total if loss.name == "dapo" else total / lengths), figures
-
-
-def _one_of(words: Any) -> str:
-    return f"one of {', '.join(get_args(words))}"
-
-
-def _is_amount(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < float("inf")

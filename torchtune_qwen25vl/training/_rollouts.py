@@ -88,7 +88,7 @@ class Sampler:
 
         Args:
             model: in training; it is left as it was
-            prompts: what the transform made for inference
+            prompts: what the transform made for inference, of those that do not count with labels
             numbers: number of each prompt in the run, from which its draws follow
         """
         batch: RunningBatch[Place] = RunningBatch(
@@ -100,6 +100,7 @@ class Sampler:
             banned=self.banned,
             with_log_probs=True,
         )
+        samples = [{k: v for k, v in prompt.items() if k != "labels"} for prompt in prompts]
         found: dict[Place, Ended[Place]] = {}
         left = list(range(len(prompts)))
         with gathered_weights(model):
@@ -108,7 +109,7 @@ class Sampler:
                 left = left[len(entering) :]
                 if entering:
                     rows = [
-                        Prompt((k, j), prompts[k], self._chance(model, numbers[k], j))
+                        Prompt((k, j), samples[k], self._chance(model, numbers[k], j))
                         for k in entering
                         for j in range(self.answers)
                     ]
@@ -159,17 +160,40 @@ def answered(prompt: Sample, ended: Ended[Any], *, counted: bool) -> dict[str, A
     after = positions.max() + 1 + torch.arange(len(own))  # [n]
     labels = torch.full_like(tokens, CROSS_ENTROPY_IGNORE_IDX)
     told = own if counted else torch.full_like(own, CROSS_ENTROPY_IGNORE_IDX)
-    media = {name: prompt[name] for name in ("encoder_input",) if name in prompt}
     return {
         "tokens": torch.cat((tokens, own)),
         "labels": made_labels(torch.cat((labels, told))),
         "input_pos": torch.cat((positions, after[:, None].expand(-1, 3))),
-        **media,
+        **({"encoder_input": prompt["encoder_input"]} if "encoder_input" in prompt else {}),
     }
 
 
-def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Write a file of JSON lines, whole or not at all."""
+def is_counted(prompt: Sample) -> bool:
+    """Say whether a prompt counts: one that only fills up a step is given labels, all ignored."""
+    return "labels" not in prompt
+
+
+def write_answers(
+    path: Path, prompts: Sequence[Sample], texts: Sequence[Sequence[str]], rewards: Tensor
+) -> None:
+    """Write the answers of a step and their rewards, a JSON line each.
+
+    Args:
+        path: file, which appears whole or not at all
+        prompts: what was asked
+        texts: answers to each, g of them
+        rewards: of each answer, [prompts, g]
+    """
+    lines = [
+        {
+            "prompt": prompt["prompt"],
+            "answer": text,
+            "reward": reward,
+            "reference": prompt["reference"],
+        }
+        for prompt, group, values in zip(prompts, texts, rewards.tolist(), strict=True)
+        for text, reward in zip(group, values, strict=True)
+    ]
     path.parent.mkdir(exist_ok=True)
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_file(path, text.encode())

@@ -37,13 +37,23 @@ class Reports(Protocol):
         """Return the means over all ranks, and count from now on."""
 
 
+class NoFigures:
+    """Nothing but the loss is reported."""
+
+    sums: Any = None
+
+    def report(self, device: torch.device) -> dict[str, float]:
+        """Return nothing."""
+        return {}
+
+
 class Stepping(ABC, Generic[S]):
     """Steps of a recipe, for which it makes the loss; set up by `Recipe`.
 
     Attributes:
         loss: summed loss of a batch
         counted: name in the log of what `count` counts
-        figures: means that are logged beside the loss; None for none
+        figures: means that are logged beside the loss
     """
 
     settings: S
@@ -64,7 +74,7 @@ class Stepping(ABC, Generic[S]):
     total_steps: int
     loss: Callable[[Qwen25VL, Mapping[str, Any]], Tensor]
     counted = "labels"
-    figures: Reports | None = None
+    figures: Reports = NoFigures()
 
     @abstractmethod
     def prepare(self) -> None:
@@ -103,7 +113,7 @@ class Stepping(ABC, Generic[S]):
         self.throughput.add(data)
         if self.due(settings.log_every_n_steps):
             step = {"loss": result.loss, self.counted: result.labels, "grad_norm": result.grad_norm}
-            self.log(step | self.report() | rates | self.throughput.report())
+            self.log(step | self.figures.report(self.device) | rates | self.throughput.report())
         return result.loss
 
     def next_batches(self, loader: Iterator[Any]) -> StepBatches:
@@ -129,20 +139,13 @@ class Stepping(ABC, Generic[S]):
                 self.begin_step()
                 yield from data.batches
 
-        of_training = self.figures.sums if self.figures is not None else None
-        if self.figures is not None:
-            self.figures.sums = None
+        of_training, self.figures.sums = self.figures.sums, None
         loss = mean_loss(
             self.model, batches(), device=self.device, loss=self.loss, count=self.count
         )
-        figures = {"loss": loss} | self.report()
-        if self.figures is not None:
-            self.figures.sums = of_training
+        figures = {"loss": loss} | self.figures.report(self.device)
+        self.figures.sums = of_training
         return {f"val_{name}": value for name, value in figures.items()}
-
-    def report(self) -> dict[str, float]:
-        """Return the figures since the last time, and count from now on."""
-        return {} if self.figures is None else self.figures.report(self.device)
 
     def due(self, every: int | None) -> bool:
         """Say whether what is done every so many steps is due after this one."""
