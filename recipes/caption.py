@@ -24,8 +24,7 @@ on (the reason is the last line; what is done stays done), 130 Ctrl-C stopped it
 
 import logging
 import sys
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -111,17 +110,8 @@ def caption_batches(
             records = captioning.records_of(answers, problems, settings, plan)
             progress.add(captioning.write_down(journal, records))
 
-        def questions() -> Iterator[Sequence[jobs.Question]]:
-            for batch in ahead:
-                note([], batch.problems)
-                yield batch.questions
-
-        last: deque[str] = deque(maxlen=settings.batch_size)  # why answers are not finite
         with device.attention_kernels(model.choice):
-            for answers in answerer(questions()):
-                note(answers, {})
-                last.extend("" if answer.is_finite else answer.reason for answer in answers)
-                jobs.refuse_nan(last)
+            jobs.note_answers(answerer, ahead, note, batch_size=settings.batch_size)
         logger.info("%s", progress.speed(ahead.waited))
 
 

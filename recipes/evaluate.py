@@ -32,8 +32,7 @@ on (the reason is the last line; what is done stays done), 130 Ctrl-C stopped it
 
 import logging
 import sys
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -105,17 +104,8 @@ def ask_batches(
             journal.add(records)
             progress.add(records)
 
-        def questions() -> Iterator[Sequence[jobs.RowQuestion]]:
-            for batch in ahead:
-                note([], batch.problems)
-                yield batch.questions
-
-        last: deque[str] = deque(maxlen=settings.batch_size)  # why answers are not finite
         with device.attention_kernels(model.choice):
-            for replies in asker(questions()):
-                note(replies, {})
-                last.extend("" if reply.is_finite else reply.problem for reply in replies)
-                jobs.refuse_nan(last)
+            jobs.note_answers(asker, ahead, note, batch_size=settings.batch_size)
         logger.info("%s", progress.speed(ahead.waited))
 
 

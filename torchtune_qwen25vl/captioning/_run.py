@@ -22,14 +22,13 @@ from torchtune_qwen25vl.jobs import (
     Past,
     Run,
     Workers,
-    claimed,
+    begin,
     count_tokens,
     find_items,
     name_failed,
     plan_batches,
     read_journals,
     summary,
-    take_up,
 )
 
 logger = logging.getLogger(__name__)
@@ -64,23 +63,13 @@ def plan_run(settings: Settings, run: Run, workers: Workers, stack: ExitStack) -
             in it cannot be read.
     """
     items = list_items(settings)
-    if not settings.dry_run:
-        stack.enter_context(claimed(settings.folder))
-    past = take_up(
-        settings.folder,
-        Record,
-        run,
-        complete=place,
-        restart=settings.restart,
-        dry_run=settings.dry_run,
-    )
-    assert past.run is not None
+    begun, past = begin(settings, Record, run, stack, complete=place)
     table = read_table(settings.folder, {"failed", *settings.retried})
     plan = make_plan(items, settings.policy, past, table, retry=settings.retried)
     if not settings.dry_run:
         _make_mirror(plan, settings, past)
         _move_texts(plan, settings)
-    return PlannedRun(past.run, plan, _plan_batches(plan, settings, past.run, workers))
+    return PlannedRun(begun, plan, _plan_batches(plan, settings, begun, workers))
 
 
 def tell_unused(settings: Settings, model: LoadedModel) -> None:

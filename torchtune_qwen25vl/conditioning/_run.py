@@ -18,11 +18,10 @@ from torchtune_qwen25vl.jobs import (
     Journal,
     Row,
     Run,
-    claimed,
+    begin,
     name_failed,
     read_journals,
     summary,
-    take_up,
 )
 
 logger = logging.getLogger(__name__)
@@ -91,18 +90,8 @@ def plan_run(
     Raises:
         ValueError: if another run is at work in the output folder, or what is in it cannot be read.
     """
-    if not settings.dry_run:
-        stack.enter_context(claimed(settings.folder))
-    past = take_up(
-        settings.folder,
-        Record,
-        run,
-        complete=lambda record: record,
-        restart=settings.restart,
-        dry_run=settings.dry_run,
-    )
-    assert past.run is not None
-    plan = Plan(past.run, {row.name: row for row in rows})
+    begun, past = begin(settings, Record, run, stack)
+    plan = Plan(begun, {row.name: row for row in rows})
     for name, row in plan.rows.items():
         record = past.records.get(name)
         if record is None or record.asked != digest(row):

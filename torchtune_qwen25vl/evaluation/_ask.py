@@ -52,7 +52,7 @@ class Asker:
             self._weigh_together,
             refused=_refused,
             too_large=lambda question: Reply(
-                question, problem="out of memory with this row alone: lower max_pixels"
+                question, reason="out of memory with this row alone: lower max_pixels"
             ),
         )
 
@@ -107,14 +107,14 @@ class Asker:
 def _reply(answer: Answer, weighed: Reply | None) -> Reply:
     question = answer.question
     assert isinstance(question, RowQuestion)
-    reply = Reply(question, problem=answer.reason, is_finite=answer.is_finite)
+    reply = Reply(question, reason=answer.reason, is_finite=answer.is_finite)
     if answer.state == "failed":
         return reply
     reply = replace(reply, answer=answer.text, finish=answer.state, tokens=answer.tokens)
     if weighed is None:
         return reply
-    return replace(reply, log_probs=weighed.log_probs, problem=weighed.problem)
+    return replace(reply, log_probs=weighed.log_probs, reason=weighed.reason)
 
 
 def _refused(question: RowQuestion, error: ValueError) -> Reply:
-    return Reply(question, problem=str(error), is_finite=not isinstance(error, NotFiniteError))
+    return Reply(question, reason=str(error), is_finite=not isinstance(error, NotFiniteError))

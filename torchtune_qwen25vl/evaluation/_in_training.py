@@ -99,7 +99,7 @@ class InTraining:
 
             for replies in asker(questions()):
                 for reply in replies:
-                    name, problem = reply.question.name, reply.problem
+                    name, problem = reply.question.name, reply.reason
                     records[name] = (
                         Record(name, "failed", reason=problem)
                         if problem

@@ -3,19 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torchtune_qwen25vl.jobs import RowQuestion
+from torchtune_qwen25vl.jobs import RowQuestion, RowRecord
 
 
 @dataclass(frozen=True)
-class Record:
+class Record(RowRecord):
     """How one row ended.
 
     Attributes:
-        name: of the row
-        state: done; failed, for `reason`
-        reason: of failed
-        asked: what was asked
-        stamp: state of its files
         answer: that the model gave; it may be empty
         finish: "done", "cut" at the length limit, or "looped"; empty where no answer was asked for
         tokens: of the answer
@@ -23,11 +18,6 @@ class Record:
         sizes: of each image, as it is stored and as the model saw it
     """
 
-    name: str
-    state: str
-    reason: str = ""
-    asked: str = ""
-    stamp: str = ""
     answer: str = ""
     finish: str = ""
     tokens: int = 0
@@ -44,5 +34,5 @@ class Reply:
     finish: str = ""
     tokens: int = 0
     log_probs: Sequence[float] = ()
-    problem: str = ""
+    reason: str = ""
     is_finite: bool = True

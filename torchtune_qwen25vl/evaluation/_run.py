@@ -37,8 +37,8 @@ def records_of(
         settings: of the recipe
         plan: of the run
     """
-    failed = dict(problems) | {r.question.name: r.problem for r in replies if r.problem}
-    done = [record_of(reply, settings) for reply in replies if not reply.problem]
+    failed = dict(problems) | {r.question.name: r.reason for r in replies if r.reason}
+    done = [record_of(reply, settings) for reply in replies if not reply.reason]
     return done + [row_failure(Record, plan.rows[n], why, settings) for n, why in failed.items()]
 
 

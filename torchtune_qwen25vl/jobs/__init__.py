@@ -24,6 +24,7 @@ find_items     list the images of all inputs
 count_tokens   placeholders of all images, by their headers
 tokens_of      placeholders of one
 plan_batches   which items go through the model together
+begin          claim a folder, and find out what was done there before
 claimed        keep a second run out of a folder
 take_up        what this run has done before
 Past           what the journals of a folder say
@@ -35,12 +36,14 @@ Task           what one of them does
 Outcome        what came of it
 attempt        do a task in this process
 Answerer       questions to answers, whatever the memory
+note_answers   ask what is read ahead, and note every answer
 Question       a prompt, ready for the model
 Answer         what the model said to it
 RowQuestioner  rows of a table to questions
 RowQuestion    one of them
 RowPlan        what is to be done with all rows
 plan_rows      make it
+RowRecord      how one row ended
 row_failure    the record of a row that failed
 show_row_plan  say what would be done
 show_rows      the same without a model
@@ -64,7 +67,9 @@ FULL           error numbers of a full disk
 
 from torchtune_qwen25vl.jobs._ahead import Ahead
 from torchtune_qwen25vl.jobs._answers import Answer, Answerer, Question
+from torchtune_qwen25vl.jobs._asking import note_answers
 from torchtune_qwen25vl.jobs._batches import plan_batches
+from torchtune_qwen25vl.jobs._begin import begin
 from torchtune_qwen25vl.jobs._chance import seeded
 from torchtune_qwen25vl.jobs._command import run_command, run_job
 from torchtune_qwen25vl.jobs._halves import InHalves, refuse_nan
@@ -80,6 +85,7 @@ from torchtune_qwen25vl.jobs._row_images import is_json
 from torchtune_qwen25vl.jobs._row_plan import (
     ROW_STATES,
     RowPlan,
+    RowRecord,
     plan_rows,
     row_failure,
     show_row_plan,
@@ -112,6 +118,7 @@ __all__ = [
     "RowPlan",
     "RowQuestion",
     "RowQuestioner",
+    "RowRecord",
     "Run",
     "TableSettings",
     "Task",
@@ -119,6 +126,7 @@ __all__ = [
     "as_path",
     "as_text",
     "attempt",
+    "begin",
     "check_model",
     "claimed",
     "count_tokens",
@@ -128,6 +136,7 @@ __all__ = [
     "is_json",
     "jpeg_of",
     "name_failed",
+    "note_answers",
     "plan_batches",
     "plan_rows",
     "read_journals",

@@ -3,10 +3,11 @@
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from torchtune_qwen25vl.jobs._batches import plan_batches
-from torchtune_qwen25vl.jobs._journal import Recorded, Run, claimed, take_up
+from torchtune_qwen25vl.jobs._begin import begin
+from torchtune_qwen25vl.jobs._journal import Run
 from torchtune_qwen25vl.jobs._progress import summary
 from torchtune_qwen25vl.jobs._row_questions import RowQuestioner
 from torchtune_qwen25vl.jobs._table_rows import Row
@@ -16,8 +17,9 @@ from torchtune_qwen25vl.jobs._workers import Workers
 ROW_STATES = ("done", "failed")
 
 
-class RowRecorded(Recorded, Protocol):
-    """How one row ended.
+@dataclass(frozen=True)
+class RowRecord:
+    """How one row ended; a job's own record has more.
 
     Attributes:
         name: of the row
@@ -28,21 +30,14 @@ class RowRecorded(Recorded, Protocol):
         stamp: size and time of its files; a row that failed is tried again when they change
     """
 
-    def __init__(
-        self, name: str, state: str, *, reason: str = "", asked: str = "", stamp: str = ""
-    ) -> None: ...
-
-    @property
-    def reason(self) -> str: ...
-
-    @property
-    def asked(self) -> str: ...
-
-    @property
-    def stamp(self) -> str: ...
+    name: str
+    state: str
+    reason: str = ""
+    asked: str = ""
+    stamp: str = ""
 
 
-R = TypeVar("R", bound=RowRecorded)
+R = TypeVar("R", bound=RowRecord)
 
 
 @dataclass
@@ -85,18 +80,8 @@ def plan_rows(
     Raises:
         ValueError: if another run is at work in the output folder, or what is in it cannot be read.
     """
-    if not settings.dry_run:
-        stack.enter_context(claimed(settings.folder))
-    past = take_up(
-        settings.folder,
-        record,
-        run,
-        complete=lambda known: known,
-        restart=settings.restart,
-        dry_run=settings.dry_run,
-    )
-    assert past.run is not None
-    plan = RowPlan[R](past.run, {row.name: row for row in settings.rows})
+    begun, past = begin(settings, record, run, stack)
+    plan = RowPlan[R](begun, {row.name: row for row in settings.rows})
     for name, row in plan.rows.items():
         known = past.records.get(name)
         if known is not None and _is_final(known, row, settings):
@@ -110,7 +95,7 @@ def plan_rows(
     batches = plan_batches(
         {name: count.value for name, count in counts.items() if not count.problem},
         batch_size=settings.batch_size,
-        batch_tokens=settings.tokens_together(past.run.batch_tokens),
+        batch_tokens=settings.tokens_together(begun.batch_tokens),
         text_tokens=settings.max_new_tokens,
     )
     left = [[name for name in batch if name not in plan.settled] for batch in batches]
@@ -118,7 +103,7 @@ def plan_rows(
     return plan
 
 
-def _is_final(record: RowRecorded, row: Row, settings: TableSettings) -> bool:
+def _is_final(record: RowRecord, row: Row, settings: TableSettings) -> bool:
     if record.asked != settings.asked(row):
         return False
     return record.state == "done" or (record.stamp == row.stamp() and not settings.retry_failed)
