@@ -276,3 +276,18 @@ def test_a_row_that_a_worker_cannot_read_ends_the_run(reading, tmp_path):
     assert "gone.png" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert losses(tmp_path / "out").keys() <= {1, 2, 3, 4}
+
+
+def test_a_word_that_reaches_into_a_list_is_told_in_one_line(monkeypatch, capsys):
+    words = ["rewards.0.column=answer", "loss.beta=0.1"]
+    monkeypatch.setattr(sys, "argv", ["policy.py", *words])
+    cfg = OmegaConf.create({"rewards": [{"column": "a"}]})
+
+    def merges():
+        OmegaConf.merge(cfg, OmegaConf.from_dotlist(words))
+
+    assert _ends.in_one_line(merges) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "as in rewards=[...], got rewards.0.column=answer; write it whole" in line
+    with pytest.raises(TypeError, match="ours"):
+        _ends.in_one_line(raises(TypeError("ours")))

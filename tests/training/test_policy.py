@@ -10,7 +10,7 @@ import pytest
 import torch
 from finetune_runs import logged
 from omegaconf import OmegaConf
-from tiny_folder import write_pictures
+from tiny_folder import write_pairs, write_pictures
 
 from torchtune_qwen25vl import qwen2_5_vl_from_config, tune_to_hf
 from torchtune_qwen25vl.shapes import tiny_folder
@@ -137,6 +137,15 @@ def test_a_data_set_of_others_has_no_prompts(base, tmp_path):
     cfg.dataset = {"_component_": "training_samples.Samples"}
     with pytest.raises(ValueError, match="the prompts of rows, which Samples does not tell"):
         own_runs.make("policy", cfg).setup()
+
+
+def test_rows_of_preference_are_refused(base, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs", rows=4)
+    dataset = {"_component_": "torchtune_qwen25vl.data.preference_dataset", "source": str(pairs)}
+    cfg = config(base, tmp_path / "out")
+    cfg.dataset = dataset
+    with pytest.raises(ValueError, match=r"pairs\.jsonl, row 0: a row of preference is trained on"):
+        run(cfg)
 
 
 # what it does

@@ -4,7 +4,7 @@ The sample of a pair is that of its chosen answer, with that of the rejected one
 the sample of an answer alone has "liked". Only the last answer of a conversation is trained on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,17 @@ class Preference:
 
 class PreferenceReader(Reader):
     """The reader of rows of preference; its parser returns a `Preference`."""
+
+    def prompt(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Refuse to hand on a prompt without its answers.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "a row of preference is trained on with its answers, by the recipe preference; where "
+            "answers are drawn, take a data set of conversations"
+        )
 
     def _turns(self, row: dict[str, Any]) -> list[Turn]:
         return [answer.turns[-1] for answer in self._preference(row).answers]

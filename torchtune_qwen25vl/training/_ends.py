@@ -1,6 +1,7 @@
 """How a run ends before its last step: a signal to stop, or an error that is told in one line."""
 
 import multiprocessing
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -74,8 +75,23 @@ def in_one_line(recipe: Callable[[], Any]) -> int:
         return _say("stopped; the same command goes on from the last checkpoint", 130)
     except OF_USERS as error:
         return _say(_line(error), 2)
+    except TypeError as error:
+        if (words := _into_lists(error)) is None:
+            raise
+        return _say(words, 2)
     finally:
         _end_workers()
+
+
+def _into_lists(error: TypeError) -> str | None:
+    """Say which words of the command line reach into a list of the YAML, if that is the error."""
+    if "Cannot merge" not in str(error):  # OmegaConf's, which names neither
+        return None
+    words = [word for word in sys.argv if re.match(r"[\w.]+\.\d+[.=]", word)]
+    return (
+        f"a list of the YAML is given whole on the command line, as in rewards=[...], got "
+        f"{' '.join(words)}; write it whole, or change it in a copy of the config"
+    )
 
 
 def _end_workers() -> None:
