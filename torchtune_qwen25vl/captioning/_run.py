@@ -53,7 +53,7 @@ def plan_run(settings: Settings, run: Run, workers: Workers, stack: ExitStack) -
     """Find out what is to be done; headers of images are read, no image is decoded.
 
     Args:
-        settings: of the recipe
+        settings: settings of the recipe
         run: what captions depend on now
         workers: read the headers
         stack: keeps the output folder claimed, unless it is a dry run
@@ -193,7 +193,7 @@ def records_of(
     Args:
         answers: of the model
         problems: why the other images were not asked about, by name
-        settings: of the recipe
+        settings: settings of the recipe
         plan: names the text files, and knows the captions that were there before
     """
     answered = [
@@ -221,8 +221,8 @@ def write_outputs(settings: Settings, plan: Plan, workers: Workers) -> int:
     """Write tables and review page of what all ranks did; return the exit code.
 
     Args:
-        settings: of the recipe
-        plan: of the run
+        settings: settings of the recipe
+        plan: plan of the run
         workers: read images for the page that have no thumbnail yet
 
     Raises:

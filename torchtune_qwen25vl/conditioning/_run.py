@@ -35,9 +35,9 @@ class Record:
     """How one prompt ended.
 
     Attributes:
-        name: of the row
-        state: done; failed, for `reason`
-        reason: of failed
+        name: name of the row
+        state: done, or failed for `reason`
+        reason: why it failed
         asked: digest of the prompt and its images; of another one the file counts for nothing
         tokens: kept of the prompt
         note: what else is to be known of the result
@@ -57,7 +57,7 @@ class Plan:
 
     Attributes:
         run: as it was begun, perhaps by an earlier start
-        rows: by name, in input order
+        rows: rows by name, in input order
         settled: final records, of an earlier start
         batches: names of rows that are embedded together, of those still to be done
     """
@@ -81,7 +81,7 @@ def plan_run(
     failed where its images have changed, or with retry_failed.
 
     Args:
-        settings: of the recipe
+        settings: settings of the recipe
         run: what results depend on now
         rows: the prompts
         place: returns the file of a row's result, by its name

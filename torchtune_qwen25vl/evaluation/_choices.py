@@ -15,7 +15,7 @@ def choice(log_probs: Sequence[float], right: int) -> float:
     """Return 1 if the right choice's letter is the likeliest to come first in the answer, else 0.
 
     Args:
-        log_probs: of each letter, after the prompt
+        log_probs: log-probability of each letter after the prompt
         right: index of the right choice
     """
     return float(max(range(len(log_probs)), key=log_probs.__getitem__) == right)

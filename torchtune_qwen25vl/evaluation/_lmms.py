@@ -94,7 +94,7 @@ class Ours:
         dtype: bf16, fp32 or auto
         min_pixels: images of fewer pixels are enlarged; by default as the checkpoint says
         max_pixels: images of more pixels are shrunk; likewise
-        seed: of answers that are drawn
+        seed: seed of answers that are drawn
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Ours:
         """Answer questions, in their order.
 
         Args:
-            asked: of each its name, messages as lmms-eval has them, and the task's options
+            asked: name of each question, its messages as lmms-eval has them, and the task's options
 
         Raises:
             ValueError: naming the question, if it cannot be asked or answered.

@@ -26,7 +26,7 @@ class Case:
         boxes: boxes of which one was asked for, in pixels of the image as the model sees it
         choices: words of each choice
         right: index of the right one
-        log_probs: of each choice's letter, after the prompt
+        log_probs: log-probability of each choice's letter after the prompt
     """
 
     answer: str = ""
@@ -43,7 +43,7 @@ class Score:
 
     Attributes:
         mean: over all rows that are scored; None where there are none
-        standard_error: of the mean, sample deviation / sqrt(n); None for fewer than two rows
+        standard_error: standard error of that mean, deviation / sqrt(n); None for fewer than 2 rows
         n: number of these rows
     """
 
@@ -64,8 +64,8 @@ def score_rows(
     Args:
         metrics: names of `METRICS`
         cases: all rows that are scored; `cider` depends on all of them
-        anls_threshold: of `anls`
-        iou_threshold: of `box_iou`
+        anls_threshold: threshold of `anls`
+        iou_threshold: threshold of `box_iou`
     """
     of_text = partial(anls, threshold=anls_threshold)
     of_box = partial(box_iou, threshold=iou_threshold)

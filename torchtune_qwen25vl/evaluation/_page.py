@@ -26,8 +26,8 @@ def write_page(folder: Path, results: Results, about: str, workers: Workers, mos
     """Write the page, whole or not at all; return its path.
 
     Args:
-        folder: of the run
-        results: of the run
+        folder: output folder of the run
+        results: results of the run
         about: what stands above the rows
         workers: read the images
         most: rows on the page: those with the lowest score of the first metric, then failed ones

@@ -30,8 +30,8 @@ def moved(boxes: Sequence[Box], sizes: Sequence[tuple[Size, Size]]) -> tuple[Box
     """Move the boxes of a row to the image as the model sees it.
 
     Args:
-        boxes: of the table
-        sizes: of each image of the row, as it is stored and as the model sees it
+        boxes: boxes of the table
+        sizes: size of each image of the row, as it is stored and as the model sees it
 
     Raises:
         ValueError: if the row has not one image, or a box lies outside it.

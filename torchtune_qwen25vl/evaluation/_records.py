@@ -11,11 +11,11 @@ class Record(RowRecord):
     """How one row ended.
 
     Attributes:
-        answer: that the model gave; it may be empty
+        answer: answer that the model gave; it may be empty
         finish: "done", "cut" at the length limit, or "looped"; empty where no answer was asked for
-        tokens: of the answer
-        log_probs: of each choice's letter, where they were asked for
-        sizes: of each image, as it is stored and as the model saw it
+        tokens: number of tokens of the answer
+        log_probs: log-probability of each choice's letter, where they were asked for
+        sizes: size of each image, as it is stored and as the model saw it
     """
 
     answer: str = ""

@@ -22,10 +22,10 @@ class Scored:
     """A row with its answer and what it is worth.
 
     Attributes:
-        row: of the table
+        row: row of the table
         case: the answer beside what the table says; None where it failed
         record: how it ended
-        scores: by metric; none where it failed
+        scores: scores by metric; none where it failed
         problem: why it failed
     """
 
@@ -41,7 +41,7 @@ class Results:
     """What a run came to.
 
     Attributes:
-        rows: in input order
+        rows: rows in input order
         scores: mean of each metric, over the rows that did not fail
     """
 
@@ -70,7 +70,7 @@ def score_records(settings: Settings, records: Mapping[str, Record]) -> Results:
     """Score every row.
 
     Args:
-        settings: of the recipe
+        settings: settings of the recipe
         records: how rows ended, by name
     """
     found = [_case(row, records[row.name], settings.truths) for row in settings.rows]
@@ -135,8 +135,8 @@ def write_scores(folder: Path, results: Results, about: Mapping[str, Any]) -> No
     """Write the means, of how many rows they are, and what they depend on.
 
     Args:
-        folder: of the run
-        results: of the run
+        folder: output folder of the run
+        results: results of the run
         about: model and settings
     """
     finishes = [row.record.finish for row in results.rows]

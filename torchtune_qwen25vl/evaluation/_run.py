@@ -32,10 +32,10 @@ def records_of(
     """Make the records of a batch.
 
     Args:
-        replies: of the model
+        replies: replies of the model
         problems: why the other rows were not asked, by name
-        settings: of the recipe
-        plan: of the run
+        settings: settings of the recipe
+        plan: plan of the run
     """
     failed = dict(problems) | {r.question.name: r.reason for r in replies if r.reason}
     done = [record_of(reply, settings) for reply in replies if not reply.reason]
@@ -63,9 +63,9 @@ def write_outputs(
     """Score all rows, and write predictions, scores and page; return the exit code.
 
     Args:
-        settings: of the recipe
-        plan: of the run, whose rows all ranks have gone through
-        model: that was asked
+        settings: settings of the recipe
+        plan: plan of the run, whose rows all ranks have gone through
+        model: model that was asked
         workers: read images for the page
     """
     folder = settings.folder

@@ -34,7 +34,7 @@ def read_truth(row: Row, columns: Mapping[str, str | None], metrics: Collection[
     """Read what the table says of a row, as far as metrics need it.
 
     Args:
-        row: of the table
+        row: row of the table
         columns: names of the columns `reference` and `choices`; None for those in use
         metrics: names of metrics
 

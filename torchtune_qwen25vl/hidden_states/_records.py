@@ -11,7 +11,7 @@ class Record(RowRecord):
     """How one row ended.
 
     Attributes:
-        answer: that the model gave
+        answer: answer that the model gave
         finish: "stop", or "length" where the answer was cut; empty without an answer
         tokens: of the prompt
         places: of states that are no vectors but [n, width], by selector

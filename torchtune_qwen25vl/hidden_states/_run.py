@@ -79,7 +79,7 @@ def plan_run(
     """Find out what is to be done; headers of images are read, no image is decoded.
 
     Args:
-        settings: of the recipe
+        settings: settings of the recipe
         run: what states depend on now
         layout: of the states
         questioner: counts the tokens of prompts
@@ -100,8 +100,8 @@ def write_outputs(settings: Settings, plan: Plan, device: str) -> int:
     """Write the table, and HALP's parts where they are asked for; return the exit code.
 
     Args:
-        settings: of the recipe
-        plan: of the run, whose rows all ranks have gone through
+        settings: settings of the recipe
+        plan: plan of the run, whose rows all ranks have gone through
         device: that it ran on
     """
     folder = settings.folder

@@ -18,8 +18,8 @@ class Writer:
     again, to the same places.
 
     Args:
-        settings: of the recipe
-        plan: of the run
+        settings: settings of the recipe
+        plan: plan of the run
         layout: of the states
         rank: of this process
     """

@@ -25,7 +25,7 @@ def begin(
     """Claim a job's folder, unless it is a dry run, and find out what was done there before.
 
     Args:
-        settings: of the recipe
+        settings: settings of the recipe
         record: class of the job's records
         run: what the results depend on now
         stack: keeps the folder claimed

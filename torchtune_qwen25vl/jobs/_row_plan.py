@@ -22,9 +22,9 @@ class RowRecord:
     """How one row ended; a job's own record has more.
 
     Attributes:
-        name: of the row
-        state: done; failed, for `reason`
-        reason: of failed
+        name: name of the row
+        state: done, or failed for `reason`
+        reason: why it failed
         asked: digest of the question and of the names of its images; of another one the record
             counts for nothing
         stamp: size and time of its files; a row that failed is tried again when they change
@@ -46,7 +46,7 @@ class RowPlan(Generic[R]):
 
     Attributes:
         run: as it was begun, perhaps by an earlier start
-        rows: by name, in input order
+        rows: rows by name, in input order
         settled: final records of rows, of this start or an earlier one
         unjournaled: those of them that are not yet in the journal
         batches: names of rows that go through the model together, of those still to be done
@@ -70,7 +70,7 @@ def plan_rows(
     """Find out what is to be done; headers of images are read, no image is decoded.
 
     Args:
-        settings: of the recipe
+        settings: settings of the recipe
         record: class of the job's records
         run: what answers depend on now
         questioner: counts the tokens of prompts

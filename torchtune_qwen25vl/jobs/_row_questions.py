@@ -36,7 +36,7 @@ class RowQuestion(Question):
 
     Attributes:
         row: what was asked about
-        sizes: of each of its images, as it is stored and as the model sees it
+        sizes: size of each of its images, as it is stored and as the model sees it
     """
 
     row: Row

@@ -31,7 +31,7 @@ class TarRows:
 
     Args:
         files: the files
-        starts: of each, where its rows begin
+        starts: where the rows of each begin
     """
 
     def __init__(self, files: Sequence[StoredFile], starts: Sequence[array]) -> None:

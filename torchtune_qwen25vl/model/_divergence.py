@@ -45,9 +45,9 @@ def linear_divergence(
 
     Args:
         hidden: the student's, [n, d], after the final norm
-        weight: its output projection (or tied embedding), [v, d]
+        weight: output projection of the student (or tied embedding), [v, d]
         teacher_hidden: the teacher's, for the same tokens, [n, d]
-        teacher_weight: its output projection, [v, d]
+        teacher_weight: output projection of the teacher, [v, d]
         name: which divergence
         beta: the teacher's share of the mixture, for jsd
         temperature: divides the logits of both; divergences are not multiplied by its square

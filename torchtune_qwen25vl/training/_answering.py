@@ -19,8 +19,8 @@ def answering(model: Qwen25VL, precision: Precision) -> Iterator[None]:
     compiled anew. Afterwards the model is sharded as before and memory is given back.
 
     Args:
-        model: in training
-        precision: of the training
+        model: model in training
+        precision: precision of the training
     """
     device = model.device.type
     mixes = precision == "bf16_mixed"

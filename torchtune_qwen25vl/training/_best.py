@@ -19,7 +19,7 @@ class Best:
 
     Attributes:
         step: after which it was; 0 where there was none
-        value: of the figure that decides
+        value: value of the figure that decides
         worse: number of evaluations since, none of which was better
     """
 
@@ -37,7 +37,7 @@ class Best:
 
         Args:
             step: after which it is
-            figures: of the evaluation
+            figures: figures of the evaluation
             name: which of them decides, without the `val_` before it
         """
         value = figures[f"val_{name}"]

@@ -62,7 +62,7 @@ class Objective:
 
         Args:
             model: policy, on the batch's device
-            batch: of `TreeCollate`, placed by `place_trees`
+            batch: batch of `TreeCollate`, placed by `place_trees`
         """
         media = self.media(model, batch)
         reference = batch.get("reference")
@@ -152,7 +152,7 @@ class Media:
 
         Args:
             policy: model that is trained, without adapters in the meantime
-            batch: of `TreeCollate`
+            batch: batch of `TreeCollate`
             media: the policy's arguments, if they are there already
         """
         model = policy if self.reference is None else self.reference
@@ -207,7 +207,7 @@ def answer_log_probs(
 
     Args:
         model: on the batch's device
-        batch: of `TreeCollate`, placed by `place_trees`
+        batch: batch of `TreeCollate`, placed by `place_trees`
         media: arguments of its images, of `Encoder`
         chunk_rows: see `linear_log_probs`
     """
@@ -221,7 +221,7 @@ def token_log_probs(model: Qwen25VL, batch: Batch, media: Batch, **options: Any)
 
     Args:
         model: on the batch's device
-        batch: of `TreeCollate`, placed by `place_trees`
+        batch: batch of `TreeCollate`, placed by `place_trees`
         media: arguments of its images, of `Encoder`
         **options: of `linear_log_probs`
     """
@@ -243,7 +243,7 @@ def answer_lengths(batch: Batch, answers: int = 2) -> Tensor:
     """Count the labelled tokens of each answer, int [t, answers].
 
     Args:
-        batch: of `TreeCollate`
+        batch: batch of `TreeCollate`
         answers: answers of a tree
     """
     is_labelled = targets(batch["labels"]) != CROSS_ENTROPY_IGNORE_IDX

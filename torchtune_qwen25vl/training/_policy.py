@@ -118,8 +118,8 @@ class Drawn:
 
     Attributes:
         policy: log-probability of each token now, [a, t]
-        before: the same when the answers were drawn, without gradients
-        reference: the same of the reference; None without one
+        before: log-probability of each token when the answers were drawn, without gradients
+        reference: log-probability of each token by the reference; None without one
         lengths: number of tokens of each answer, [a]
         advantages: what each answer is worth, [a]
     """

@@ -27,7 +27,7 @@ class PolicyObjective:
 
     Args:
         loss: how the loss of an answer is made
-        temperature: that of the sampler
+        temperature: temperature of the sampler
         banned: tokens that the sampler never draws
         answers: g
         max_new_tokens: longest answer that the sampler gives
@@ -73,7 +73,7 @@ class PolicyObjective:
 
         Args:
             model: policy, on the batch's device
-            batch: of `GroupCollate`, placed by `place_trees`, with its "number" in the step
+            batch: batch of `GroupCollate`, placed by `place_trees`, with its "number" in the step
         """
         media = self.media(model, batch)
         lengths = answer_lengths(batch, self.answers).flatten()  # [a]

@@ -87,7 +87,7 @@ class Sampler:
         """Return the answers to each prompt.
 
         Args:
-            model: in training; it is left as it was
+            model: model in training; it is left as it was
             prompts: what the transform made for inference, of those that do not count with labels
             numbers: number of each prompt in the run, from which its draws follow
         """
@@ -182,7 +182,7 @@ def write_answers(
         path: file, which appears whole or not at all
         prompts: what was asked
         texts: answers to each, g of them
-        rewards: of each answer, [prompts, g]
+        rewards: reward of each answer, [prompts, g]
     """
     lines = [
         {

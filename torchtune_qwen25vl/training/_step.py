@@ -73,7 +73,7 @@ def summed_cross_entropy(
     """Sum the cross entropy of the labels of a batch, each times its weight if it has one.
 
     Args:
-        hidden: of the labelled rows, [n, d]
+        hidden: hidden states of the labelled rows, [n, d]
         weight: the output's, [v, d]
         batch: as for `summed_loss`
         chunk_rows: see `linear_cross_entropy`

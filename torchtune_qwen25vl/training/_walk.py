@@ -28,7 +28,7 @@ class Walk:
         left_out: numbers of the rows that it left out from its beginning
         empty: places of rows that were left out since then
         digest: short name of what stands in the rows, None for data sets of other kinds than ours
-        portions: of a mixture, whose places are those of its parts, how much of each a pass has
+        portions: how much of each part of a mixture a pass has; places are those of all parts
     """
 
     places: int

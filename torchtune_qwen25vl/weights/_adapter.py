@@ -41,12 +41,12 @@ class Adapter:
     """An adapter of LoRA or DoRA, and the weights that were trained in full beside it.
 
     Args:
-        folder: of adapter_config.json and adapter_model.safetensors
+        folder: folder of adapter_config.json and adapter_model.safetensors
 
     Attributes:
         folder: the same
         base: folder or hub id of the model that it belongs to
-        dtypes: of its weights
+        dtypes: dtypes of its weights
 
     Raises:
         ValueError: if a file is missing or damaged, or the config asks for what is not computed.
@@ -75,7 +75,7 @@ class Adapter:
         """Refuse an adapter that is of another model.
 
         Args:
-            shapes: of the model's weights, by their names on disk
+            shapes: shapes of the model's weights, by their names on disk
 
         Raises:
             ValueError: naming its weights that have no place there.
