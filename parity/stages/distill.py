@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from parity import reference
+from parity import pairs, reference
 from parity.inputs import Inputs, make_inputs
 from parity.stages._stage import Measurement, Setting, Stage, gradient_error
 from torchtune_qwen25vl import hf_to_tune
@@ -79,13 +79,9 @@ def measure_distillation(setting: Setting) -> Iterator[Measurement]:
 
 def _batches(inputs: Inputs) -> list[dict]:
     """A padded batch of two rows, and the others packed."""
-    samples = [row.ours | _alone(row) for row in map(inputs.row, range(len(LAYOUT)))]
+    samples = [pairs.sample(inputs.row(index)) for index in range(len(LAYOUT))]
     padded = StepCollate(0, batch_size=2, pack_to=None)(samples[:2]).batches
     return padded + StepCollate(0, batch_size=1, pack_to=128)(samples[2:]).batches
-
-
-def _alone(row: Inputs) -> dict[str, Tensor]:
-    return {"tokens": row.tokens[0], "labels": row.labels[0], "input_pos": row.positions[0]}
 
 
 def _teacher() -> nn.Module:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
-from parity import reference
+from parity import pairs, reference
 from parity.inputs import Inputs, make_inputs
 from parity.stages._stage import Measurement, Setting, Stage, max_error, relative_frobenius
 from torchtune_qwen25vl import Qwen25VL, hf_to_tune, qwen2_5_vl_from_config
@@ -141,19 +141,10 @@ def _train_ours(model: Qwen25VL, case: Case, data: list[list[Inputs]]) -> Iterat
     for step in data:
         batches = [{**inputs.ours, "labels": inputs.labels} for inputs in step]
         if case.packed:
-            samples = [sample for inputs in step for sample in _samples(inputs)]
+            rows = [inputs.row(index) for inputs in step for index in range(len(inputs.tokens))]
+            samples = list(map(pairs.sample, rows))
             batches = StepCollate(0, batch_size=1, pack_to=64)(samples).batches
         yield train_step(model, optimizer, batches).loss
-
-
-def _samples(inputs: Inputs) -> Iterator[dict[str, Any]]:
-    for row in (inputs.row(index) for index in range(len(inputs.tokens))):
-        alone = {
-            "tokens": row.tokens[0],
-            "labels": row.labels[0],
-            "input_pos": row.positions[0],
-        }
-        yield row.ours | alone
 
 
 def _train_theirs(model: nn.Module, case: Case, data: list[list[Inputs]]) -> Iterator[float]:

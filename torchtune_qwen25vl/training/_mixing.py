@@ -7,8 +7,9 @@ a part of which a pass has half is seen whole in two. The rows of a pass follow 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
+
+from torchtune_qwen25vl.training._seeds import seed_of
 
 
 class Portion(NamedTuple):
@@ -55,5 +56,5 @@ def places_of_pass(
 
 def _order(places: int, seed: int, part: int, which: int) -> torch.Tensor:
     """Return the order of a walk's round through a part."""
-    entropy = np.random.SeedSequence((seed, part, which, 1)).generate_state(1)
-    return torch.randperm(places, generator=torch.Generator().manual_seed(int(entropy[0])))
+    generator = torch.Generator().manual_seed(seed_of(seed, part, which, 1))
+    return torch.randperm(places, generator=generator)

@@ -22,7 +22,7 @@ from torchtune_qwen25vl._torchtune import made_labels
 from torchtune_qwen25vl.generation import Ended, Prompt, RunningBatch, Sampling
 from torchtune_qwen25vl.model import Qwen25VL
 from torchtune_qwen25vl.training._images import Images
-from torchtune_qwen25vl.training._samples import seed_of
+from torchtune_qwen25vl.training._seeds import seed_of
 from torchtune_qwen25vl.training._trees import Row, TreeCollate, plant
 
 Sample = Mapping[str, Any]

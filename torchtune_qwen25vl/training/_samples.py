@@ -20,6 +20,7 @@ from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 from torchtune_qwen25vl.training._batches import StepCollate
 from torchtune_qwen25vl.training._ends import leave_signals_to_the_run
 from torchtune_qwen25vl.training._mixing import Portion, places_of_pass
+from torchtune_qwen25vl.training._seeds import seed_of
 
 
 class Key(NamedTuple):
@@ -211,8 +212,3 @@ def seed_step(seed: int, step: int) -> None:
     """
     _, rank = utils.get_world_size_and_rank()
     torch.manual_seed(seed_of(seed, step, rank))
-
-
-def seed_of(*numbers: int) -> int:
-    """Make one seed of several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
