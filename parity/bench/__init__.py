@@ -5,11 +5,12 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
 from torchtune_qwen25vl import Qwen25VL, device
+from torchtune_qwen25vl.model import products_by
 
 BENCHES = (
     "image",
@@ -22,6 +23,7 @@ BENCHES = (
     "conditioning",
     "cost",
 )
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,17 @@ def as_in_jobs(model: Qwen25VL) -> Qwen25VL:
     """Have a model's weights as a job on this CPU would: packed, or as they are; return it."""
     device.use_kernels(model, device.choose(device.look("cpu"), {model.dtype}))
     return model
+
+
+def as_in_training(work: Callable[[], T]) -> Callable[[], T]:
+    """Have a CPU's products computed as the recipes of training would."""
+    kernels, _ = device.choose_kernels(device.look("cpu"), "auto")
+
+    def run() -> T:
+        with products_by(kernels):
+            return work()
+
+    return run
 
 
 def compare(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from parity import pairs, reference
-from parity.bench import Row, compare
+from parity.bench import Row, as_in_training, compare
 from parity.bench.memory import peak_memory
 from parity.bench.training import NARROW, PICTURE, WIDE
 from parity.inputs import Inputs, make_inputs
@@ -52,7 +52,7 @@ def rows() -> Iterator[Row]:
 
 
 def _row(case: str, name: str, ours: Work, theirs: Work) -> Row:
-    threads = torch.get_num_threads()
+    threads, ours = torch.get_num_threads(), as_in_training(ours)
     milliseconds = compare(ours, theirs, repeats=REPEATS[name], threads=threads)
     memory = [peak_memory(work) / 2**20 for work in (ours, theirs)]
     note = f"peak {memory[0]:.0f} and {memory[1]:.0f} MiB, {memory[0] / memory[1]:.2f}x"

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from parity import reference
-from parity.bench import Row, compare
+from parity.bench import Row, as_in_training, compare
 from parity.bench.memory import peak_memory
 from parity.inputs import Inputs, make_inputs
 from parity.trace import ours_like
@@ -55,13 +55,15 @@ def _packed_row(name: str) -> Row:
     packed = _ours(name, alone, frozen=True, pack_to=sum(lengths))
     padded = _ours(name, [inputs], frozen=True)
     row = _row(f"{name}, {SHORT} short samples packed", name, packed, _theirs(name, inputs, True))
-    milliseconds = compare(packed, padded, repeats=REPEATS[name], threads=row.threads)
+    milliseconds = compare(
+        *map(as_in_training, (packed, padded)), repeats=REPEATS[name], threads=row.threads
+    )
     note = f"{milliseconds[1] / milliseconds[0]:.2f}x our own padded"
     return Row(row.case, row.threads, row.ours, row.theirs, f"{row.note}; {note}")
 
 
 def _row(case: str, name: str, ours: Callable[[], Any], theirs: Callable[[], Any]) -> Row:
-    threads = torch.get_num_threads()
+    threads, ours = torch.get_num_threads(), as_in_training(ours)
     milliseconds = compare(ours, theirs, repeats=REPEATS[name], threads=threads)
     memory = [peak_memory(work) / 2**20 for work in (ours, theirs)]
     note = f"peak {memory[0]:.0f} and {memory[1]:.0f} MiB, {memory[0] / memory[1]:.2f}x"

@@ -13,7 +13,7 @@ from parity import pairs, reference
 from parity.inputs import Inputs, make_inputs
 from parity.stages._stage import Measurement, Setting, Stage, max_error, relative_frobenius
 from torchtune_qwen25vl import Qwen25VL, hf_to_tune, qwen2_5_vl_from_config
-from torchtune_qwen25vl.model import part_of
+from torchtune_qwen25vl.model import Library, part_of, products_by
 from torchtune_qwen25vl.training import (
     Part,
     StepCollate,
@@ -50,6 +50,7 @@ class Case:
     name: str
     parts: dict[str, Part]
     packed: bool = False
+    library: Library = "torch"  # by which ours multiplies
 
     @property
     def adapters(self) -> dict[str, Any]:
@@ -67,6 +68,7 @@ CASES = (
     Case("adapters and merger", ADAPTED),
     Case("packed", EVERYTHING, packed=True),
     Case("everything", EVERYTHING),
+    Case("everything, by oneDNN", EVERYTHING, library="onednn"),
 )
 
 
@@ -88,11 +90,12 @@ def measure_training(setting: Setting) -> Iterator[Measurement]:
         if case.adapters:
             _adapt(theirs, ours)
         setting.faulty(ours)
-        our_losses = list(_train_ours(ours, case, data))
+        with products_by(case.library, always=True):
+            our_losses = list(_train_ours(ours, case, data))
         yield from _frozen_weights(case, ours, start)
         their_losses = list(_train_theirs(theirs, case, data))
-        pairs = zip(our_losses, their_losses, strict=True)
-        error = max(abs(mine - their) / their for mine, their in pairs)
+        both = zip(our_losses, their_losses, strict=True)
+        error = max(abs(mine - their) / their for mine, their in both)
         yield Measurement(f"{case.name}: losses", error, TOLERANCE)
         yield from _compare_weights(case, ours, theirs)
 

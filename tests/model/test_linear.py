@@ -7,6 +7,7 @@ from torchtune.modules import peft
 from torchtune.modules.low_precision import FrozenNF4Linear
 from torchtune.modules.peft import disable_adapter, get_merged_lora_ckpt
 
+from torchtune_qwen25vl.model._products import Linear
 from torchtune_qwen25vl.model._tuning import DoRALinear, LoRALinear, Tuning
 
 RANK, ALPHA = 4, 3  # not twice the rank, by which a wrong scale would hide
@@ -118,18 +119,18 @@ def test_options_without_effect_are_refused(options, message):
 @pytest.mark.parametrize(
     ("options", "part", "name", "expected"),
     [
-        ({}, "decoder", "q_proj", nn.Linear),
+        ({}, "decoder", "q_proj", Linear),
         (LORA, "decoder", "q_proj", LoRALinear),
-        (LORA, "decoder", "k_proj", nn.Linear),
-        (LORA, "decoder", "w1", nn.Linear),
-        (LORA, "vision", "q_proj", nn.Linear),
+        (LORA, "decoder", "k_proj", Linear),
+        (LORA, "decoder", "w1", Linear),
+        (LORA, "vision", "q_proj", Linear),
         ({**LORA, "apply_lora_to_mlp": True}, "decoder", "w2", LoRALinear),
         ({**LORA, "apply_lora_to_output": True}, "decoder", "output", LoRALinear),
         ({**LORA, "use_dora": True}, "decoder", "q_proj", DoRALinear),
         ({**LORA, "vision_trainable": "lora"}, "vision", "q_proj", LoRALinear),
         ({**LORA, "quantize_base": True}, "decoder", "k_proj", FrozenNF4Linear),
-        ({**LORA, "quantize_base": True}, "decoder", "output", nn.Linear),
-        ({**LORA, "quantize_base": True}, "vision", "k_proj", nn.Linear),
+        ({**LORA, "quantize_base": True}, "decoder", "output", Linear),
+        ({**LORA, "quantize_base": True}, "vision", "k_proj", Linear),
     ],
 )
 def test_which_layer_is_made(options, part, name, expected):

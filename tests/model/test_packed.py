@@ -11,6 +11,7 @@ from torch import nn
 
 from torchtune_qwen25vl import generate
 from torchtune_qwen25vl.model import _packed, pack
+from torchtune_qwen25vl.model._products import Linear
 from torchtune_qwen25vl.model._tuning import LoRALinear
 
 FP32 = {"rtol": 1e-5, "atol": 1e-5}  # sums in another order
@@ -94,7 +95,7 @@ def test_small_layers_and_layers_with_adapters_stay():
     assert type(layer.attn.q_proj) is LoRALinear
     assert type(layer.attn.k_proj) is _packed.PackedLinear  # 512 x 256
     assert type(layer.mlp.w1) is _packed.PackedLinear
-    assert type(pack(tiny.model()).layers[0].mlp.w1) is nn.Linear
+    assert type(pack(tiny.model()).layers[0].mlp.w1) is Linear
     small = tiny.model().to(torch.bfloat16)
     assert type(pack(small).layers[0].mlp.w1) is _packed.PackedLinear
 

@@ -19,12 +19,14 @@ import tiny_folder
 import torch
 import training_on_ranks
 import training_samples
+from counted import Counted
 from finetune_runs import config, logged, losses
 from omegaconf import OmegaConf
 from training_on_ranks import MIXTURES, RECIPE, TUNINGS, recipe, run
 
 from parity import reference
 from parity.faults import FAULTS
+from torchtune_qwen25vl.model import _products
 from torchtune_qwen25vl.training import (
     Settings,
     Share,
@@ -80,6 +82,11 @@ def cfg(folder, tmp_path):
         ({"tokenizer.max_seq_len": 65}, r"at least tokenizer.max_seq_len \(65\).*got pack_to=64"),
         ({"optimizer.lr": 1e-3}, r"set parts.<name>.lr and .*'lr': 0.001"),
         ({"optimizer.weight_decay": 0.1}, "set .* parts.<name>.weight_decay"),
+        ({"cpu_kernels": "mkl"}, r"cpu_kernels is one of \['auto', 'torch', 'onednn'\], got"),
+        (
+            {"cpu_kernels": "torch", "precision": "bf16_mixed"},
+            "about products in fp32, .*got cpu_kernels='torch', precision='bf16_mixed'",
+        ),
         ({"loss_kernel": "triton"}, r"loss_kernel is one of \['torch', 'liger'\], got"),
         ({"loss_kernel": "liger", "loss_chunk_rows": 64}, "'liger' cuts rows in its own way"),
         ({"after_training._component_": "nowhere.report"}, "after_training .*module named 'nowh"),
@@ -435,10 +442,12 @@ def test_warm_up_by_a_ratio(cfg):
 
 
 def test_the_plan_is_printed_first(cfg, capsys):
+    cfg.cpu_kernels = "torch"
     flagship = recipe().FinetuneRecipe(cfg)
     flagship.setup()
     printed = capsys.readouterr().out.splitlines()
-    rows, tokens, steps, *parts, memory = printed[-7:]
+    rows, tokens, steps, *parts, memory, kernels = printed[-8:]
+    assert kernels == "cpu_kernels torch was asked for"
     assert rows == "24 rows, 4 in a step: 1.00 passes"
     assert re.fullmatch(r"a row has about \d+ tokens, \d+ of them trained on .*in all", tokens)
     assert steps == "6 steps, the rates rise in the first 2"
@@ -455,6 +464,16 @@ def test_the_plan_is_printed_first(cfg, capsys):
     weights = r"weights take \d+\.\d\d GB; "
     moments = r"gradients and moments .* take \d+\.\d\d GB .*; \d+\.\d\d GB are free"
     assert re.match(weights + moments, memory)
+
+
+@pytest.mark.parametrize("library", ["onednn", "torch"])
+def test_the_library_that_is_asked_for_multiplies(cfg, monkeypatch, library):
+    for name in ("LEAST_WIDTH", "MANY"):  # of this model all products are small
+        monkeypatch.setattr(_products, name, 1)
+    cfg.cpu_kernels, cfg.max_steps, cfg.save_every_n_steps = library, 3, None
+    with Counted() as counted:
+        run(cfg)
+    assert (counted.calls["_linear_pointwise"] > 0) == (library == "onednn")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 look               describe a device
 choose             choose how to run a model there
+choose_kernels     choose the library that multiplies on a CPU
+CpuKernels         which libraries there are, or auto
 Choice             device, dtype, attention, NF4 or not, and why
 Load               what a model will be given
 check_model        everything that can be known before loading, in one table
@@ -15,7 +17,13 @@ release_cache      give back the memory that torch keeps for later
 MOST_PIXELS        most pixels of an image that memory is asked for
 """
 
-from torchtune_qwen25vl.device._choice import Choice, attention_kernels, choose
+from torchtune_qwen25vl.device._choice import (
+    Choice,
+    CpuKernels,
+    attention_kernels,
+    choose,
+    choose_kernels,
+)
 from torchtune_qwen25vl.device._loading import LoadedModel, load, use_kernels
 from torchtune_qwen25vl.device._machine import look
 from torchtune_qwen25vl.device._memory import MOST_PIXELS, is_out_of_memory, release_cache
@@ -24,11 +32,13 @@ from torchtune_qwen25vl.device._preflight import Load, check_model, processor_of
 __all__ = [
     "MOST_PIXELS",
     "Choice",
+    "CpuKernels",
     "Load",
     "LoadedModel",
     "attention_kernels",
     "check_model",
     "choose",
+    "choose_kernels",
     "is_out_of_memory",
     "load",
     "look",

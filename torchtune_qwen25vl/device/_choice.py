@@ -16,13 +16,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torchtune_qwen25vl.device._machine import Machine
+from torchtune_qwen25vl.model import Library
 
 logger = logging.getLogger(__name__)
 
 Dtype = Literal["auto", "bf16", "fp32"]
 Attention = Literal["sdpa", "flash", "eager"]
 FourBit = Literal["auto", "on", "off"]
-CpuKernels = Literal["auto", "torch", "onednn"]
+CpuKernels = Library | Literal["auto"]
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 SMALL = 12 * 10**9  # bytes; an accelerator with less holds the decoder in 4 bits
 FORCE_4BIT = "QWEN_FORCE_4BIT"
@@ -45,7 +46,7 @@ class Choice:
     dtype: torch.dtype
     attention: Attention
     four_bit: bool
-    cpu_kernels: Literal["torch", "onednn"]
+    cpu_kernels: Library
     reasons: tuple[str, ...]
 
     @property
@@ -89,7 +90,6 @@ def choose(
         ("dtype", dtype, get_args(Dtype)),
         ("attention", attention, get_args(Attention)),
         ("four_bit", four_bit, get_args(FourBit)),
-        ("cpu_kernels", cpu_kernels, get_args(CpuKernels)),
     ):
         if value not in kinds:
             raise ValueError(f"{name} is one of {', '.join(kinds)}, got {value!r}")
@@ -100,7 +100,7 @@ def choose(
             f"attention 'flash' is not possible on {machine.name} ({machine.device}) with "
             f"{machine.versions} in {_name(chosen)}; use sdpa, or dtype=bf16 where there is bf16"
         )
-    kernels, why_kernels = _cpu_kernels(machine, cpu_kernels)
+    kernels, why_kernels = choose_kernels(machine, cpu_kernels)
     price = (_price_of_nf4(machine),) if quantised else ()
     reasons = (
         *(f"{machine.name}, {machine.versions}", why_dtype),
@@ -174,9 +174,14 @@ def _price_of_nf4(machine: Machine) -> str:
     return "NF4 takes about 5 to 10 times as long for a token as bf16 (estimated)"
 
 
-def _cpu_kernels(
-    machine: Machine, asked: CpuKernels
-) -> tuple[Literal["torch", "onednn"], tuple[str, ...]]:
+def choose_kernels(machine: Machine, asked: CpuKernels) -> tuple[Library, tuple[str, ...]]:
+    """Choose the library that multiplies on a CPU, and say why, if that was a choice.
+
+    Raises:
+        ValueError: if there is no such library, or not on this machine.
+    """
+    if asked not in ("auto", *get_args(Library)):
+        raise ValueError(f"cpu_kernels is one of auto, torch, onednn, got {asked!r}")
     if asked == "onednn" and machine.device.type != "cpu":
         raise ValueError(
             f"cpu_kernels onednn is for a CPU, the model goes to {machine.device}: leave it out, "
@@ -189,7 +194,7 @@ def _cpu_kernels(
     if asked != "auto":
         return asked, (f"cpu_kernels {asked} was asked for",)
     if machine.onednn:
-        return "onednn", ("oneDNN with packed weights as the CPU is AMD's",)
+        return "onednn", ("oneDNN kernels as the CPU is AMD's",)
     return "torch", ()
 
 

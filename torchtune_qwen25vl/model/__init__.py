@@ -26,6 +26,8 @@ linear_divergence       divergence from a teacher's predictions, likewise
 Divergence              which one
 tensor_parallel_plan    which linear layers are split over devices
 pack                    pack weights for inference on a CPU by oneDNN
+products_by             have a library multiply in training on a CPU
+Library                 which one
 product_dtype           dtype in which a product is computed, autocast or not
 has_segment_kernel      whether torch has one kernel for all samples of a packed row
 KeyValues               keys and values of one layer, which attention appends to
@@ -62,6 +64,7 @@ from torchtune_qwen25vl.model._model_builders import (
 from torchtune_qwen25vl.model._observe import Observe
 from torchtune_qwen25vl.model._packed import pack
 from torchtune_qwen25vl.model._parallelism import tensor_parallel_plan
+from torchtune_qwen25vl.model._products import Library, products_by
 from torchtune_qwen25vl.model._segments import has_segment_kernel
 from torchtune_qwen25vl.model._tuning import Tuning
 
@@ -69,6 +72,7 @@ __all__ = [
     "Divergence",
     "KeyValues",
     "LabelledRowsLoss",
+    "Library",
     "Observe",
     "Qwen25VL",
     "Tuning",
@@ -85,6 +89,7 @@ __all__ = [
     "pack",
     "part_of",
     "product_dtype",
+    "products_by",
     "qlora_qwen2_5_vl_3b",
     "qlora_qwen2_5_vl_7b",
     "qlora_qwen2_5_vl_32b",

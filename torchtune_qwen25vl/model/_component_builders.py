@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import nn
-from torchtune.modules import TiedLinear
 from torchtune.modules.common_utils import _register_reparametrize_state_dict_hooks
 from torchtune.modules.peft import get_adapter_params
 
 from torchtune_qwen25vl.model._attention import DecoderAttention
 from torchtune_qwen25vl.model._decoder import Qwen25VL
 from torchtune_qwen25vl.model._decoder_layer import DecoderLayer, RMSNorm
-from torchtune_qwen25vl.model._embedding import TiedEmbedding
+from torchtune_qwen25vl.model._embedding import TiedEmbedding, TiedOutput
 from torchtune_qwen25vl.model._encoder import (
     PatchEmbed,
     PatchMerger,
@@ -24,7 +23,7 @@ from torchtune_qwen25vl.model._positional_embeddings import (
     MultimodalRotaryEmbedding,
     VisionRotaryEmbedding,
 )
-from torchtune_qwen25vl.model._tuning import Linear, Tuning
+from torchtune_qwen25vl.model._tuning import MakeLinear, Tuning
 
 CHANNELS = 3  # red, green, blue
 VISION_NORM_EPS = 1e-6  # not in any config
@@ -137,7 +136,7 @@ def qwen2_5_vl(
         layers=[decoder_layer() for _ in range(num_layers)],
         pos_embeddings=rope,
         norm=RMSNorm(embed_dim, norm_eps),
-        output=TiedLinear(tok_embeddings)
+        output=TiedOutput(tok_embeddings)
         if tie_word_embeddings
         else linear("output", embed_dim, vocab_size, bias=False),
         image_token_id=image_token_id,
@@ -203,7 +202,7 @@ def _vision_encoder(
     )
 
 
-def _swiglu(linear: Linear, dim: int, intermediate_dim: int, *, bias: bool) -> FeedForward:
+def _swiglu(linear: MakeLinear, dim: int, intermediate_dim: int, *, bias: bool) -> FeedForward:
     return FeedForward(
         gate_proj=linear("w1", dim, intermediate_dim, bias=bias),
         down_proj=linear("w2", intermediate_dim, dim, bias=bias),

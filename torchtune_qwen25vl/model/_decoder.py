@@ -37,7 +37,7 @@ class Qwen25VL(TransformerDecoder):
         layers: decoder layers
         pos_embeddings: multimodal rotary embedding, computed once for all layers
         norm: final norm
-        output: projection to the vocabulary, or `TiedLinear`
+        output: projection to the vocabulary, or `TiedOutput`
         image_token_id: placeholder of images
         video_token_id: placeholder of videos
         max_seq_len: longest sequence accepted and default length of caches

@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from torchtune_qwen25vl.model._autocast import apply_in_autocast
 from torchtune_qwen25vl.model._log_probs import chunks, in_precision, project
+from torchtune_qwen25vl.model._products import multiply
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
 
@@ -106,7 +107,7 @@ class _Divergence(torch.autograd.Function):
             slope = _slopes(ours, theirs, beta).mul_(grad[rows, None] / temperature)
             slope = slope.to(weight.dtype)  # [chunk, w]
             if hidden_grad is not None:
-                torch.mm(slope, shared, out=hidden_grad[rows])
+                multiply(slope, shared.T, out=hidden_grad[rows])
             if weight_grad is not None:
                 weight_grad[: len(shared)].addmm_(slope.T, hidden[rows])
         return hidden_grad, weight_grad, *[None] * 5

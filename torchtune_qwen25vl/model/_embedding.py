@@ -6,6 +6,9 @@ Shapes: b batch, s sequence, d width, v vocabulary.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchtune import modules
+
+from torchtune_qwen25vl.model._products import linear
 
 
 class TiedEmbedding(nn.Embedding):
@@ -35,3 +38,17 @@ class TiedEmbedding(nn.Embedding):
 
         leaf.register_post_accumulate_grad_hook(add)
         return F.embedding(inverse, leaf)
+
+
+class TiedOutput(modules.TiedLinear):
+    """torchtune's projection by a tied weight, with a product that is ours."""
+
+    def __init__(self, tied_module: nn.Module) -> None:
+        super().__init__(tied_module)
+        self.linear = _Product()  # a module, which torchtune hooks when it offloads activations
+
+
+class _Product(nn.Module):
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Project [..., d] to [..., v] by [v, d]."""
+        return linear(x, weight)

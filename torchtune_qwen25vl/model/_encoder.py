@@ -22,6 +22,7 @@ from torchtune.modules import TransformerSelfAttentionLayer
 from torchtune_qwen25vl._position_ids import frame_lengths, patch_positions, window_order
 from torchtune_qwen25vl.model._observe import Observe, shown
 from torchtune_qwen25vl.model._positional_embeddings import VisionRotaryEmbedding, rotate
+from torchtune_qwen25vl.model._products import Linear
 from torchtune_qwen25vl.model._segments import Runs, Segments, attend_within, cut, runs_of
 
 
@@ -90,7 +91,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, patch_dim: int, embed_dim: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(patch_dim, embed_dim, bias=False)
+        self.proj = Linear(patch_dim, embed_dim, bias=False)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Embed [p, patch_dim] as [p, d_v], in the dtype of the weights, under autocast too."""

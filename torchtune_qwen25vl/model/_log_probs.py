@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from torchtune_qwen25vl.model._autocast import apply_in_autocast
+from torchtune_qwen25vl.model._products import multiply
 
 
 def linear_log_probs(
@@ -90,7 +91,7 @@ class _LogProbs(torch.autograd.Function):
             logits_grad.scatter_add_(-1, labels[rows, None], grad[rows, None])
             logits_grad = logits_grad.to(weight.dtype)  # [chunk, v]
             if hidden_grad is not None:
-                torch.mm(logits_grad, weight, out=hidden_grad[rows])
+                multiply(logits_grad, weight.T, out=hidden_grad[rows])
             if weight_grad is not None:
                 weight_grad.addmm_(logits_grad.T, hidden[rows])
         return hidden_grad, weight_grad, *[None] * 4
@@ -113,7 +114,7 @@ def chunks(rows: int, size: int) -> list[slice]:
 
 def project(hidden: Tensor, weight: Tensor) -> Tensor:
     """Compute logits of rows, [n, v], in the precision of a softmax."""
-    return (hidden @ weight.T).to(in_precision(hidden))
+    return multiply(hidden, weight).to(in_precision(hidden))
 
 
 def in_precision(hidden: Tensor) -> torch.dtype:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
 from torchtune_qwen25vl.model._autocast import apply_in_autocast
+from torchtune_qwen25vl.model._products import multiply
 
 Kernel = Literal["torch", "liger"]
 
@@ -179,7 +180,7 @@ def _chunk(
     beta: int,
 ) -> Tensor:
     """A chunk's share of the mean over rows; writes hidden_grad, adds to beta * weight_grad."""
-    logits = (hidden @ weight.T).float()  # [chunk, v], the only large buffer in fp32
+    logits = multiply(hidden, weight).float()  # [chunk, v], the only large buffer in fp32
     peak, expected = logits.amax(-1, keepdim=True), logits.gather(-1, target)  # [chunk, 1]
     exponentials = logits.sub_(peak).exp_()
     norm = exponentials.sum(-1, keepdim=True)  # [chunk, 1]
@@ -188,7 +189,7 @@ def _chunk(
         logits_grad.scatter_add_(-1, target, torch.full_like(expected, -1 / rows))
         logits_grad = logits_grad.to(weight.dtype)
         if hidden_grad is not None:
-            torch.mm(logits_grad, weight, out=hidden_grad)
+            multiply(logits_grad, weight.T, out=hidden_grad)
         if weight_grad is not None:
             weight_grad.addmm_(logits_grad.T, hidden, beta=beta)
     return (norm.log() + peak - expected).sum() / rows

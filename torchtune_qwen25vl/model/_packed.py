@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from torchtune_qwen25vl.model._decoder import Qwen25VL
 from torchtune_qwen25vl.model._embedding import TiedEmbedding
+from torchtune_qwen25vl.model._products import Linear
 
 LEAST_WEIGHTS = {torch.float32: 2**16, torch.bfloat16: 1}  # of a layer; below it, plain is faster
 FEWEST_ROWS = 4  # one row takes longer than four: the kernel has too few sums in flight
@@ -112,7 +113,7 @@ def pack(model: Qwen25VL, *, least_weights: int | None = None) -> Qwen25VL:
         return least is not None and weight.numel() >= (least_weights or least)
 
     # by name: a list of layers would keep every plain weight until the last one is packed
-    for path in [path for path, layer in model.named_modules() if type(layer) is nn.Linear]:
+    for path in [path for path, layer in model.named_modules() if type(layer) is Linear]:
         layer: Any = model.get_submodule(path)
         if gains(layer.weight):
             model.set_submodule(path, PackedLinear(layer.weight, layer.bias))

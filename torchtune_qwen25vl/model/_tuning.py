@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchtune.modules import peft
 from torchtune.modules.low_precision import FrozenNF4Linear
 from torchtune.modules.peft import LORA_ATTN_MODULES
 
 from torchtune_qwen25vl._torchtune import linear_nf4
+from torchtune_qwen25vl.model._products import Linear, linear
 
 Trainable = Literal["frozen", "full", "lora"]
-Linear = Callable[..., nn.Module]  # (name, in_dim, out_dim, *, bias) -> module
+MakeLinear = Callable[..., nn.Module]  # (name, in_dim, out_dim, *, bias) -> module
 
 
 class LoRALinear(peft.LoRALinear):
@@ -29,7 +29,7 @@ class LoRALinear(peft.LoRALinear):
             out = linear_nf4(input=x, weight=self.weight)
             out = out if self.bias is None else out + self.bias
         else:
-            out = F.linear(x, self.weight, self.bias)
+            out = linear(x, self.weight, self.bias)
         if self.disabled:
             return out
         scaled = (self.alpha / self.rank) * self.lora_a(self.dropout(x))  # [..., rank]
@@ -46,7 +46,7 @@ class DoRALinear(peft.DoRALinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Project [..., in_dim] to [..., out_dim]."""
-        out = F.linear(x, self.weight)
+        out = linear(x, self.weight)
         if not self.disabled:
             delta = self.lora_b.weight @ self.lora_a.weight  # [out_dim, in_dim]
             norm = self._get_weight_norm(self.weight.to(x.dtype), delta).detach()  # [out_dim]
@@ -121,7 +121,7 @@ class Tuning:
                 "'frozen', got 'full'"
             )
 
-    def linear(self, part: Literal["decoder", "vision", "merger"]) -> Linear:
+    def linear(self, part: Literal["decoder", "vision", "merger"]) -> MakeLinear:
         """Make the factory of one part's linear layers."""
         trainable = getattr(self, f"{part}_trainable")
         quantize = self.quantize_base and part == "decoder"
@@ -143,6 +143,6 @@ class Tuning:
                     use_bias=bias,
                     quantize_base=nf4,
                 )
-            return (FrozenNF4Linear if nf4 else nn.Linear)(in_dim, out_dim, bias=bias)
+            return (FrozenNF4Linear if nf4 else Linear)(in_dim, out_dim, bias=bias)
 
         return make

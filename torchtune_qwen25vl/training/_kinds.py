@@ -165,6 +165,7 @@ KINDS: dict[str, Kind] = {
     "pack_to": or_null(COUNT),
     "device": TEXT,
     "precision": one_of("bf16_stochastic", "bf16_mixed", "fp32", "bf16"),
+    "cpu_kernels": one_of("auto", "torch", "onednn"),
     "compile": or_null(SWITCH),
     "enable_activation_checkpointing": SWITCH,
     "seed": WHOLE,

@@ -12,8 +12,8 @@ from torchtune import config, training, utils
 from tqdm import tqdm
 
 from torchtune_qwen25vl import _ranks
-from torchtune_qwen25vl.device import look
-from torchtune_qwen25vl.model import Qwen25VL
+from torchtune_qwen25vl.device import choose_kernels, look
+from torchtune_qwen25vl.model import Qwen25VL, products_by
 from torchtune_qwen25vl.training import _state as state
 from torchtune_qwen25vl.training._answering import answering
 from torchtune_qwen25vl.training._batches import Mask, row_mask
@@ -59,7 +59,9 @@ class Recipe(Stepping[S]):
         self.start = time.perf_counter()
         self.cfg, self.settings = cfg, settings
         self.world_size, self.rank = utils.get_world_size_and_rank()
-        self.device = utils.get_device(str(look(settings.device).device))
+        machine = look(settings.device)
+        self.device = utils.get_device(str(machine.device))
+        self.kernels, self.why_kernels = choose_kernels(machine, settings.cpu_kernels)
         named = isinstance(settings.model_dir, str)
         model_dir = settings.model_dir if named else config.instantiate(settings.model_dir)
         self.source, _ = find_weights(model_dir)
@@ -149,7 +151,7 @@ class Recipe(Stepping[S]):
 
     def plan(self, warmup: int) -> str:
         """Write what the run is going to do, a few lines for people."""
-        return describe(
+        described = describe(
             self.model,
             self.parts,
             self.dataset,
@@ -159,6 +161,7 @@ class Recipe(Stepping[S]):
             warmup=warmup,
             seed=self.settings.seed,
         )
+        return "\n".join((described, *self.why_kernels))
 
     def identity(self) -> dict[str, Any]:
         """Return what may not change for a run to go on as if it had never stopped.
@@ -283,11 +286,12 @@ def run(recipe: Callable[[], Recipe], settings: Settings) -> None:
         backend = training.get_distributed_backend(look(settings.device).device.type)
         torch.distributed.init_process_group(backend)
     made = recipe()
-    if settings.export is not None:
-        print(f"{settings.export} is exported to {made.export(settings.export)}")
-    else:
-        made.setup()
-        made.train()
-        made.finish(made.save())
+    with products_by(made.kernels):
+        if settings.export is not None:
+            print(f"{settings.export} is exported to {made.export(settings.export)}")
+        else:
+            made.setup()
+            made.train()
+            made.finish(made.save())
     if distributed:
         torch.distributed.destroy_process_group()

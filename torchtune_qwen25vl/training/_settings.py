@@ -13,6 +13,7 @@ from torchtune.config._errors import InstantiationError
 from torchtune.config._utils import _get_component_from_path
 
 from torchtune_qwen25vl.data import AMOUNT, parts_in
+from torchtune_qwen25vl.device import CpuKernels
 from torchtune_qwen25vl.training._kinds import DATALOADER, DATASET, check_keys, check_kinds
 from torchtune_qwen25vl.training._plan import WARMUP
 from torchtune_qwen25vl.training._precision import Precision, problem_of
@@ -59,6 +60,7 @@ class Settings:
     # on what
     device: str  # cuda, cpu, ...
     precision: Precision = "bf16_stochastic"  # see training/_precision.py
+    cpu_kernels: CpuKernels = "auto"  # fp32: oneDNN on a CPU of AMD, else torch; or one of them
     compile: bool | None = None  # null: on a GPU
     enable_activation_checkpointing: bool = False
     seed: int = 0
@@ -224,6 +226,12 @@ def _rules(settings: Settings) -> Iterator[tuple[Any, ...]]:
     trained = {str(name): str(part.get("train")) for name, part in s.parts.items()}
     problem = problem_of(s.precision, s.optimizer, trained)
     yield not problem, problem, "precision"
+    yield (
+        s.cpu_kernels == "auto" or s.precision == "fp32",
+        "cpu_kernels is about products in fp32, others have one library: leave it out, or set "
+        "precision=fp32",
+        *("cpu_kernels", "precision"),
+    )
     if s.loss_kernel == "liger":
         yield (
             s.loss_chunk_rows == Settings.loss_chunk_rows,  # the default
