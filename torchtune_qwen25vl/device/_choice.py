@@ -201,14 +201,17 @@ def _price(four_bit: Format, machine: Machine) -> str:
     NF4 unpacks every weight whenever it is used: ten operations a layer, which move 24 bytes a
     weight where bf16 moves 2. Kernels for int4 read 0.56 bytes, but read and unpack them again
     for every few rows. On a CPU (Zen 4, one thread) layers of 3B took in NF4 17 to 42 times as
-    long for one row, and 4 to 7 for 256; in int4 0.33 times (of oneDNN's time 0.6), and 2.5.
+    long for one row, and 4 to 7 for 256. In int4 blocks of 3B took 0.33 times as long as torch's
+    bf16 for a token of one row and 0.63 as oneDNN's, of eight rows 0.64 and 0.94.
     """
     cpu = machine.device.type == "cpu"
     if four_bit == "nf4":
         price = "17 to 42 times" if cpu else "about 5 to 10 times"
         said = f"NF4 takes {price} as long for a token as bf16"
     elif cpu:
-        said = "int4 takes 0.3 to 0.6 times as long for a token as bf16, and 2.5 for a prompt"
+        said = (
+            "int4 takes 0.3 to 0.9 times as long for a token as bf16, and 1.4 to 1.8 for a prompt"
+        )
     else:
         said = "int4 takes about 0.4 times as long for a token as bf16, and longer for a prompt"
     return f"{said} ({'measured on one CPU' if cpu else 'estimated'})"
