@@ -50,6 +50,12 @@ def test_a_layer_multiplies_by_the_nearest_values(shape, bias):
         assert (x.double() @ weight.double().T - right).abs().max() > 5 * bound
 
 
+def test_the_last_tokens_of_rows_may_lie_apart():
+    layer, x = filled(torch.randn(48, 384, dtype=BF16)), torch.randn(3, 5, 384, dtype=BF16)
+    last = x[:, -1:]
+    assert torch.equal(layer(last), layer(last.contiguous()))
+
+
 def test_a_layer_takes_nine_sixteenths_of_a_byte_a_weight():
     weight = torch.randn(64, 256, dtype=BF16)
     assert sum(buffer.nbytes for buffer in filled(weight).buffers()) == 9 / 16 * weight.numel()

@@ -64,7 +64,7 @@ class Int4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Project bf16 [..., i] to [..., o]."""
-        rows = x.reshape(-1, self.in_features)  # [n, i]
+        rows = x.reshape(-1, self.in_features).contiguous()  # [n, i]
         ops: Any = torch.ops.aten
         multiply = ops._weight_int4pack_mm_for_cpu if x.is_cpu else ops._weight_int4pack_mm
         out = multiply(rows, self.weight, GROUP, self.scales).unflatten(0, x.shape[:-1])
