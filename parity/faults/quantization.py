@@ -26,10 +26,10 @@ def _displace_zero_points(model: Any) -> None:
 
 def _double_one_scale(model: Any) -> None:
     """Of one group of one row of the model."""
-    layer = _int4_layers(model)[0]
-    scales = layer.scales.clone()
-    scales[0, 0, 0] *= 2
-    change(layer, scales=scales)
+    for layer in _int4_layers(model)[:1]:
+        scales = layer.scales.clone()
+        scales[0, 0, 0] *= 2
+        change(layer, scales=scales)
 
 
 def _swap_pairs(model: Any) -> None:
