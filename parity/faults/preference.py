@@ -10,8 +10,8 @@ from torchtune.modules.peft import disable_adapter
 
 from parity.faults._fault import Fault, replaced
 from torchtune_qwen25vl.training import TreeCollate, answer_log_probs, place_trees
+from torchtune_qwen25vl.training._masks import tree_mask
 from torchtune_qwen25vl.training._objective import answer_lengths
-from torchtune_qwen25vl.training._trees import tree_mask
 
 Sample = dict[str, Any]
 

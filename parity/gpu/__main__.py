@@ -17,7 +17,7 @@ from parity.gpu._figures import COLUMNS, TINY, TRUE, Figure, Sizes
 
 PARTS = (
     *(_equal.tokens, _equal.packed, _equal.loss),
-    *(_speed.inference, _speed.steps, _equal.stages),
+    *(_speed.inference, _speed.four_bits, _speed.steps, _equal.stages),
 )
 
 

@@ -15,7 +15,10 @@ from parity.trace import ours_like
 from torchtune_qwen25vl import generate, linear_cross_entropy, packed_collate
 from torchtune_qwen25vl.transform import batch_to_device
 
-NAMED = ("encoder", "decoder layers", "logits", "loss", "packed", "greedy tokens", "bf16")
+NAMED = (
+    *("encoder", "decoder layers", "logits", "loss", "packed", "greedy tokens", "bf16"),
+    *("NF4", "int4"),
+)
 NEW = 40  # tokens: several times as many as the host looks at together
 
 

@@ -18,10 +18,11 @@ class Sizes(NamedTuple):
     batches: tuple[int, ...]
     new_tokens: int
     photos: int
+    in_four_bits: str  # the model whose layers are also held in 4 bits
 
 
-TRUE = Sizes(("3B", "7B"), (1, 64, 80), 52, (1, 8, 32), 64, 256)
-TINY = Sizes(("tied",), (1, 8, 12), 12, (1, 3), 8, 12)
+TRUE = Sizes(("3B", "7B"), (1, 64, 80), 52, (1, 8, 32), 64, 256, "3B")
+TINY = Sizes(("tied",), (1, 8, 12), 12, (1, 3), 8, 12, "tiny, whole blocks")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import gc
 import random
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -14,16 +14,21 @@ from parity import reference
 from parity.gpu._equal import sample_of
 from parity.gpu._figures import Figure, Sizes, milliseconds, peak_gib
 from parity.inputs import Inputs, make_inputs
+from parity.stages.quantization import divergence
 from parity.trace import ours_like
 from torchtune_qwen25vl import Qwen25VL, generate, hf_to_tune, qwen2_5_vl_from_config
+from torchtune_qwen25vl.device._choice import Format
+from torchtune_qwen25vl.device._loading import empty_four_bit
 from torchtune_qwen25vl.generation import Prompt, RunningBatch, Sampling
 from torchtune_qwen25vl.generation._cache import make_caches
 from torchtune_qwen25vl.generation._forward import prefill
 from torchtune_qwen25vl.training import StepCollate, to_device, train_step
 from torchtune_qwen25vl.training._throughput import FlopCounter, peak_tflops
+from torchtune_qwen25vl.weights import materialize
 
 PLACES = 32  # captions in flight
 LENGTHS = (14, 128)  # tokens of captions, drawn evenly
+LAST = 64  # tokens of a prompt whose predictions are compared
 SAMPLES = 8  # of a training step
 LORA: dict[str, Any] = {
     "decoder_trainable": "lora",
@@ -153,6 +158,43 @@ def _captions(name: str, ours: Qwen25VL, device: torch.device, sizes: Sizes) -> 
     taken = milliseconds(caption, device, repeats=1)
     note = f"{sizes.photos} photos, pixels ready, all answers of the full length"
     return Figure(f"{name}, captions", 1e3 * sizes.photos / taken, "captions/s", note=note)
+
+
+@torch.no_grad()
+def four_bits(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
+    """Time tokens and a prompt in bf16, int4 and NF4, and say what 4 bits cost and save."""
+    theirs = _theirs(sizes.in_four_bits, device)
+    plain, config = ours_like(theirs, dtype=torch.bfloat16), reference.config_dict(theirs)
+    layout: list[list[int | tuple]] = [[4, sizes.image, sizes.text - 4]]
+    inputs = make_inputs(layout, reference.IDS).to(str(device))
+    right = plain(**inputs.ours)[0, -LAST:]
+    yield from _times(f"{sizes.in_four_bits} in bf16", plain, inputs, device, sizes)
+    for four_bit in get_args(Format):
+        work, before = f"{sizes.in_four_bits} in {four_bit}", _allocated(device)
+        model = empty_four_bit(config, four_bit)
+        materialize(model, plain.state_dict().items(), device=device, dtype=torch.bfloat16)
+        note = f"weights {_allocated(device) - before:.2f} GiB"
+        yield from _times(work, model.eval(), inputs, device, sizes)
+        cost = float(divergence(right, model(**inputs.ours)[0, -LAST:]).mean())
+        yield Figure(f"{work}, divergence from bf16", cost, "nats", note=note)
+        del model
+        _release(device)
+
+
+def _times(
+    work: str, model: Qwen25VL, prompt: Inputs, device: torch.device, sizes: Sizes
+) -> Iterator[Figure]:
+    for b in sizes.batches:
+        inputs = make_inputs([[256]] * b, reference.IDS).padded_left().to(str(device))
+        taken = _each(partial(_continue, model, inputs), device, sizes)
+        yield Figure(f"{work}, a token of {b}", taken)
+    taken = milliseconds(partial(_continue, model, prompt, 1), device)
+    yield Figure(f"{work}, a prompt of {prompt.tokens.shape[1]} tokens", taken)
+
+
+def _allocated(device: torch.device) -> float:
+    """Return the GiB that tensors take; 0 on a CPU."""
+    return torch.cuda.memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
 
 
 def steps(device: torch.device, sizes: Sizes) -> Iterator[Figure]:

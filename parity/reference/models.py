@@ -95,6 +95,12 @@ def config(name: str) -> Qwen2_5_VLConfig:
     }
     bench_vision = {**tiny_vision, "depth": 3, "hidden_size": 320, "intermediate_size": 856}
     few = {"depth": 2, "out_hidden_size": 2048, "fullatt_block_indexes": [1]}
+    blocks = {  # of NF4, and whole tiles of int4
+        "hidden_size": 256,
+        "num_attention_heads": 4,
+        "intermediate_size": 512,
+        "rope_scaling": {"type": "mrope", "mrope_section": [8, 12, 12]},
+    }
     deep = {"depth": 32, "fullatt_block_indexes": [7, 15, 23, 31]}
     parts = {
         "tiny": (tiny_vision, tiny_text, False),
@@ -111,6 +117,7 @@ def config(name: str) -> Qwen2_5_VLConfig:
             False,
         ),
         "tiny, 3B's vocabulary": (tiny_vision, tiny_text | {"vocab_size": 151936}, True),
+        "tiny, whole blocks": (tiny_vision | {"out_hidden_size": 256}, tiny_text | blocks, True),
         "tiny, Qwen's ids": (
             tiny_vision,
             tiny_text | {"vocab_size": 151936} | QWENS_IDS,

@@ -20,7 +20,7 @@ from parity.stages.policy import POLICY
 from parity.stages.positions import POSITIONS, WINDOW_ORDER
 from parity.stages.precision import BF16
 from parity.stages.preference import PREFERENCE
-from parity.stages.quantization import NF4
+from parity.stages.quantization import INT4, NF4
 from parity.stages.tokens import CHAT_TOKENS
 from parity.stages.training import TRAINING
 from parity.stages.updates import UPDATES
@@ -52,6 +52,7 @@ STAGES: tuple[Stage, ...] = (
     UPDATES,
     WEIGHTS,
     NF4,
+    INT4,
 )
 
 __all__ = ["STAGES", "Measurement", "Setting", "Stage"]

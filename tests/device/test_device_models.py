@@ -1,4 +1,4 @@
-"""Checks before loading, loading in 4 bits, and memory that is given back."""
+"""Checks before loading, and memory that is given back."""
 
 import gc
 import json
@@ -10,10 +10,8 @@ from pathlib import Path
 import captions
 import psutil
 import pytest
-import tiny_folder
 import torch
 from safetensors.torch import load_file, save_file
-from torchtune.modules.common_utils import NF4Tensor
 
 from torchtune_qwen25vl import device, generate, padded_collate
 from torchtune_qwen25vl.device import _loading, _preflight
@@ -130,8 +128,8 @@ def test_coarser_numbers_are_taken_only_where_that_is_allowed(whole, cpu):
         weights, _, batch = _preflight._needs(choice, Checkpoint(whole, None, whole), LOAD)
         return weights + batch
 
-    for free, four_bit in ((needs("fp32") - 1, False), (needs("bf16") - 1, True)):
-        tight = replace(cpu, free=free, bf16=True)
+    for free, four_bit in ((needs("fp32") - 1, None), (needs("bf16") - 1, "nf4")):
+        tight = replace(cpu, free=free, bf16=True, int4=False)
         with pytest.raises(ValueError, match="allow_downgrade=True for whatever fits"):
             device.check_model(whole, tight, LOAD).refuse()
         choice = device.check_model(whole, tight, LOAD, allow_downgrade=True).refuse()
@@ -139,38 +137,6 @@ def test_coarser_numbers_are_taken_only_where_that_is_allowed(whole, cpu):
         assert "allow_downgrade" in str(choice)
     plenty = device.check_model(whole, cpu, LOAD, allow_downgrade=True).refuse()
     assert plenty.dtype == torch.float32  # allowed is not wanted
-
-
-def test_four_bits_leave_vision_embedding_and_output_alone(whole, cpu):
-    choice = device.choose(cpu, {torch.float32}, four_bit="on")
-    model = device.load(whole, choice)
-    plain = device.load(whole, device.choose(cpu, {torch.float32}))
-    kinds = {name: isinstance(w, NF4Tensor) for name, w in model.named_parameters()}
-    quantised = {name for name, nf4 in kinds.items() if nf4}
-    assert quantised == {
-        name
-        for name in kinds
-        if name.startswith("layers.") and name.endswith(".weight") and "norm" not in name
-    }
-    for name, weight in plain.named_parameters():
-        ours = dict(model.named_parameters())[name]
-        if name in quantised:
-            assert 0 < (ours.get_original_weight() - weight).abs().max() < weight.abs().max() / 4
-        else:
-            assert torch.equal(ours, weight)
-
-
-def test_four_bits_run_and_captions_come_out(whole, tmp_path):
-    photos = captions.write_pictures(tmp_path / "photos", 3)
-    assert captions.caption(whole, photos, four_bit="on", max_new_tokens=3) in (0, 1)
-    assert "nf4" in (photos / "_captions" / "journal-0.jsonl").read_text()
-    assert captions.caption(whole, photos, max_new_tokens=3) == 2  # not to be mixed in one run
-
-
-def test_layers_that_are_no_blocks_of_nf4_are_named(tmp_path, cpu):
-    folder = tiny_folder.write_folder(tmp_path / "narrow", tied=True)
-    with pytest.raises(ValueError, match="not whole blocks of NF4"):
-        device.load(folder, device.choose(cpu, {torch.float32}, four_bit="on"))
 
 
 @pytest.fixture(params=["torch", "onednn"])

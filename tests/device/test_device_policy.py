@@ -28,11 +28,13 @@ GPU = Machine(
     bf16=True,
     flash=True,
     versions="torch x",
+    int4=True,
 )
-OLD = replace(GPU, name="old GPU", bf16=False, flash=False)
+OLD = replace(GPU, name="old GPU", bf16=False, flash=False, int4=False)
 SMALL = replace(GPU, name="small GPU", total=8 * 10**9, free=7 * 10**9)
 CPU = replace(GPU, device=torch.device("cpu"), name="CPU", bf16=False, flash=False)
 AMD = replace(CPU, onednn=True)
+NEW_CPU = replace(CPU, bf16=True)
 
 
 @pytest.fixture(autouse=True)
@@ -43,18 +45,25 @@ def no_environment(monkeypatch):
 @pytest.mark.parametrize(
     ("machine", "stored", "options", "dtype", "four_bit"),
     [
-        (GPU, {BF16}, {}, BF16, False),
-        (OLD, {BF16}, {}, FP32, False),
-        (CPU, {BF16}, {}, FP32, False),
-        (GPU, {FP32}, {}, FP32, False),  # bf16 would lose digits
-        (GPU, {FP16}, {}, FP32, False),
-        (GPU, {BF16, FP32}, {}, FP32, False),
-        (GPU, {FP32}, {"dtype": "bf16"}, BF16, False),
-        (GPU, {BF16}, {"dtype": "fp32"}, FP32, False),
-        (SMALL, {BF16}, {}, BF16, True),
-        (SMALL, {BF16}, {"four_bit": "off"}, BF16, False),
-        (GPU, {BF16}, {"four_bit": "on"}, BF16, True),
-        (replace(CPU, total=8 * 10**9), {BF16}, {}, FP32, False),
+        (GPU, {BF16}, {}, BF16, None),
+        (OLD, {BF16}, {}, FP32, None),
+        (CPU, {BF16}, {}, FP32, None),
+        (GPU, {FP32}, {}, FP32, None),  # bf16 would lose digits
+        (GPU, {FP16}, {}, FP32, None),
+        (GPU, {BF16, FP32}, {}, FP32, None),
+        (GPU, {FP32}, {"dtype": "bf16"}, BF16, None),
+        (GPU, {BF16}, {"dtype": "fp32"}, FP32, None),
+        (SMALL, {BF16}, {}, BF16, "nf4"),
+        (SMALL, {BF16}, {"four_bit": "off"}, BF16, None),
+        (GPU, {BF16}, {"four_bit": "on"}, BF16, "nf4"),
+        (GPU, {BF16}, {"four_bit": "nf4"}, BF16, "nf4"),
+        (GPU, {BF16}, {"four_bit": "int4"}, BF16, "int4"),
+        (CPU, {BF16}, {"four_bit": "on"}, FP32, "nf4"),
+        (NEW_CPU, {BF16}, {"four_bit": "on"}, BF16, "int4"),  # measured to be the faster one
+        (NEW_CPU, {BF16}, {"four_bit": "nf4"}, BF16, "nf4"),
+        (NEW_CPU, {FP32}, {"four_bit": "on"}, FP32, "nf4"),
+        (replace(NEW_CPU, int4=False), {BF16}, {"four_bit": "on"}, BF16, "nf4"),
+        (replace(CPU, total=8 * 10**9), {BF16}, {}, FP32, None),
     ],
 )
 def test_choices(machine, stored, options, dtype, four_bit):
@@ -101,22 +110,44 @@ def test_never_float16():
 def test_the_environment_can_force_four_bits(monkeypatch):
     monkeypatch.setenv("QWEN_FORCE_4BIT", "1")
     choice = device.choose(GPU, {BF16})
-    assert choice.four_bit
+    assert choice.four_bit == "nf4"
     assert "QWEN_FORCE_4BIT" in str(choice)
-    assert not device.choose(GPU, {BF16}, four_bit="off").four_bit
+    assert device.choose(GPU, {BF16}, four_bit="off").four_bit is None
 
 
 @pytest.mark.parametrize(
-    ("machine", "price"),
-    [(GPU, "about 5 to 10 times .* (estimated)"), (CPU, "17 to 42 times .* (measured on one CPU)")],
+    ("machine", "four_bit", "price"),
+    [
+        (GPU, "nf4", "NF4 takes about 5 to 10 times .* (estimated)"),
+        (CPU, "nf4", "NF4 takes 17 to 42 times .* (measured on one CPU)"),
+        (GPU, "int4", "int4 takes about 0.4 times .*, and longer for a prompt (estimated)"),
+        (NEW_CPU, "int4", "int4 takes 0.3 to 0.9 times .* 1.8 for a prompt (measured on one CPU)"),
+    ],
 )
-def test_what_four_bits_cost_is_said(machine, price):
+def test_what_four_bits_cost_is_said(machine, four_bit, price):
     pattern = price.replace("(", r"\(").replace(")", r"\)")
-    assert re.search(pattern, str(device.choose(machine, {BF16}, four_bit="on")))
+    choice = device.choose(machine, {BF16}, four_bit=four_bit)
+    assert re.search(pattern, str(choice))
+    assert choice.format == four_bit
     plain = device.choose(machine, {BF16}, four_bit="off")
-    assert "NF4" not in str(plain)
-    *_, coarsest = downgrades(plain, machine)
-    assert re.search(pattern, str(coarsest))
+    assert not re.search("NF4|int4", str(plain))
+
+
+@pytest.mark.parametrize(
+    ("machine", "formats"),
+    [
+        (GPU, ["float32", "bfloat16", "nf4"]),
+        (NEW_CPU, ["float32", "bfloat16", "int4", "nf4"]),  # NF4 takes a little less
+        (CPU, ["float32", "nf4"]),
+    ],
+)
+def test_what_does_not_fit_gets_coarser_and_coarser(machine, formats):
+    finest = device.choose(machine, {FP32})
+    found = [finest, *downgrades(finest, machine)]
+    assert [choice.format for choice in found] == formats
+    for choice in found:
+        if choice.four_bit:
+            assert f"{device._choice.WORDS[choice.four_bit]} takes" in str(choice)
 
 
 def test_the_reasons_are_one_line():
@@ -135,7 +166,10 @@ def test_the_reasons_are_one_line():
         (GPU, {"attention": "flash", "dtype": "fp32"}, "in float32; use sdpa"),
         (GPU, {"dtype": "fp16"}, "dtype is one of auto, bf16, fp32"),
         (GPU, {"attention": "sage"}, "attention is one of"),
-        (GPU, {"four_bit": "maybe"}, "four_bit is one of"),
+        (GPU, {"four_bit": "maybe"}, "four_bit is one of auto, on, off, nf4, int4"),
+        (OLD, {"four_bit": "int4"}, "torch x has no kernels for int4 on old GPU: set four_bit=nf4"),
+        (CPU, {"four_bit": "int4"}, "in bf16, and this is float32: set four_bit=nf4"),
+        (GPU, {"four_bit": "int4", "dtype": "fp32"}, "set dtype=bf16 or four_bit=nf4"),
         (CPU, {"cpu_kernels": "mkl"}, "cpu_kernels is one of auto, torch, onednn"),
         (GPU, {"cpu_kernels": "onednn"}, "onednn is for a CPU, the model goes to cuda:0"),
     ],
@@ -158,6 +192,7 @@ def test_this_machine_says_what_it_is():
     machine = device.look("cpu")
     assert machine.device == torch.device("cpu")
     assert 0 < machine.free <= machine.total
+    assert machine.int4
     assert torch.__version__ in machine.versions
     if not torch.accelerator.is_available():
         found = device.look()
@@ -219,7 +254,7 @@ def test_the_token_budget_is_whole_rows_that_fit():
 
 
 def test_bytes_of_published_sizes():
-    """7B: 8,292,166,656 parameters; NF4 leaves vision, embedding and output as they are."""
+    """7B: 8,292,166,656 parameters; 4 bits leave vision, embedding and output as they are."""
     shapes = {
         "model.layers.0.mlp.up_proj.weight": (18944, 3584),
         "visual.blocks.0.mlp.up_proj.weight": (3420, 1280),
@@ -228,8 +263,9 @@ def test_bytes_of_published_sizes():
     }
     numbers = [18944 * 3584, 3420 * 1280, 152064 * 3584, 3584]
     assert weights_bytes(shapes, BF16) == 2 * sum(numbers)
-    quantised = weights_bytes(shapes, BF16, four_bit=True)
-    assert 0.5 * numbers[0] < quantised - 2 * sum(numbers[1:]) < 0.52 * numbers[0]
+    for four_bit, least, most in (("nf4", 0.5, 0.52), ("int4", 0.5625, 0.5625)):
+        quantised = weights_bytes(shapes, BF16, four_bit=four_bit) - 2 * sum(numbers[1:])
+        assert least * numbers[0] <= quantised <= most * numbers[0]
     assert [is_quantised(name) for name in shapes] == [True, False, False, False]
     assert is_quantised("model.language_model.layers.3.self_attn.o_proj.weight")
     assert not is_quantised("model.visual.blocks.0.mlp.gate_proj.weight")

@@ -10,8 +10,8 @@ from parity.gpu._figures import Figure
 
 def test_the_script_runs_and_measures_every_part(monkeypatch, capsys):
     # What a token takes is the difference of two times: of a busy machine any number is right.
-    monkeypatch.setattr(gpu, "PARTS", (_equal.tokens, _equal.packed, *gpu.PARTS[3:5]))
-    assert gpu.PARTS[2:] == (_speed.inference, _speed.steps)
+    monkeypatch.setattr(gpu, "PARTS", (_equal.tokens, _equal.packed, *gpu.PARTS[3:6]))
+    assert gpu.PARTS[2:] == (_speed.inference, _speed.four_bits, _speed.steps)
     assert gpu.main(["--tiny"]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["problems"] == []
@@ -24,6 +24,10 @@ def test_the_script_runs_and_measures_every_part(monkeypatch, capsys):
         *("a LoRA step, padded", "a LoRA step, packed", "a full step, theirs, padded"),
     ):
         assert math.isfinite(of[f"tied, {work}"]["ours"])
+    for four_bit in ("nf4", "int4"):
+        held = f"tiny, whole blocks in {four_bit}"
+        assert math.isfinite(of[f"{held}, a token of 3"]["ours"])
+        assert 0 < of[f"{held}, divergence from bf16"]["ours"] < 0.1
 
 
 def test_a_part_that_breaks_or_takes_too_long_is_told(monkeypatch, capsys):

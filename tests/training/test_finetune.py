@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import loss_curve
@@ -472,7 +473,7 @@ def test_the_library_that_is_asked_for_multiplies(cfg, monkeypatch, library):
         monkeypatch.setattr(_products, name, 1)
     cfg.cpu_kernels, cfg.max_steps, cfg.save_every_n_steps = library, 3, None
     with Counted() as counted:
-        run(cfg)
+        _recipe.run(partial(recipe().FinetuneRecipe, cfg), read_settings(cfg))
     assert (counted.calls["_linear_pointwise"] > 0) == (library == "onednn")
 
 

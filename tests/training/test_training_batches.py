@@ -16,7 +16,8 @@ from torchtune_qwen25vl.training import (
     to_device,
     train_step,
 )
-from torchtune_qwen25vl.training._batches import FLEX_BLOCK, plan_rows
+from torchtune_qwen25vl.training._batches import plan_rows
+from torchtune_qwen25vl.training._masks import FLEX_BLOCK
 
 MIXED = ["text", "image", "two images", "video", "short", "image"]
 

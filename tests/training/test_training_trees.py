@@ -8,9 +8,10 @@ from torch.nn.attention.flex_attention import create_mask
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
 from torchtune_qwen25vl._torchtune import targets
+from torchtune_qwen25vl.training._masks import tree_mask
 from torchtune_qwen25vl.training._objective import Encoder, answer_lengths, answer_log_probs
 from torchtune_qwen25vl.training._step import output_weight
-from torchtune_qwen25vl.training._trees import TreeCollate, place_trees, tree_mask
+from torchtune_qwen25vl.training._trees import TreeCollate, place_trees
 
 IDS = (tiny.IDS["image_token_id"], tiny.IDS["video_token_id"])
 CPU = torch.device("cpu")

@@ -58,7 +58,11 @@ def check_encoder(settings: Settings, *, processes: int) -> tuple[Run, CheckedEn
         source = fetch(settings.model, cache_dir=settings.cache_dir)
     if not source.is_file() and not (source / "model_index.json").exists():
         return _check_checkpoint(settings, processes)
-    if settings.four_bit == "on" or settings.allow_downgrade or settings.settings_dir:
+    if (
+        settings.four_bit not in ("auto", "off")
+        or settings.allow_downgrade
+        or settings.settings_dir
+    ):
         raise ValueError(
             "four_bit, allow_downgrade and settings_dir are for folders of a whole model, "
             f"{source} is none: leave them out (tokenizer and config name what lies elsewhere)"

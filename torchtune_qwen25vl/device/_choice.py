@@ -22,11 +22,13 @@ logger = logging.getLogger(__name__)
 
 Dtype = Literal["auto", "bf16", "fp32"]
 Attention = Literal["sdpa", "flash", "eager"]
-FourBit = Literal["auto", "on", "off"]
+FourBit = Literal["auto", "on", "off", "nf4", "int4"]
+Format = Literal["nf4", "int4"]
 CpuKernels = Library | Literal["auto"]
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 SMALL = 12 * 10**9  # bytes; an accelerator with less holds the decoder in 4 bits
 FORCE_4BIT = "QWEN_FORCE_4BIT"
+WORDS = {"nf4": "NF4", "int4": "int4"}
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,9 @@ class Choice:
 
     Attributes:
         device: where the model goes
-        dtype: dtype of the weights that are not in NF4
+        dtype: dtype of the weights that are not in 4 bits
         attention: kernels that attention may use
-        four_bit: whether the decoder's layers are held in NF4
+        four_bit: format in which the decoder's layers are held; None for `dtype`
         cpu_kernels: library that multiplies, on a CPU; "onednn" has the weights packed once
         reasons: why, one phrase for each decision
     """
@@ -45,17 +47,19 @@ class Choice:
     device: torch.device
     dtype: torch.dtype
     attention: Attention
-    four_bit: bool
+    four_bit: Format | None
     cpu_kernels: Library
     reasons: tuple[str, ...]
 
     @property
     def format(self) -> str:
         """Name the format of the weights in memory in one word."""
-        return "nf4" if self.four_bit else _name(self.dtype)
+        return self.four_bit or _name(self.dtype)
 
     def __str__(self) -> str:
-        weights = "NF4 (vision tower and output not)" if self.four_bit else "not quantised"
+        weights = "not quantised"
+        if self.four_bit is not None:
+            weights = f"{WORDS[self.four_bit]} (vision tower and output not)"
         facts = [str(self.device), _name(self.dtype), f"{self.attention} attention", weights]
         if self.device.type == "cpu":
             facts.append(f"{self.cpu_kernels} kernels")
@@ -80,7 +84,8 @@ def choose(
         attention: "sdpa" leaves each call to torch; "flash" refuses a machine where torch
             has no flash attention; "eager" is plain arithmetic, for debugging
         four_bit: "auto" is on for an accelerator with less than 12 GB, or if the environment has
-            QWEN_FORCE_4BIT=1
+            QWEN_FORCE_4BIT=1; "on" is int4 where that was measured to be faster, on a CPU in bf16,
+            else NF4; "nf4" and "int4" are those formats
         cpu_kernels: "auto" is oneDNN with packed weights on a CPU of AMD, else what torch does
 
     Raises:
@@ -94,18 +99,14 @@ def choose(
         if value not in kinds:
             raise ValueError(f"{name} is one of {', '.join(kinds)}, got {value!r}")
     chosen, why_dtype = _dtype(machine, set(stored), dtype)
-    quantised, why_four_bit = _four_bit(machine, four_bit)
+    quantised, why_four_bit = _four_bit(machine, chosen, four_bit)
     if attention == "flash" and (not machine.flash or chosen != torch.bfloat16):
         raise ValueError(
             f"attention 'flash' is not possible on {machine.name} ({machine.device}) with "
             f"{machine.versions} in {_name(chosen)}; use sdpa, or dtype=bf16 where there is bf16"
         )
     kernels, why_kernels = choose_kernels(machine, cpu_kernels)
-    price = (_price_of_nf4(machine),) if quantised else ()
-    reasons = (
-        *(f"{machine.name}, {machine.versions}", why_dtype),
-        *(*why_four_bit, *price, *why_kernels),
-    )
+    reasons = (f"{machine.name}, {machine.versions}", why_dtype, *why_four_bit, *why_kernels)
     return Choice(machine.device, chosen, attention, quantised, kernels, reasons)
 
 
@@ -115,11 +116,12 @@ def downgrades(choice: Choice, machine: Machine) -> Iterator[Choice]:
         reason = "bf16 as fp32 does not fit and allow_downgrade is set"
         choice = replace(choice, dtype=torch.bfloat16, reasons=(*choice.reasons, reason))
         yield choice
-    if not choice.four_bit:
+    if choice.four_bit is None:
         reason = "4 bits as nothing else fits and allow_downgrade is set"
-        yield replace(
-            choice, four_bit=True, reasons=(*choice.reasons, reason, _price_of_nf4(machine))
-        )
+        smallest: Format = "nf4"
+        for four_bit in dict.fromkeys((_faster(machine, choice.dtype), smallest)):
+            reasons = (*choice.reasons, reason, _price(four_bit, machine))
+            yield replace(choice, four_bit=four_bit, reasons=reasons)
 
 
 @contextmanager
@@ -152,26 +154,67 @@ def _dtype(machine: Machine, stored: set[torch.dtype], asked: Dtype) -> tuple[to
     return torch.float32, f"fp32 as the files hold {files}; dtype=bf16 takes half the memory"
 
 
-def _four_bit(machine: Machine, asked: FourBit) -> tuple[bool, tuple[str, ...]]:
-    if asked != "auto":
-        return asked == "on", (f"four_bit {asked} was asked for",)
+def _four_bit(
+    machine: Machine, dtype: torch.dtype, asked: FourBit
+) -> tuple[Format | None, tuple[str, ...]]:
+    if asked == "off":
+        return None, ("four_bit off was asked for",)
+    if asked == "auto" and not (why := _wants_four_bit(machine)):
+        return None, ()
+    if asked == "int4":
+        _refuse_int4(machine, dtype)
+    chosen = asked if asked in ("nf4", "int4") else _faster(machine, dtype)
+    reason = why if asked == "auto" else f"four_bit {asked} was asked for"
+    return chosen, (reason, _price(chosen, machine))
+
+
+def _wants_four_bit(machine: Machine) -> str:
+    """Say why a machine that nobody gave a wish is to hold 4 bits; empty if it is not."""
     if os.environ.get(FORCE_4BIT) == "1":
-        return True, (f"4 bits as {FORCE_4BIT}=1",)
+        return f"4 bits as {FORCE_4BIT}=1"
     if machine.device.type != "cpu" and machine.total < SMALL:
         total = f"{machine.total / 1e9:.1f} GB"
-        return True, (f"4 bits as the device has {total}, less than 12; four_bit=off to refuse",)
-    return False, ()
+        return f"4 bits as the device has {total}, less than 12; four_bit=off to refuse"
+    return ""
 
 
-def _price_of_nf4(machine: Machine) -> str:
-    """Say what tokens cost where every weight is unpacked whenever it is used.
+def _refuse_int4(machine: Machine, dtype: torch.dtype) -> None:
+    """Refuse int4 where it cannot be multiplied; in fp32 a CPU takes 9 to 80 times as long."""
+    if not machine.int4:
+        raise ValueError(
+            f"{machine.versions} has no kernels for int4 on {machine.name}: set four_bit=nf4"
+        )
+    if dtype != torch.bfloat16:
+        remedy = "dtype=bf16 or four_bit=nf4" if machine.bf16 else "four_bit=nf4"
+        raise ValueError(f"int4 is multiplied in bf16, and this is {_name(dtype)}: set {remedy}")
 
-    That is ten operations a layer, which move 24 bytes a weight where bf16 moves 2. On a CPU (Zen
-    4, one thread) layers of 3B took 17 to 42 times as long for one row, and 4 to 7 for 256.
+
+def _faster(machine: Machine, dtype: torch.dtype) -> Format:
+    """Return the faster format in 4 bits, of those that were measured on such a machine."""
+    measured = machine.device.type == "cpu" and machine.int4 and dtype == torch.bfloat16
+    return "int4" if measured else "nf4"
+
+
+def _price(four_bit: Format, machine: Machine) -> str:
+    """Say what 4 bits cost beside bf16.
+
+    NF4 unpacks every weight whenever it is used: ten operations a layer, which move 24 bytes a
+    weight where bf16 moves 2. Kernels for int4 read 0.56 bytes, but read and unpack them again
+    for every few rows. On a CPU (Zen 4, one thread) layers of 3B took in NF4 17 to 42 times as
+    long for one row, and 4 to 7 for 256. In int4 blocks of 3B took 0.33 times as long as torch's
+    bf16 for a token of one row and 0.63 as oneDNN's, of eight rows 0.64 and 0.94.
     """
-    if machine.device.type == "cpu":
-        return "NF4 takes 17 to 42 times as long for a token as bf16 (measured on one CPU)"
-    return "NF4 takes about 5 to 10 times as long for a token as bf16 (estimated)"
+    cpu = machine.device.type == "cpu"
+    if four_bit == "nf4":
+        price = "17 to 42 times" if cpu else "about 5 to 10 times"
+        said = f"NF4 takes {price} as long for a token as bf16"
+    elif cpu:
+        said = (
+            "int4 takes 0.3 to 0.9 times as long for a token as bf16, and 1.4 to 1.8 for a prompt"
+        )
+    else:
+        said = "int4 takes about 0.4 times as long for a token as bf16, and longer for a prompt"
+    return f"{said} ({'measured on one CPU' if cpu else 'estimated'})"
 
 
 def choose_kernels(machine: Machine, asked: CpuKernels) -> tuple[Library, tuple[str, ...]]:

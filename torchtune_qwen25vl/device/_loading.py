@@ -1,20 +1,18 @@
-"""A checkpoint in use: its tokenizer is read at once, its weights when they are needed.
-
-torchtune's NF4 layers compute in bf16 or fp32 from weights that are held in 4 bits.
-"""
+"""A checkpoint in use: its tokenizer is read at once, its weights when they are needed."""
 
 import gc
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from torchtune_qwen25vl.device._choice import Choice
+from torchtune_qwen25vl.device._choice import Choice, Format
 from torchtune_qwen25vl.device._memory import release_cache
 from torchtune_qwen25vl.device._preflight import processor_of
-from torchtune_qwen25vl.model import Qwen25VL, pack, qwen2_5_vl_from_config
+from torchtune_qwen25vl.model import Qwen25VL, hold_in_int4, pack, qwen2_5_vl_from_config
 from torchtune_qwen25vl.transform import Qwen25VLTransform
 from torchtune_qwen25vl.weights import (
     Adapter,
@@ -91,7 +89,7 @@ def load(
         adapter: is merged into the weights
 
     Raises:
-        ValueError: as `load_pretrained`, or if a layer is too small for blocks of NF4.
+        ValueError: as `load_pretrained`, or if a layer does not suit the format.
     """
     logger.info("loading %s", source)
     if choice.four_bit:
@@ -116,16 +114,32 @@ def _load_four_bit(
     adapter: Adapter | None,
 ) -> Qwen25VL:
     """Load a model whose weights are quantised on the device, one at a time."""
+    assert choice.four_bit is not None
     folder, files = find_weights(source)
     settings = folder if settings_dir is None else Path(settings_dir)
     checkpoint = Checkpoint(folder, files, settings, adapter)
+    model = empty_four_bit(settings / "config.json", choice.four_bit)
+    weights = checkpoint.read(lazily=False)
+    materialize(model, weights, device=choice.device, dtype=choice.dtype)
+    return model.eval()
+
+
+def empty_four_bit(config: Path | Mapping[str, Any], four_bit: Format) -> Qwen25VL:
+    """Build a model on the meta device, its decoder's layers in 4 bits.
+
+    Args:
+        config: config.json, or its content
+        four_bit: format of the layers
+
+    Raises:
+        ValueError: if a layer does not suit the format.
+    """
     try:
         with torch.device("meta"):
-            model = qwen2_5_vl_from_config(settings / "config.json", **FROZEN_NF4)
+            if four_bit == "int4":
+                return hold_in_int4(qwen2_5_vl_from_config(config))
+            return qwen2_5_vl_from_config(config, **FROZEN_NF4)
     except AssertionError as error:  # torchao's
         raise ValueError(
             f"the decoder's layers are not whole blocks of NF4 ({error}); set four_bit=off"
         ) from error
-    weights = checkpoint.read(lazily=False)
-    materialize(model, weights, device=choice.device, dtype=choice.dtype)
-    return model.eval()

@@ -9,6 +9,8 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import torch
 
+from torchtune_qwen25vl.model import multiplies_int4
+
 CGROUP = Path("/sys/fs/cgroup")
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -26,6 +28,7 @@ class Machine:
         flash: whether torch can run its flash attention for a vision layer there
         versions: versions of torch and of the device's driver
         onednn: whether oneDNN is known to be the faster one of a CPU's two libraries for products
+        int4: whether torch has kernels there that multiply in int4
     """
 
     device: torch.device
@@ -36,6 +39,7 @@ class Machine:
     flash: bool
     versions: str
     onednn: bool = False
+    int4: bool = False
 
 
 def look(device: str = "auto", *, ranks: int = 1) -> Machine:
@@ -54,7 +58,8 @@ def look(device: str = "auto", *, ranks: int = 1) -> Machine:
     free, total = (size // ranks for size in _host_memory())
     versions = f"torch {torch.__version__}"
     if chosen.type == "cpu":
-        return Machine(chosen, "CPU", total, free, _cpu_bf16(), False, versions, _prefers_onednn())
+        facts = {"onednn": _prefers_onednn(), "int4": multiplies_int4(chosen)}
+        return Machine(chosen, "CPU", total, free, _cpu_bf16(), False, versions, **facts)
     bf16 = _can_make_bf16(chosen)
     return Machine(chosen, chosen.type, total, free, bf16, False, versions)
 
@@ -98,6 +103,7 @@ def _look_at_cuda(device: torch.device) -> Machine:
         _can_use_flash(device, torch.bfloat16 if bf16 else torch.float32),
         f"torch {torch.__version__}, CUDA {torch.version.cuda}, driver for CUDA "
         f"{driver // 1000}.{driver % 1000 // 10}",
+        int4=multiplies_int4(device),
     )
 
 

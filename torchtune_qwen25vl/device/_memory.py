@@ -25,27 +25,31 @@ from torchtune_qwen25vl.transform import PATCHES_PER_PLACEHOLDER, PLACEHOLDER_PI
 LEAST_PIXELS, MOST_PIXELS = 256 * PLACEHOLDER_PIXELS, 1280 * PLACEHOLDER_PIXELS
 SPARE = 0.1  # of the free memory is left alone: fragments, and what the formula does not know
 QUANTISED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a number, its scales and the scales of those
+FOUR_BIT_BYTES = {  # of a number
+    "nf4": 0.5 + 1 / 64 + 4 / (64 * 256),  # its scales and the scales of those
+    "int4": 0.5 + 2 * 2 / 64,  # scale and zero point of its group
+}
 
 
 def weights_bytes(
-    shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, *, four_bit: bool = False
+    shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, *, four_bit: str | None = None
 ) -> int:
     """Count the bytes of a model's weights in memory.
 
     Args:
         shapes: shape of each weight, by its name on disk
         dtype: dtype of the weights in memory
-        four_bit: whether the decoder's layers are NF4
+        four_bit: format of the decoder's layers; None for `dtype`
     """
+    quantised = dtype.itemsize if four_bit is None else FOUR_BIT_BYTES[four_bit]
     return sum(
-        round(prod(shape) * (NF4_BYTES if four_bit and is_quantised(name) else dtype.itemsize))
+        round(prod(shape) * (quantised if is_quantised(name) else dtype.itemsize))
         for name, shape in shapes.items()
     )
 
 
 def is_quantised(name: str) -> bool:
-    """Say whether 4-bit loading holds a weight, by its name on disk, in NF4."""
+    """Say whether 4-bit loading quantises a weight, by its name on disk."""
     *path, last = name.split(".")
     return "visual" not in path and last == "weight" and path[-1] in QUANTISED
 

@@ -25,6 +25,9 @@ linear_log_probs        log-probability of each label, likewise
 linear_divergence       divergence from a teacher's predictions, likewise
 Divergence              which one
 tensor_parallel_plan    which linear layers are split over devices
+Int4Linear              a layer of the decoder in int4, for inference
+hold_in_int4            have the decoder's layers hold int4, before they are given their weights
+multiplies_int4         whether torch multiplies in int4 on a device
 pack                    pack weights for inference on a CPU by oneDNN
 products_by             have a library multiply in training on a CPU
 Library                 which one
@@ -40,6 +43,7 @@ from torchtune_qwen25vl.model._component_builders import part_of, qwen2_5_vl
 from torchtune_qwen25vl.model._config import initializer_ranges
 from torchtune_qwen25vl.model._decoder import Qwen25VL
 from torchtune_qwen25vl.model._divergence import Divergence, linear_divergence
+from torchtune_qwen25vl.model._int4 import Int4Linear, hold_in_int4, multiplies_int4
 from torchtune_qwen25vl.model._log_probs import linear_log_probs
 from torchtune_qwen25vl.model._loss import (
     LabelledRowsLoss,
@@ -70,6 +74,7 @@ from torchtune_qwen25vl.model._tuning import Tuning
 
 __all__ = [
     "Divergence",
+    "Int4Linear",
     "KeyValues",
     "LabelledRowsLoss",
     "Library",
@@ -77,6 +82,7 @@ __all__ = [
     "Qwen25VL",
     "Tuning",
     "has_segment_kernel",
+    "hold_in_int4",
     "initializer_ranges",
     "labelled_cross_entropy",
     "linear_cross_entropy",
@@ -86,6 +92,7 @@ __all__ = [
     "lora_qwen2_5_vl_7b",
     "lora_qwen2_5_vl_32b",
     "lora_qwen2_5_vl_72b",
+    "multiplies_int4",
     "pack",
     "part_of",
     "product_dtype",

@@ -8,16 +8,15 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
-from torchtune.modules.attention_utils import packed_block_causal_mask
 
 from torchtune_qwen25vl import _ranks
 from torchtune_qwen25vl.model import has_segment_kernel
+from torchtune_qwen25vl.training._masks import FLEX_BLOCK, sample_spans, tree_mask
 from torchtune_qwen25vl.training._step import label_rows, weigh
 from torchtune_qwen25vl.transform import batch_to_device, packed_collate, padded_collate, round_up
 
 Batch = dict[str, Any]
 Mask = Literal["dense", "lengths", "flex"]
-FLEX_BLOCK = 128  # rows and columns of a block of flex attention
 
 
 def row_mask(device: torch.device) -> Mask:
@@ -136,7 +135,8 @@ def to_device(
         batch_to_device(batch, device, dtype)
         if mask == "flex":
             padding = batch["tokens"].shape[1] - sum(lengths)
-            batch["mask"] = packed_block_causal_mask([torch.tensor([*lengths, padding])])
+            spans = sample_spans([*lengths, padding], device)
+            batch["mask"] = tree_mask(spans, flex=True)
 
 
 def equal_numbers(data: StepBatches, device: torch.device) -> StepBatches:

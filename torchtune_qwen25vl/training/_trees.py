@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import create_block_mask
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
 from torchtune_qwen25vl._torchtune import labelled_rows
-from torchtune_qwen25vl.training._batches import FLEX_BLOCK, Batch, Mask, StepBatches, plan_rows
+from torchtune_qwen25vl.training._batches import Batch, Mask, StepBatches, plan_rows
 from torchtune_qwen25vl.training._images import Encoded, Images
+from torchtune_qwen25vl.training._masks import FLEX_BLOCK, tree_mask
 from torchtune_qwen25vl.training._step import label_rows
 from torchtune_qwen25vl.transform import batch_to_device, round_up
 
@@ -178,29 +178,6 @@ def place_trees(
     for batch in data.batches:
         batch_to_device(batch, device, dtype)
         batch["mask"] = tree_mask(batch["spans"], flex=mask == "flex")
-
-
-def tree_mask(spans: Tensor, *, flex: bool) -> Any:
-    """Make the mask by which a token sees those before it in its own tree: trunk and own branch.
-
-    Padding sees padding.
-
-    Args:
-        spans: number of tree and branch of each token, int [b, s, 2]
-        flex: whether to make a BlockMask, in place of bool [b, s, s]
-    """
-    b, s, _ = spans.shape
-    tree, branch = spans.unbind(-1)  # [b, s]
-
-    def sees(row: Any, head: Any, query: Any, key: Any) -> Any:
-        same_tree = tree[row, query] == tree[row, key]
-        is_trunk, own = branch[row, key] == 0, branch[row, query] == branch[row, key]
-        return same_tree & (is_trunk | own) & (key <= query)
-
-    if flex:
-        return create_block_mask(sees, b, None, s, s, device=str(spans.device))
-    rows, index = torch.arange(b, device=spans.device), torch.arange(s, device=spans.device)
-    return sees(rows[:, None, None], None, index[:, None], index)  # [b, s, s]
 
 
 def _check_kind(samples: Sequence[Sample], *, paired: bool) -> None:

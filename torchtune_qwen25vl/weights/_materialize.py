@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from torchtune_qwen25vl._torchtune import NF4Tensor, to_nf4
+from torchtune_qwen25vl.model import Int4Linear
 
 
 def materialize(
@@ -18,8 +19,8 @@ def materialize(
 ) -> None:
     """Give a model on the meta device all its weights.
 
-    What is held in NF4 is quantised on the device, so that no two weights are there in full. A
-    weight that is on the device in its dtype already is not copied.
+    What is held in NF4 or int4 is quantised on the device, so that no two weights are there in
+    full. A weight that is on the device in its dtype already is not copied.
 
     Args:
         model: module on the meta device, which is filled
@@ -27,11 +28,15 @@ def materialize(
         device: where the weights go
         dtype: of all weights; by default each keeps its own
     """
-    quantised = {name for name, weight in model.named_parameters() if isinstance(weight, NF4Tensor)}
+    nf4 = {name for name, weight in model.named_parameters() if isinstance(weight, NF4Tensor)}
+    int4 = {f"{n}.weight": m for n, m in model.named_modules() if isinstance(m, Int4Linear)}
     state = {}
     for name, weight in weights:
         placed = weight.to(device=device, dtype=dtype)
-        state[name] = to_nf4(placed) if name in quantised else placed
+        if name in int4:
+            int4[name].fill(placed)
+        else:
+            state[name] = to_nf4(placed) if name in nf4 else placed
     model.load_state_dict(state, assign=True)
     compute_frequencies(model, device)
 
