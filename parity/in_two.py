@@ -1,6 +1,7 @@
 """Examines stages in two processes, which is how the tests run too."""
 
 import multiprocessing
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -16,10 +17,10 @@ _given: list[tuple[Stage, Setting]] = []  # of a forked process
 def examined(stages: Sequence[Stage], setting: Setting) -> Iterator[tuple[Outcome, list[Sighting]]]:
     """Run stages and their faults, in their order.
 
-    Random weights on the CPU are examined by two processes. A checkpoint would be held by each of
-    them, and a device cannot be forked.
+    Random weights on the CPU are examined by two processes, forked where Linux does. A checkpoint
+    would be held by each of them, and a device cannot be forked.
     """
-    if setting.checkpoint or setting.device != "cpu":
+    if setting.checkpoint or setting.device != "cpu" or sys.platform != "linux":
         yield from (examine(stage, setting) for stage in stages)
         return
     fork = multiprocessing.get_context("fork")

@@ -107,6 +107,7 @@ def test_a_control_is_shown_once(fault):
     assert outcome.passed
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere one process examines everything")
 def test_what_is_random_is_examined_in_two_processes(fault):
     here = os.getpid()
 
