@@ -11,8 +11,9 @@ from tqdm import tqdm
 from parity import bench, report
 from parity.deviations import DEVIATIONS
 from parity.faults import FAULTS
+from parity.in_two import examined
 from parity.positions_table import positions_table
-from parity.runner import Sighting, hunt, run_stage
+from parity.runner import Outcome, Sighting, hunt
 from parity.serve import ask_folder
 from parity.stages import STAGES, Setting
 
@@ -91,18 +92,12 @@ def run_stages(arguments: argparse.Namespace) -> int:
     """Run stages and their faults, print the table, write the reports; return the exit code."""
     setting = Setting(device=arguments.device, checkpoint=arguments.checkpoint)
     stages = [s for s in STAGES if not arguments.stage or s.name in arguments.stage]
-    outcomes = []
-    faults = {f: [s for s in stages if s.name == FAULTS[f].stage] for f in FAULTS}
-    faults = {fault: seers for fault, seers in faults.items() if seers}
+    outcomes: list[Outcome] = []
     sightings: list[Sighting] = []
-    with tqdm(total=len(stages) + len(faults), file=sys.stderr, mininterval=1) as bar:
-        for stage in stages:
-            bar.set_description(stage.name)
-            outcomes.append(run_stage(stage, setting, lambda: bar.update(0)))
-            bar.update()
-        for fault, seers in faults.items():
-            bar.set_description(f"fault: {fault}")
-            sightings += hunt(seers, fault, setting)
+    with tqdm(total=len(stages), unit="stage", file=sys.stderr) as bar:
+        for outcome, seen in examined(stages, setting):
+            outcomes.append(outcome)
+            sightings += seen
             bar.update()
     print(report.table([report.row(outcome) for outcome in outcomes]))
     report.write(outcomes, sightings, arguments.report)

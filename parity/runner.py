@@ -4,7 +4,7 @@ import functools
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from parity.deviations import Deviation, deviations_of
@@ -116,13 +116,11 @@ def is_caught(measurement: Measurement) -> bool:
     return excess(measurement) > CONTROL_FACTOR
 
 
-def run_stage(stage: Stage, setting: Setting, tick: Callable[[], object]) -> Outcome:
+def run_stage(stage: Stage, setting: Setting) -> Outcome:
     """Measure all cases, then seed the control's fault until a case sees it."""
     outcome, start = Outcome(stage), time.perf_counter()
     try:
-        for measurement in stage.measure(setting):
-            outcome.measurements.append(measurement)
-            tick()
+        outcome.measurements.extend(stage.measure(setting))
     except Exception as error:
         outcome.problem = _in_words(error)
         traceback.print_exc()
@@ -175,6 +173,14 @@ def deviating(stage: Stage, setting: Setting) -> dict[str, Deviation]:
 def hunt(stages: Iterable[Stage], fault: str, setting: Setting) -> list[Sighting]:
     """Show one fault to these stages."""
     return [run_fault(stage, fault, setting) for stage in stages]
+
+
+def examine(stage: Stage, setting: Setting) -> tuple[Outcome, list[Sighting]]:
+    """Run a stage, and show it every fault that it is to see, its control not again."""
+    outcome = run_stage(stage, setting)
+    seen = {outcome.control.fault: outcome.control} if outcome.control else {}
+    faults = [name for name in FAULTS if FAULTS[name].stage == stage.name]
+    return outcome, [seen.get(name) or run_fault(stage, name, setting) for name in faults]
 
 
 def _in_words(error: Exception) -> str:

@@ -1,16 +1,13 @@
-"""Runs torchtune's distributed recipes on CPU, one after another: what torchrun is given here.
-
-    torchrun --nproc_per_node 2 gloo_shim.py RECIPE --config FILE k=v ... -- RECIPE --config ...
+"""Runs torchtune's distributed recipes on CPU, one after another: what each rank runs here.
 
 The recipe files are torchtune's own. Replaced is what a machine without a GPU does not have (the
 nccl backend, statistics and caches of device memory, barriers named by device), and the process
-group outlives a recipe so that the next one finds it. A rank that hangs ends with a traceback.
+group outlives a recipe so that the next one finds it.
 """
 
-import faulthandler
 import runpy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -19,14 +16,11 @@ from torchtune import training
 from torchtune._cli.run import ROOT
 from torchtune.modules.peft._utils import _get_lora_modules
 
-SECONDS_FOR_ONE = 120
 
-
-def main() -> None:
-    """Run every recipe of the command line."""
+def main(runs: Iterable[list[str]]) -> int:
+    """Run every recipe by its words, its name the first; return an exit code."""
     adapt()
-    for recipe, *arguments in runs(sys.argv[1:]):
-        faulthandler.dump_traceback_later(SECONDS_FOR_ONE, exit=True)
+    for recipe, *arguments in runs:
         path = ROOT / "recipes" / f"{recipe}.py"
         sys.argv = [str(path), *arguments]
         try:
@@ -34,18 +28,7 @@ def main() -> None:
         except SystemExit as done:
             if done.code:
                 raise
-    faulthandler.cancel_dump_traceback_later()
-
-
-def runs(arguments: list[str]) -> Iterator[list[str]]:
-    """The command line, split where "--" stands alone."""
-    run: list[str] = []
-    for argument in [*arguments, "--"]:
-        if argument != "--":
-            run.append(argument)
-        else:
-            yield run
-            run = []
+    return 0
 
 
 def adapt() -> None:
@@ -70,7 +53,3 @@ def copy_then_list(state_dict: dict[str, Any], list_modules: Any = _get_lora_mod
     """
     state_dict.update({key: weight.clone() for key, weight in state_dict.items()})
     return list_modules(state_dict)
-
-
-if __name__ == "__main__":
-    main()

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import tempfile
 from itertools import count
 
 from forked import exit_code, fork
@@ -20,8 +21,14 @@ def free_port():
     raise AssertionError("ports do not end")
 
 
-def on_ranks(count, body):
-    """Run in forked processes with torchrun's variables; their exit codes."""
+def on_ranks(count, body, said=os.devnull):
+    """Run in forked processes with torchrun's variables; their exit codes.
+
+    Args:
+        count: how many
+        body: what each runs, which returns an exit code
+        said: file for what they write to stderr
+    """
     port = free_port()
 
     def on(rank):
@@ -32,5 +39,11 @@ def on_ranks(count, body):
             os.environ[key] = str(value)
         return body()
 
-    children = [fork(lambda rank=rank: on(rank)) for rank in range(count)]
+    children = [fork(lambda rank=rank: on(rank), said) for rank in range(count)]
     return [exit_code(child) for child in children]
+
+
+def succeed(count, body):
+    """Run in forked processes what has to end well, or show what they wrote to stderr."""
+    with tempfile.NamedTemporaryFile("r") as said:
+        assert on_ranks(count, body, said.name) == [0] * count, said.read()[-8000:]

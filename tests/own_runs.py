@@ -1,25 +1,24 @@
-"""Runs of our own recipes in this process, or by `torchrun own_runs.py RECIPE YAML ...`."""
+"""Runs of our own recipes in this process, or in forks of it."""
 
 import ast
 import importlib.util
 import inspect
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import on_ranks
 import torch
 from finetune_runs import logged
+from forked import fork
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from torchtune_qwen25vl.training import Recipe
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
-SECONDS = 240  # until processes that wait for each other are ended
+SECONDS = 240  # until a checkpoint is there
 
 
 def path_of(name):
@@ -76,19 +75,23 @@ def run(name, cfg):
 def kill_behind(name, cfg, checkpoint):
     """Run a recipe in a process that is killed once a checkpoint is there."""
     output_dir = Path(cfg.output_dir)
-    yaml = output_dir.with_suffix(".yaml")
-    OmegaConf.save(cfg, yaml)
-    command = [sys.executable, str(path_of(name)), "--config", str(yaml)]
-    process = subprocess.Popen(command, env=ENVIRONMENT, start_new_session=True)
+    said = output_dir.with_suffix(".err")
+
+    def body():
+        run(name, cfg)
+        return 0
+
+    child = fork(body, said)
     try:
         end = time.monotonic() + SECONDS
         while not (output_dir / checkpoint).exists():
-            assert process.poll() is None, "the run ended by itself"
+            ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            assert not ended, f"the run ended by itself: {said.read_text()[-5000:]}"
             assert time.monotonic() < end, f"no {checkpoint} in {SECONDS} s"
             time.sleep(0.01)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def assert_goes_on_after_sigkill(name, config, output_dir, figures):
@@ -117,25 +120,13 @@ def assert_goes_on_after_sigkill(name, config, output_dir, figures):
 
 
 def run_on_two(name, cfgs):
-    """Run a recipe by two processes, once for each config; its YAML lies beside its output."""
-    yamls = []
-    for cfg in cfgs:
-        yamls.append(f"{cfg.output_dir}.yaml")
-        OmegaConf.save(cfg, yamls[-1])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*torchrun, __file__, name, *yamls],
-        env={**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)])},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
+    """Run a recipe by two processes, once for each config."""
 
+    def body():
+        torch.distributed.init_process_group("gloo")
+        for cfg in cfgs:
+            run(name, cfg)
+        torch.distributed.destroy_process_group()
+        return 0
 
-if __name__ == "__main__":
-    torch.distributed.init_process_group("gloo")
-    for path in sys.argv[2:]:
-        run(sys.argv[1], OmegaConf.load(path))
-    torch.distributed.destroy_process_group()
+    on_ranks.succeed(2, body)

@@ -1,18 +1,15 @@
 """Runs configs on a tiny model, in this process or in two of their own."""
 
-import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import gloo_shim
+import on_ranks
 import pytest
 from torchtune.modules.peft import _utils as peft
 
 from torchtune_qwen25vl import _cli
 
-ROOT = Path(__file__).parents[1]
 SMALL = [
     "device=cpu",
     "seed=0",
@@ -54,20 +51,10 @@ def losses(output_dir):
 
 
 def run_distributed(runs, folder, rows, base):
-    """Run these, each in a folder of its title, in one launch of two processes."""
+    """Run these, each in a folder of its title, on one pair of processes."""
     words = []
     for title, (name, kind, changes) in runs:
-        words += ["--", _cli.recipe_of(path_of(name)), "--config", str(path_of(name))]
-        words += overrides(name, folder(kind), rows, base / title, ["batch_size=1", *changes])
-    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    shim = Path(__file__).with_name("gloo_shim.py")
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "-m", *launch, str(shim), *words[1:]],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stdout[-8000:]
+        recipe = [_cli.recipe_of(path_of(name)), "--config", str(path_of(name))]
+        own = overrides(name, folder(kind), rows, base / title, ["batch_size=1", *changes])
+        words.append([*recipe, *own])
+    on_ranks.succeed(2, lambda: gloo_shim.main(words))

@@ -103,6 +103,10 @@ def test_files_stay_readable():
         assert lines <= 300, f"{path.name} has {lines} lines: more than one sitting"
 
 
-def test_import_does_not_load_transformers():
-    code = "import sys, torchtune_qwen25vl; assert 'transformers' not in sys.modules"
+def test_import_loads_neither_transformers_nor_comfyui():
+    code = (
+        "import sys, torchtune_qwen25vl; assert 'transformers' not in sys.modules\n"
+        "import torchtune_qwen25vl.comfyui\n"
+        "assert not {'comfy', 'folder_paths', 'comfy_extras'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,8 +1,7 @@
-"""What the tests run on two ranks and on one: `torchrun --nproc_per_node 2 THIS FOLDER`."""
+"""What the tests run on two ranks and on one."""
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -102,8 +101,8 @@ def run(cfg):
     return flagship
 
 
-def main(folder):
-    """All mixtures and tunings, and the recipe."""
+def on_each(folder, cfg):
+    """All mixtures and tunings, and the recipe; returns an exit code."""
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     for tuning in TUNINGS:
@@ -111,9 +110,6 @@ def main(folder):
             found = gradients(folder, tuning, mixture, checkpointed="full" not in tuning)
             if rank == 0:
                 torch.save(found, folder / f"{tuning}, {mixture}.pt")
-    run(OmegaConf.load(folder / "recipe.yaml"))
+    run(cfg)
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    return 0

@@ -27,7 +27,7 @@ def stages(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
     setting = Setting(device=str(device))
     for stage in STAGES:
         if stage.name in NAMED:
-            outcome = run_stage(stage, setting, lambda: None)
+            outcome = run_stage(stage, setting)
             verdict = "passed" if outcome.passed else f"FAILED {outcome.problem}".strip()
             note = f"{verdict}, {len(outcome.measurements)} cases"
             if outcome.worst is not None:

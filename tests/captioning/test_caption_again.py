@@ -2,13 +2,13 @@
 
 import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import captions
+import forked
 import pytest
 
+from torchtune_qwen25vl import _cli
 from torchtune_qwen25vl.captioning import _records
 from torchtune_qwen25vl.jobs import _model
 
@@ -211,10 +211,9 @@ def test_a_dry_run_fetches_nothing(run, photos, monkeypatch, capsys, caplog, awa
     assert not (photos / "_captions").exists()
 
 
-def test_the_short_command_says_what_it_does(model, photos):
-    code = "import sys; from torchtune_qwen25vl._cli import caption; sys.exit(caption())"
+def test_the_short_command_says_what_it_does(model, photos, tmp_path):
     words = [str(photos), "--dry-run", f"model={model}", "device=cpu"]
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "memory of CPU" in done.stderr
-    assert "sdpa attention" in done.stderr
+    code, said = forked.run_command(_cli.caption, words, tmp_path / "said")
+    assert code == 0, said
+    assert "memory of CPU" in said
+    assert "sdpa attention" in said

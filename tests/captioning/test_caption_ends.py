@@ -12,8 +12,11 @@ import time
 from pathlib import Path
 
 import captions
+import forked
 import pytest
+from huggingface_hub import constants
 
+from torchtune_qwen25vl import _cli
 from torchtune_qwen25vl.generation import NotFiniteError, RunningBatch
 
 COMMAND = "import sys; from torchtune_qwen25vl._cli import caption; sys.exit(caption())"
@@ -53,14 +56,11 @@ def test_a_disk_that_is_full_indeed(model, tmp_path):
         photos = captions.write_pictures(tmp_path / "photos", 3)
         (disk / "filler").write_bytes(bytes(56 << 10))
         words = [str(photos), f"output_dir={disk / 'out'}", f"model={model}", *SMALL]
-        done = subprocess.run(
-            [sys.executable, "-c", COMMAND, *words, "max_new_tokens=400", "prompt=" + 999 * "a"],
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 2, done.stderr
-        assert done.stderr.splitlines()[-1].startswith("the disk is full")
-        assert "Traceback" not in done.stderr
+        words += ["max_new_tokens=400", "prompt=" + 999 * "a"]
+        code, said = forked.run_command(_cli.caption, words, tmp_path / "said")
+        assert code == 2, said
+        assert said.splitlines()[-1].startswith("the disk is full")
+        assert "Traceback" not in said
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -198,18 +198,14 @@ def test_a_run_without_captions_binds_nothing(run, photos, tmp_path):
     assert run(dtype="bf16", output_dir=str(tmp_path / "out"), max_pixels=12544) == 2
 
 
-def test_a_mistyped_folder_is_named_at_once(photos, tmp_path):
+def test_a_mistyped_folder_is_named_at_once(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
     words = [str(photos), "model=models/mistyped", *SMALL]
-    done = subprocess.run(
-        [sys.executable, "-c", COMMAND, *words],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 2
-    assert "there is no such folder here: models/mistyped" in done.stderr.splitlines()[-1]
-    assert "again in" not in done.stderr  # nothing is waited for
+    code, said = forked.run_command(_cli.caption, words, tmp_path / "said")
+    assert code == 2
+    assert "there is no such folder here: models/mistyped" in said.splitlines()[-1]
+    assert "again in" not in said  # nothing is waited for
 
 
 def test_an_input_that_is_not_there_is_named_before_the_model_is_fetched(photos, tmp_path, caplog):

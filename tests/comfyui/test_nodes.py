@@ -2,8 +2,6 @@
 
 import inspect
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +35,7 @@ class Vae:
         return pixels.mean((1, 2))[:, :, None, None, None]
 
 
-def test_the_face_needs_no_comfyui():
-    code = (
-        "import sys, torchtune_qwen25vl.comfyui\n"
-        "assert not {'comfy', 'folder_paths', 'comfy_extras'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_every_node_has_a_name_to_show():
     assert NODE_CLASS_MAPPINGS.keys() == NODE_DISPLAY_NAME_MAPPINGS.keys()
 
 

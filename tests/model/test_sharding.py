@@ -1,47 +1,32 @@
 """The model on two processes: FSDP2 and tensor parallelism as torchtune's recipes set them up."""
 
 import inspect
-import os
-import time
 import traceback
 from functools import partial
 
+import on_ranks
 import pytest
 import tiny
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
-from on_ranks import free_port
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import parallelize_module
 from torchtune import training
 from torchtune.models.llama3 import base_llama_tp_plan
-
-SECONDS = 180  # until processes that wait for each other are ended
 
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
     """What went wrong in each check, run one after the other on two gloo processes."""
     folder = tmp_path_factory.mktemp("outcome")
-    port = free_port()
-    context = mp.start_processes(
-        _run_checks, args=(port, folder), nprocs=2, join=False, start_method="spawn"
-    )
-    end = time.monotonic() + SECONDS
-    while not context.join(timeout=1):
-        if time.monotonic() > end:
-            for process in context.processes:
-                process.kill()
-            pytest.fail(f"two processes did not finish in {SECONDS} s: one waits for the other")
+    on_ranks.succeed(2, lambda: _run_checks(folder))
     return lambda check: [(folder / f"{check}.{rank}").read_text() for rank in range(2)]
 
 
-def _run_checks(rank, port, folder):
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def _run_checks(folder):
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     for name, check in CHECKS.items():
         try:
             check(rank)
@@ -49,6 +34,7 @@ def _run_checks(rank, port, folder):
         except AssertionError:
             (folder / f"{name}.{rank}").write_text(traceback.format_exc())
     dist.destroy_process_group()
+    return 0
 
 
 def batches():

@@ -74,7 +74,7 @@ def named(monkeypatch):
     ],
 )
 def test_a_case_equals_ours_or_its_named_deviation(named, errors, faulty, passes, deviating):
-    outcome = runner.run_stage(stage_of(errors, faulty), Setting(), lambda: None)
+    outcome = runner.run_stage(stage_of(errors, faulty), Setting())
     assert outcome.passed == passes
     assert set(outcome.deviating) == deviating
 
@@ -137,7 +137,7 @@ def named_refusal(named, monkeypatch):
     ],
 )
 def test_a_refusal_is_named_by_case_and_exception(named_refusal, kinds, passes):
-    outcome = runner.run_stage(refusing(kinds), Setting(), lambda: None)
+    outcome = runner.run_stage(refusing(kinds), Setting())
     assert outcome.passed == passes
     assert not outcome.problem
     shown = report.as_json([outcome], [])["stages"][0]["cases"]
@@ -155,7 +155,7 @@ def test_a_refusal_is_named_by_case_and_exception(named_refusal, kinds, passes):
 def test_what_is_not_there_has_not_passed(named, monkeypatch, kinds, verdict):
     absence = replace(named, fault="", refusal="NotThereError", cases=("1 x 1",))
     monkeypatch.setattr(deviations, "DEVIATIONS", (absence,))
-    outcome = runner.run_stage(refusing(kinds), Setting(), lambda: None)
+    outcome = runner.run_stage(refusing(kinds), Setting())
     assert report.verdict(outcome) == verdict
     assert outcome.passed == verdict.startswith("passed")
 
@@ -184,7 +184,7 @@ def test_small_images_are_refused_as_4_52_does(monkeypatch, kind, passes):
     monkeypatch.setattr(runner, "deviations_of", known)
     monkeypatch.setattr(reference, "image_processor", refusing_small_images(kind))
     stage = replace(pixels, what=f"refused by {kind.__name__}")  # what was found before is kept
-    outcome = runner.run_stage(stage, Setting(small=True), lambda: None)
+    outcome = runner.run_stage(stage, Setting(small=True))
     assert outcome.passed == passes
     refusals = {m.case.split(", ")[0] for m in outcome.measurements if m.refusal}
     assert refusals == {"1 x 1", "13 x 300", "ratio 200"}

@@ -3,13 +3,14 @@
 import inspect
 import json
 import math
+import os
 import shutil
 import sys
 
 import pytest
 import torch
 
-from parity import faults, reference, report, runner, trace, vocabulary
+from parity import faults, in_two, reference, report, runner, trace, vocabulary
 from parity.__main__ import main, parse
 from parity.stages import STAGES, Measurement, Setting, Stage, generation
 from parity.stages._stage import max_error
@@ -45,7 +46,7 @@ def stage(clean, faulty, fault, tolerance=0.0):
     ],
 )
 def test_verdict(fault, clean, faulty, tolerance, passes):
-    outcome = runner.run_stage(stage(clean, faulty, fault, tolerance), Setting(), lambda: None)
+    outcome = runner.run_stage(stage(clean, faulty, fault, tolerance), Setting())
     assert outcome.passed == passes
     assert (report.verdict(outcome) == "passed") == passes
 
@@ -56,7 +57,7 @@ def test_a_stage_that_cannot_run_has_failed(fault):
         raise OSError("no photos")
 
     broken = Stage("broken", "", "0", fault, measure)
-    outcome = runner.run_stage(broken, Setting(), lambda: None)
+    outcome = runner.run_stage(broken, Setting())
     assert not outcome.passed
     assert outcome.problem == "OSError: no photos"
     assert "no photos" in report.page([outcome], [])
@@ -64,9 +65,8 @@ def test_a_stage_that_cannot_run_has_failed(fault):
 
 
 def test_a_stage_without_cases_has_failed(fault):
-    outcome = runner.run_stage(
-        Stage("empty", "", "0", fault, lambda setting: iter(())), Setting(), lambda: None
-    )
+    empty = Stage("empty", "", "0", fault, lambda setting: iter(()))
+    outcome = runner.run_stage(empty, Setting())
     assert not outcome.passed
 
 
@@ -77,7 +77,7 @@ def test_a_fault_that_breaks_a_stage_is_not_caught(fault, error):
         if setting.fault:
             raise error("placeholders do not match")
 
-    outcome = runner.run_stage(Stage("s", "", "0", fault, measure), Setting(), lambda: None)
+    outcome = runner.run_stage(Stage("s", "", "0", fault, measure), Setting())
     assert not outcome.passed
     assert outcome.control.verdict == "broke"
     assert "placeholders do not match" in outcome.control.problem
@@ -92,6 +92,34 @@ def test_what_is_measured_before_a_stage_breaks_counts(fault):
 
     sighting = runner.run_fault(Stage("s", "", "0", fault, measure), fault, Setting())
     assert (sighting.verdict, sighting.case, sighting.error) == ("caught", "first", 50.0)
+
+
+def test_a_control_is_shown_once(fault):
+    shown = []
+
+    def measure(setting):
+        shown.append(setting.fault)
+        yield Measurement("only", 1.0 if setting.fault else 0.0)
+
+    outcome, seen = runner.examine(Stage("test", "", "0", fault, measure), Setting())
+    assert shown == [None, faults.FAULTS[fault]]
+    assert seen == [outcome.control]
+    assert outcome.passed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere one process examines everything")
+def test_what_is_random_is_examined_in_two_processes(fault):
+    here = os.getpid()
+
+    def measure(setting):
+        yield Measurement("only", float(os.getpid() != here) + bool(setting.fault))
+
+    stages = [Stage("test", "", "0", fault, measure)] * 3
+    for setting, apart in ((Setting(), True), (Setting(checkpoint="a folder"), False)):
+        examined = list(in_two.examined(stages, setting))
+        assert [outcome.stage for outcome, _ in examined] == stages
+        assert {outcome.error for outcome, _ in examined} == {float(apart)}
+        assert [sighting.error for _, (sighting,) in examined] == 3 * [1.0 + apart]
 
 
 def test_another_shape_is_a_measurement():

@@ -3,17 +3,15 @@
 import ast
 import json
 import math
-import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
 import loss_curve
+import on_ranks
+import own_runs
 import pytest
 import tiny
 import tiny_folder
@@ -43,8 +41,7 @@ from torchtune_qwen25vl.training import (
 )
 
 CONFIGS = sorted((RECIPE.parent / "configs").glob("finetune_*.yaml"))
-SECONDS = 240  # until processes that wait for each other are ended
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+SECONDS = 240  # more than a run takes
 
 
 @pytest.fixture(scope="module")
@@ -294,17 +291,7 @@ def test_goes_on_as_if_it_had_never_stopped(cfg, folder, tmp_path, monkeypatch, 
 def test_goes_on_after_sigkill(folder, tmp_path):
     constant = {"_component_": "training_on_ranks.constant"}
     killed = config(folder, tmp_path / "killed", lr_scheduler=constant, max_steps=10**6)
-    OmegaConf.save(killed, tmp_path / "killed.yaml")
-    command = [sys.executable, str(RECIPE), "--config", str(tmp_path / "killed.yaml")]
-    process = subprocess.Popen(command, env=ENVIRONMENT, start_new_session=True)
-    try:
-        end = time.monotonic() + SECONDS
-        while not (tmp_path / "killed" / "step_4").exists():
-            assert process.poll() is None, "the run ended by itself"
-            assert time.monotonic() < end, f"no step_4 in {SECONDS} s"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    own_runs.kill_behind("finetune", killed, "step_4")
     last = recipe().ours.last_checkpoint(tmp_path / "killed")
     killed.max_steps = int(last.name.removeprefix("step_")) + 3
     run(killed)
@@ -541,13 +528,7 @@ def two_ranks(folder, tmp_path_factory):
         folder, shared / "two", max_steps=4, pack_to=36, enable_activation_checkpointing=True
     )
     cfg.adapters.lora_dropout = 0.0
-    OmegaConf.save(cfg, shared / "recipe.yaml")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*torchrun, "--nproc_per_node", "2", training_on_ranks.__file__, str(shared)]
-    done = subprocess.run(
-        command, env=ENVIRONMENT, timeout=SECONDS, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    on_ranks.succeed(2, lambda: training_on_ranks.on_each(shared, cfg))
     return shared
 
 

@@ -2,12 +2,14 @@
 
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import tiny_folder
 import torch
@@ -192,18 +194,22 @@ def test_any_step_can_be_exported(folder, tmp_path):
 def test_what_the_user_can_mend_is_one_line_and_exit_code_2(folder, tmp_path):
     cfg = simple(folder, tmp_path / "out", export="step_9")
     OmegaConf.save(cfg, tmp_path / "my.yaml")
-    command = [sys.executable, str(RECIPE), "--config", str(tmp_path / "my.yaml")]
-    for words, said in (([], "export names a checkpoint"), (["seed=one"], "seed is a whole numb")):
-        done = subprocess.run(
-            [*command, *words],
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 2, done.stderr
-        assert [line for line in done.stderr.splitlines() if said in line]
-        assert "Traceback" not in done.stderr
+    command = [str(RECIPE), "--config", str(tmp_path / "my.yaml")]
+    for words, line in (([], "export names a checkpoint"), (["seed=one"], "seed is a whole numb")):
+        code, said = forked.run_command(as_main, [*command, *words], tmp_path / line)
+        assert code == 2, said
+        assert [one for one in said.splitlines() if line in one]
+        assert "Traceback" not in said
+
+
+def as_main(words):
+    """Run a file as Python does that is given these words."""
+    sys.argv = words
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as done:
+        return done.code
+    return 0
 
 
 def test_an_output_folder_that_cannot_be_is_refused_before_the_logger(folder, tmp_path):

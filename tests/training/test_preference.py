@@ -335,22 +335,22 @@ RANKS = {
 
 @pytest.fixture(scope="module")
 def two_ranks(folder, tmp_path_factory):
-    """A folder with a run of each kind, by two processes."""
+    """The config of a run of each kind, by two processes."""
     shared = tmp_path_factory.mktemp("ranks")
-    cfgs = []
+    cfgs = {}
     for title, changes in RANKS.items():
         given = {k: str(folder) if v == "FOLDER" else v for k, v in changes.items()}
-        cfgs.append(simple(folder, shared / title, gradient_accumulation_steps=1, **given))
-    own_runs.run_on_two("preference", cfgs)
-    return shared
+        cfgs[title] = simple(folder, shared / title, gradient_accumulation_steps=1, **given)
+    own_runs.run_on_two("preference", cfgs.values())
+    return cfgs
 
 
 @pytest.mark.parametrize("title", RANKS)
 def test_two_ranks_equal_one(two_ranks, tmp_path, title):
-    cfg = OmegaConf.load(two_ranks / f"{title}.yaml")
+    cfg, two_dir = two_ranks[title].copy(), Path(two_ranks[title].output_dir)
     cfg.gradient_accumulation_steps, cfg.output_dir = 2, str(tmp_path)
     run(cfg)
-    assert_near(tmp_path, two_ranks / title, rel=2e-5)
-    one, two = (load_file(p / "model" / "model.safetensors") for p in (tmp_path, two_ranks / title))
+    assert_near(tmp_path, two_dir, rel=2e-5)
+    one, two = (load_file(p / "model" / "model.safetensors") for p in (tmp_path, two_dir))
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=0, atol=1e-4)
