@@ -20,7 +20,7 @@ from parity import reference, vocabulary
 from parity.random_folder import write_random
 from parity.stages._stage import Setting
 from parity.stages.conditioning import MODEL, Pair
-from torchtune_qwen25vl import Qwen25VLTransform, _cli
+from torchtune_qwen25vl import Qwen25VLTransform, _cli, load_pretrained
 from torchtune_qwen25vl.comfyui import __main__ as comfyui_command
 from torchtune_qwen25vl.data import __main__ as data_command
 from torchtune_qwen25vl.hidden_states import __main__ as states_command
@@ -66,6 +66,17 @@ def test_there_are_exactly_two_commands_to_set_up():
 
 SMALL = {"device": "cpu", "min_pixels": 3136, "max_new_tokens": 2, "workers": 0}
 SMALLER = {"device": "cpu", "precision": "fp32", "dataloader.num_workers": 0}
+OF_A_LESSON = {
+    "max_steps": 2,
+    "batch_size": 4,
+    "eval_every_n_steps": 2,
+    "save_every_n_steps": "null",
+    "val_dataset.length": 4,
+    "dataloader.num_workers": 0,
+    "after_training.images": 8,
+    "log_every_n_steps": 1,
+    "lr_scheduler.num_warmup_steps": 0,
+}
 
 
 def run(command, monkeypatch):
@@ -235,6 +246,22 @@ def test_the_example_that_learns(folder, tmp_path, monkeypatch):
     for probe in probes:
         assert not run(probe, monkeypatch)
     assert len(list((tmp_path / "probed" / "questions_hidden_states").glob("probe-*.png"))) == 2
+
+
+def test_the_lessons_on_it(folder, tmp_path, monkeypatch):
+    """Each goes on from what those before it left, two steps of each."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "shapes_tiny").mkdir(parents=True)
+    folder.rename(tmp_path / "runs" / "shapes_tiny" / "model")
+    quick = [f"{key}={value}" for key, value in OF_A_LESSON.items()]
+    for command in section("Learn from answers on it"):
+        assert not run([*command, *quick], monkeypatch), command
+    reports = {path.parent.name for path in tmp_path.glob("runs/*/shapes-report.json")}
+    lessons = {"policy", "preference", "distill", "labels"}
+    assert reports == {"shapes_half", *(f"shapes_{name}" for name in lessons)}
+    layers = {name: len(load_pretrained(f"runs/{name}/model")[0].layers) for name in reports}
+    students = {name for name, number in layers.items() if number == 2}
+    assert students == {"shapes_distill", "shapes_labels"}
 
 
 def test_the_guide_from_a_table_to_probes(folder, tmp_path, monkeypatch):

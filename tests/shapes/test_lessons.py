@@ -1,28 +1,11 @@
-"""The other lessons on the model of shapes: what they show, and a short run of each."""
+"""The other lessons on the model of shapes: what they show. test_readme runs each."""
 
-import json
-
-import own_runs
 import pytest
-from omegaconf import OmegaConf
 
 from torchtune_qwen25vl import shapes
 from torchtune_qwen25vl.training import exact_match
-from torchtune_qwen25vl.weights import load_pretrained
 
 SCENES = [shapes.random_scene(seed) for seed in range(300)]
-CONFIGS = own_runs.ROOT / "recipes" / "configs"
-QUICK = {
-    "max_steps": 2,
-    "batch_size": 4,
-    "eval_every_n_steps": 2,
-    "save_every_n_steps": None,
-    "val_dataset.length": 4,
-    "dataloader.num_workers": 0,
-    "after_training.images": 8,
-    "log_every_n_steps": 1,
-    "lr_scheduler.num_warmup_steps": 0,
-}
 
 
 def test_a_wrong_scene_has_one_attribute_wrong():
@@ -56,31 +39,3 @@ def test_the_reward_is_the_share_of_attributes():
     assert almost == pytest.approx(1 - 1 / len(scene.attributes))
     assert reward("", "a", row) == 0
     assert "labels" not in prompt
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A model of shapes that has hardly begun."""
-    folder = tmp_path_factory.mktemp("lessons")
-    cfg = config("tiny", folder / "tiny")
-    own_runs.run("finetune", cfg)
-    return folder / "tiny" / "model"
-
-
-def config(name, output_dir, **changes):
-    cfg = OmegaConf.load(CONFIGS / f"shapes_{name}.yaml")
-    for key, value in {**QUICK, **changes, "output_dir": str(output_dir)}.items():
-        OmegaConf.update(cfg, key, value, force_add=True)
-    return cfg
-
-
-@pytest.mark.parametrize(
-    ("name", "of_model"),
-    [("preference", "model_dir"), ("policy", "model_dir"), ("distill", "teacher_dir")],
-)
-def test_two_steps_of_it(base, tmp_path, name, of_model):
-    own_runs.run(name, config(name, tmp_path, **{of_model: str(base)}))
-    report = json.loads((tmp_path / "shapes-report.json").read_text())
-    assert 0 <= report["attributes"] <= 1
-    model, _ = load_pretrained(tmp_path / "model")
-    assert len(model.layers) == (2 if name == "distill" else 4)
