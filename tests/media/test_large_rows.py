@@ -202,8 +202,3 @@ def test_tars_that_cannot_be(tmp_path, pictures):
             rows[index]
     assert rows.column("image") == [None] * 5
     assert rows.column("txt") == [None] * 5
-
-
-def test_streams_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"owner/set: rows are read in any order.*leave it out"):
-        open_rows("owner/set", streaming=True)
