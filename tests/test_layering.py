@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "torchtune_qwen25vl"
 
 LEVELS = (  # a file imports what lies on levels below its own, and what lies in its own room
+    {"_lock"},
     {"_ahead", "_files", "_ranks", "_rounding", "_torchtune", "_position_ids", "media"},
     {"_plots", "transform", "model"},
     {"generation", "weights"},

@@ -22,11 +22,12 @@ json_texts        JSON text of rows made in Python
 StreamRows        rows of a stream, which one process reads in order and hands to others
 open_rows         open a table or data set by where it lies
 numbers_of_split  the rows that a split such as train[:95%] names
+cache_folder      a folder of the package in the user's cache
 read_content      read a file that may be compressed
 EXTRA_FIELDS      key of what a table's header does not name
 """
 
-from torchtune_qwen25vl.media._compressed import read_content
+from torchtune_qwen25vl.media._compressed import cache_folder, read_content
 from torchtune_qwen25vl.media._downloads import Downloads, url_of
 from torchtune_qwen25vl.media._folders import THUMBNAILS, Sieve, frames_in, images_in
 from torchtune_qwen25vl.media._images import (
@@ -58,6 +59,7 @@ __all__ = [
     "SelectedRows",
     "Sieve",
     "StreamRows",
+    "cache_folder",
     "frames_in",
     "image_size",
     "images_in",

@@ -1,9 +1,7 @@
 """Rows by where they lie: files, folders that were saved, archives, the hub."""
 
 import codecs
-import csv
 import glob
-import io
 import json
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
@@ -14,23 +12,26 @@ import datasets
 
 from torchtune_qwen25vl.media._compressed import (
     SUFFIXES_OF_COMPRESSION,
+    content_or_file,
     read_content,
     suffix_within,
 )
 from torchtune_qwen25vl.media._lines import find_lines
-from torchtune_qwen25vl.media._rows import EXTRA_FIELDS, ArrowRows, JsonRows, Rows, json_texts
+from torchtune_qwen25vl.media._rows import ArrowRows, JsonRows, Rows, json_texts
 from torchtune_qwen25vl.media._splits import ONLY, rows_of_split
 from torchtune_qwen25vl.media._streams import BUFFER, open_stream
+from torchtune_qwen25vl.media._tables import read_table
 from torchtune_qwen25vl.media._tars import open_tars, tars_in
 
-HELD = 1 << 28  # bytes of JSON lines that are held in memory; a larger file is read where it lies
+HELD = 1 << 28  # bytes of lines and records that are held; a larger file is read where it lies
 
 
 def open_rows(source: str, *, split: str | None = None, **load_dataset_kwargs: Any) -> Rows:
     """Open rows by where they lie: the kind of storage, never the format of a row, is looked at.
 
-    Tars, and JSON lines of more than 256 MiB, are read where they lie, row by row; the rows of
-    other files are held in memory, those of `datasets` are mapped into it.
+    Tars, and JSON lines and tables of more than 256 MiB, are read where they lie, row by row; if
+    they are compressed, they are first unpacked into a folder of the cache, once. The rows of other
+    files are held in memory, those of `datasets` and of Parquet are on disk and mapped into it.
 
     Args:
         source: a `.json` (array) or `.jsonl` file, a `.csv` or `.tsv` file with a header, each also
@@ -129,10 +130,12 @@ def _read_json(path: Path) -> JsonRows:
 
 
 def _read_jsonl(path: Path) -> Rows:
-    is_plain = path.suffix.lower() not in SUFFIXES_OF_COMPRESSION
-    if is_plain and path.stat().st_size > HELD and (lines_of := find_lines(path)) is not None:
-        return lines_of
-    lines = read_content(path).removeprefix(codecs.BOM_UTF8).split(b"\n")
+    content = content_or_file(path, HELD)
+    if isinstance(content, Path):
+        if (found := find_lines(content)) is not None:
+            return found
+        content = content.read_bytes()
+    lines = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
     return JsonRows(text for line in lines if line.strip() for text in _rows_of_line(line))
 
 
@@ -143,14 +146,8 @@ def _rows_of_line(line: bytes) -> Iterable[bytes]:
         return [line]
 
 
-def _read_table(path: Path) -> JsonRows:
-    with io.TextIOWrapper(io.BytesIO(read_content(path)), encoding="utf-8-sig", newline="") as file:
-        dialect = "excel-tab" if suffix_within(path) == ".tsv" else "excel"
-        reader = csv.DictReader(file, dialect=dialect, restkey=EXTRA_FIELDS, strict=True)
-        try:
-            return JsonRows(json_texts(reader))
-        except csv.Error as error:
-            raise ValueError(f"{path}, after line {reader.line_num}: {error}") from error
+def _read_table(path: Path) -> Rows:
+    return read_table(path, HELD)
 
 
 def _read_parquet(path: Path) -> ArrowRows:
