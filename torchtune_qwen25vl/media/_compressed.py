@@ -54,21 +54,28 @@ def content_or_file(path: Path, most: int) -> bytes | Path:
     """
     if not _is_compressed(path):
         return path if path.stat().st_size > most else path.read_bytes()
+    kept = _place(path)
+    if kept.is_file():
+        return kept
     content = bytearray()
     for chunk in _chunks(path):
         content += chunk
         if len(content) > most:
-            return _unpacked(path)
+            _wait_for(path, kept)
+            return kept
     return bytes(content)
 
 
-def _unpacked(path: Path) -> Path:
-    """Return a file of the cache that holds what a compressed one does."""
-    stat, here = path.stat(), path.absolute()
-    name = hashlib.sha256(f"{here} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
-    kept = cache_folder("unpacked") / f"{path.name}-{name}"
-    if kept.is_file():
-        return kept
+def _place(path: Path) -> Path:
+    """Return where a file, as it is now, lies unpacked."""
+    stat = path.stat()
+    state = f"{path.absolute()} {stat.st_size} {stat.st_mtime_ns}"
+    name = hashlib.sha256(state.encode()).hexdigest()[:16]
+    return cache_folder("unpacked") / f"{path.name}-{name}"
+
+
+def _wait_for(path: Path, kept: Path) -> None:
+    """Unpack a file, or wait until another process has done so."""
     log_rank_zero(get_logger("INFO"), f"{path} is unpacked, once, into {kept}")
     kept.parent.mkdir(parents=True, exist_ok=True)
     while not kept.is_file():
@@ -77,7 +84,6 @@ def _unpacked(path: Path) -> Path:
                 _unpack(path, kept)
         if not is_ours:
             time.sleep(PAUSE)
-    return kept
 
 
 def _unpack(path: Path, kept: Path) -> None:
