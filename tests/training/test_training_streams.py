@@ -4,6 +4,7 @@ import json
 from functools import partial
 from pathlib import Path
 
+import file_server
 import numpy as np
 import own_runs
 import pytest
@@ -14,7 +15,7 @@ from tiny_folder import write_pairs, write_pictures
 
 from torchtune_qwen25vl.data import SampleDataset
 from torchtune_qwen25vl.data.__main__ import main
-from torchtune_qwen25vl.media import StreamRows
+from torchtune_qwen25vl.media import StreamRows, _streams
 from torchtune_qwen25vl.training import Share, TrainSampler
 from torchtune_qwen25vl.training._mixing import Portion
 
@@ -168,6 +169,22 @@ def assert_near(one, other):
     for step, figures in one.items():
         for name in figures.keys() & {"loss", "grad_norm", "val_loss"}:
             assert other[step][name] == pytest.approx(figures[name], rel=2e-5), (step, name)
+
+
+def test_a_run_goes_on_in_the_file_where_it_stopped(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(_streams, "HASHED", 1)
+    with file_server.serving(base) as (address, _):
+        files = [f"{address}/{k}.jsonl" for k in range(SHARDS)]
+        data = section(base, data_files=files, split="train[:21]", shuffle_buffer_size=2)
+        made = cfg(base, tmp_path / "out", dataset=data)
+        own_runs.run("finetune", made)
+        made.max_steps = 7
+        again, anew = (
+            own_runs.make("finetune", {**made, **new}) for new in ({}, {"resume": False})
+        )
+        for recipe, known in ((again, {0: 7, 1: 7}), (anew, {0: 7})):
+            recipe.setup()
+            assert recipe.walk.streams.learned() == [known]
 
 
 def test_a_run_of_another_stream_is_not_this_one(base, tmp_path):

@@ -14,6 +14,11 @@ class Shards:
     The number of rows in a shard is known once it was read to its end; that of a Parquet file is
     read from its footer.
 
+    Attributes:
+        known: number of rows of each shard for which it is known
+        number: number of shards
+        features: those of the stream, None if it does not tell
+
     Args:
         stream: a stream of `datasets`
         parquet: address of each shard, where these are whole Parquet files; else none
@@ -31,7 +36,7 @@ class Shards:
         self._stream, self._at_once = stream.with_format("arrow"), at_once
         self._parquet = parquet if len(parquet) == stream.num_shards else ()
         self._access = access
-        self._rows: dict[int, int] = {}
+        self.known: dict[int, int] = {}
         self.number = stream.num_shards
         self.features: datasets.Features | None = stream.features
 
@@ -55,7 +60,7 @@ class Shards:
             for table in self._stream.shard(self.number, shard).iter(self._at_once):
                 rows += len(table)
                 yield table
-            self._rows[shard] = rows
+            self.known[shard] = rows
 
     def total(self) -> int | None:
         """Return the number of all rows, None if that is not known."""
@@ -68,7 +73,7 @@ class Shards:
         return sum(map(len, self.tables(0)))
 
     def _count(self, shard: int) -> int | None:
-        if shard not in self._rows and self._parquet:
+        if shard not in self.known and self._parquet:
             with xopen(self._parquet[shard], "rb", download_config=self._access) as file:
-                self._rows[shard] = pq.read_metadata(file).num_rows
-        return self._rows.get(shard)
+                self.known[shard] = pq.read_metadata(file).num_rows
+        return self.known.get(shard)

@@ -82,6 +82,14 @@ class StreamRows:
             digest.update(repr(self.fetch(index, 0)).encode())
         return digest.hexdigest()[:16]
 
+    def learned(self) -> dict[int, int]:
+        """Return how many rows are in each file of which that is known."""
+        return dict(self._shards.known)
+
+    def learn(self, known: Mapping[int, int]) -> None:
+        """Take over what another run has learned, which need not read to where it goes on."""
+        self._shards.known |= known
+
     def fetch(self, index: int, since: int) -> dict[str, Any]:
         """Read a row as it is stored, and hold it and all from `since` on, to be read again.
 

@@ -52,6 +52,18 @@ class Streams:
         windows = (part.rows.window for part in self.parts if isinstance(part.rows, StreamRows))
         return max(windows, default=0)
 
+    def learned(self) -> list[dict[int, int]]:
+        """Return how many rows are in each file of each part, as far as that is known."""
+        return [
+            part.rows.learned() if isinstance(part.rows, StreamRows) else {} for part in self.parts
+        ]
+
+    def learn(self, known: Iterable[Mapping[int, int]]) -> None:
+        """Take over what `learned` told, so that a run begins in the file where it goes on."""
+        for part, rows in zip(self.parts, known, strict=False):
+            if isinstance(part.rows, StreamRows):
+                part.rows.learn(rows)
+
     def fetch(self, place: int) -> Fetched | None:
         """Read the row at a place, None if it is none of a stream.
 

@@ -244,7 +244,7 @@ class Recipe(Stepping[S]):
             self.step,
             self.model,
             self.optimizer,
-            identity=self.identity(),
+            identity=self.identity() | self.walk.learned(),
             keep_last=self.settings.keep_last_n_checkpoints,
             best=self.best,
         )

@@ -18,6 +18,7 @@ from torchtune_qwen25vl.media import StreamRows
 from torchtune_qwen25vl.training._feeding import Streams
 from torchtune_qwen25vl.training._mixing import Portion
 
+FILES = "rows of files"  # of streams, in a checkpoint
 HASHED = 10_000  # rows whose content is compared; of longer tables as many, spread evenly
 
 
@@ -72,6 +73,10 @@ class Walk:
             "rows": self.digest,
         }
 
+    def learned(self) -> dict[str, Any]:
+        """Return what a run that goes on need not find out again, beside its identity."""
+        return {} if self.streams is None else {FILES: self.streams.learned()}
+
 
 def plan_walk(dataset: Any, begun: Mapping[str, Any] | None) -> Walk:
     """Return the walk of a run that begins, or goes on.
@@ -94,6 +99,7 @@ def plan_walk(dataset: Any, begun: Mapping[str, Any] | None) -> Walk:
     empty = tuple(row - bisect_left(left_out, row) for row in sorted(now - then))
     places = _places(parts_of(dataset), left_out)
     streams = Streams(parts_of(dataset), places, empty)
+    streams.learn((begun or {}).get(FILES, ()))
     walk = Walk(sum(places), tuple(left_out), empty, digest)
     return replace(walk, streams=streams) if streams.window else walk
 
