@@ -1,5 +1,6 @@
 """Streams of `datasets`: the rows of files that are kept nowhere, read in order."""
 
+import io
 import json
 import pickle
 import shutil
@@ -8,6 +9,7 @@ import tarfile
 import datasets
 import file_server
 import pytest
+from PIL import Image
 
 from torchtune_qwen25vl.media import StreamRows, open_rows
 
@@ -78,6 +80,7 @@ def test_what_a_stream_cannot_do(folder):
     for options, match in (
         ({"split": "train[:4]+train[8:]"}, r"a stream is one stretch of a split, got .*mixture"),
         ({"split": "train[40:]"}, "has none of the 30 rows of train"),
+        ({"split": "val"}, r"json: Bad split: val. Available splits: \['train'\]"),
         ({"shuffle_buffer_size": 0}, "shuffle_buffer_size is a whole number from 1, got 0"),
     ):
         with pytest.raises(ValueError, match=match):
@@ -151,6 +154,28 @@ def test_what_is_sent_of_parquet(folder):
         assert rows.fetch(25, 20)["id"] == 25, "a run goes on in the last file"
         assert set(sent) == {"2.parquet"}
         assert sent["2.parquet"] < 3 * size
+
+
+def test_images_that_are_files_of_a_network(tmp_path):
+    names = []
+    for k in range(3):
+        (tmp_path / f"{k}.png").write_bytes(picture(k))
+        names.append(f"{k}.png")
+    lines = "".join(json.dumps({"file_name": name, "text": name}) + "\n" for name in names)
+    (tmp_path / "metadata.jsonl").write_text(lines)
+    with file_server.serving(tmp_path) as (address, sent):
+        files = [f"{address}/{name}" for name in (*names, "metadata.jsonl")]
+        rows = open_rows("imagefolder", data_files=files, streaming=True, split="train[:3]")
+        sent.clear()
+        assert rows.fetch(2, 2)["image"]["bytes"] == picture(2)
+        assert rows[2]["text"] == "2.png"
+        assert not sent["1.png"], "what is passed over is not read"
+
+
+def picture(number):
+    content = io.BytesIO()
+    Image.new("RGB", (20, 20), (number, 0, 0)).save(content, "png")
+    return content.getvalue()
 
 
 def test_a_file_that_cannot_be_read_ends_in_one_line(folder, tmp_path):

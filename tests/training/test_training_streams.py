@@ -8,6 +8,7 @@ import file_server
 import numpy as np
 import own_runs
 import pytest
+import recipe_runs
 import tiny_folder
 from finetune_runs import config, logged, losses
 from omegaconf import OmegaConf
@@ -251,6 +252,21 @@ def test_a_buffer_that_does_nothing_is_refused(base, tmp_path, key):
     made[key] = section(base, shuffle_buffer_size=WINDOW)
     with pytest.raises(ValueError, match=f"those of {key} are not shuffled here; leave it out"):
         own_runs.make("finetune", made)
+
+
+def test_a_recipe_of_torchtune_reads_a_stream_in_order(base, tmp_path):
+    rows = write_pictures(tmp_path / "rows")
+    streamed = ["dataset.streaming=True", f"dataset.data_files={rows}"]
+    streamed += [f"dataset.media_root={rows.parent}"]
+    name = "qwen2_5_vl/lora_single_device"
+    recipe_runs.run_alone(name, base / "model", rows, tmp_path / "held")
+    recipe_runs.run_alone(name, base / "model", "json", tmp_path / "streamed", streamed)
+    held = recipe_runs.losses(tmp_path / "held")
+    assert len(held) == 4
+    assert held == recipe_runs.losses(tmp_path / "streamed")
+    shuffled = [*streamed, "shuffle=True", "dataset.shuffle_buffer_size=1"]
+    with pytest.raises(ValueError, match="a stream is read in order"):
+        recipe_runs.run_alone(name, base / "model", "json", tmp_path / "shuffled", shuffled)
 
 
 def test_numbers_of_good_rows_follow_from_those_of_bad_ones():

@@ -1,6 +1,7 @@
 """The files of a stream of `datasets`, one after the other, and the number of rows in each."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -62,6 +63,17 @@ class Shards:
                 yield table
             self.known[shard] = rows
 
+    def filled(self, value: Any) -> Any:
+        """Return what a row holds, with the bytes of media that are files of a network."""
+        if isinstance(value, list):
+            return [self.filled(one) for one in value]
+        if not isinstance(value, dict):
+            return value
+        if _is_remote(value):
+            with xopen(value["path"], "rb", download_config=self._access) as file:
+                return {**value, "bytes": file.read()}
+        return {name: self.filled(one) for name, one in value.items()}
+
     def total(self) -> int | None:
         """Return the number of all rows, None if that is not known."""
         counts = [self._count(shard) for shard in range(self.number)]
@@ -77,3 +89,9 @@ class Shards:
             with xopen(self._parquet[shard], "rb", download_config=self._access) as file:
                 self.known[shard] = pq.read_metadata(file).num_rows
         return self.known.get(shard)
+
+
+def _is_remote(value: dict[str, Any]) -> bool:
+    """Whether this is an image or a video that is a file of a network."""
+    is_empty_medium = value.keys() == {"bytes", "path"} and value["bytes"] is None
+    return is_empty_medium and "://" in (value["path"] or "")

@@ -146,7 +146,7 @@ class StreamRows:
             for table in self._shards.tables(shard):
                 skipped = min(left, len(table))
                 left -= skipped
-                yield from table.slice(skipped).to_pylist()
+                yield from map(self._shards.filled, table.slice(skipped).to_pylist())
         except Exception as error:  # whatever the way to it, or one of its files, makes fail
             raise ValueError(
                 f"{self._source}: the stream cannot be read on, {error!r}; start again to go on "
@@ -182,7 +182,10 @@ def open_stream(
         )
     piece = only_piece(source, split)
     builder = datasets.load_dataset_builder(source, **options)
-    stream = builder.as_streaming_dataset(split=piece.name)
+    try:
+        stream = builder.as_streaming_dataset(split=piece.name)
+    except ValueError as error:  # names the splits that there are
+        raise ValueError(f"{source}: {error}") from error
     files = list((builder.config.data_files or {}).get(piece.name, ()))
     is_whole = builder.name == "parquet" and options.get("filters") is None
     in_tables = isinstance(builder, datasets.ArrowBasedBuilder)  # else each row orders its columns
