@@ -199,7 +199,7 @@ class PolicyRecipe(ours.TreeRecipe[ours.PolicySettings]):
         dataset = ours.Prompts(self.val_dataset)
         walk = self.val_walk
         sampler = ours.ValidationSampler(walk.of_pass, self.share, walk.portions)
-        for prompts in self.loader(dataset, sampler):
+        for prompts in self.loader(dataset, sampler, walk):
             with ours.answering(self.model, self.settings.precision):  # on all ranks together
                 groups = self.say(self.model, prompts, range(len(prompts)))
             rewards = self.judge(prompts, self.texts(groups))

@@ -70,7 +70,7 @@ class PreferenceRecipe(ours.TreeRecipe[ours.PreferenceSettings]):
         dataset = getattr(self, name)
 
         def compute(steps: list[list[ours.Key]]) -> Iterator[dict[int, list[float]]]:
-            loader = self.loader(dataset, steps, empty=walk.empty)
+            loader = self.loader(dataset, steps, walk)
             bar = tqdm(steps, desc="reference", disable=self.rank > 0, unit="step")
             for keys, data in zip(bar, loader, strict=True):
                 self.objective.begin_step()

@@ -11,7 +11,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "torchtune_qwen25vl"
 
 LEVELS = (  # a file imports what lies on levels below its own, and what lies in its own room
-    {"_files", "_ranks", "_rounding", "_torchtune", "_position_ids", "media"},
+    {"_lock"},
+    {"_ahead", "_files", "_ranks", "_rounding", "_torchtune", "_position_ids", "media"},
     {"_plots", "transform", "model"},
     {"generation", "weights"},
     {"data", "device"},

@@ -25,6 +25,7 @@ from torchtune_qwen25vl.comfyui import __main__ as comfyui_command
 from torchtune_qwen25vl.data import __main__ as data_command
 from torchtune_qwen25vl.hidden_states import __main__ as states_command
 from torchtune_qwen25vl.hidden_states import open_states
+from torchtune_qwen25vl.media import StreamRows
 from torchtune_qwen25vl.shapes import __main__ as pictures_command
 from torchtune_qwen25vl.shapes import draw, random_scene
 
@@ -143,7 +144,7 @@ def test_the_guide_to_mixtures(tmp_path, monkeypatch, capsys):
     with tarfile.open(tmp_path / "shards" / "0.tar", "w") as tar:
         for name in ("0-0.png", "0-0.txt"):
             tar.add(tmp_path / name, name)
-    (block,) = blocks("yaml")
+    block, _ = blocks("yaml")
     path = vocabulary.small(tiny_folder.TEXTS) / "tokenizer.json"
     tokenizer = {"_component_": "torchtune_qwen25vl.Qwen25VLTransform", "path": str(path)}
     OmegaConf.save(OmegaConf.merge(OmegaConf.create(block), {"tokenizer": tokenizer}), "my.yaml")
@@ -153,6 +154,22 @@ def test_the_guide_to_mixtures(tmp_path, monkeypatch, capsys):
     assert "shards: 1 rows, 0 bad" in printed
     dataset = config.instantiate(OmegaConf.load("my.yaml").dataset, Qwen25VLTransform(path))
     assert len(dataset) == 2 * 19 + 500
+
+
+def test_the_guide_to_streams(tmp_path):
+    _, block = blocks("yaml")
+    rows = [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    ] * 5
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cfg = OmegaConf.create(block)
+    cfg.dataset.source, cfg.dataset.data_files = "json", str(tmp_path / "rows.jsonl")
+    cfg.dataset.split = "train[:4]"
+    path = vocabulary.small(tiny_folder.TEXTS) / "tokenizer.json"
+    dataset = config.instantiate(cfg.dataset, Qwen25VLTransform(path))
+    assert isinstance(dataset.rows, StreamRows)
+    assert len(dataset) == 4
+    assert len(dataset[3]["tokens"])
 
 
 def test_the_guide_to_preference(folder, tmp_path, monkeypatch, capsys):

@@ -9,11 +9,13 @@ import tarfile
 
 import pyarrow as pa
 import pytest
+from forked import exit_code, fork
 
 from tests.data_samples import messages_of, save_pictures, seen, transform
 from torchtune_qwen25vl.data import caption_dataset, llava_dataset, sharegpt_dataset
-from torchtune_qwen25vl.media import _open, open_rows
+from torchtune_qwen25vl.media import _compressed, _open, open_rows
 from torchtune_qwen25vl.media._lines import LineRows
+from torchtune_qwen25vl.media._tables import TableRows
 
 
 def everything(rows):
@@ -66,6 +68,40 @@ def test_a_file_that_changes_is_noticed(tmp_path, monkeypatch):
         rows[0]
 
 
+# Tables -------------------------------------------------------------------------------------------
+
+RECORDS = ["a,b", "1,x", "", '2,"two', 'lines, and a ""quote"""', "3", "4,y,z,w", "\u00e9,"]
+
+
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("end", ["", "\n", "\n\n"])
+def test_records_of_a_long_table_are_those_of_a_short_one(
+    tmp_path, start, line_end, end, monkeypatch
+):
+    path = tmp_path / "r.csv"
+    path.write_bytes((start + line_end.join(RECORDS) + end.replace("\n", line_end)).encode())
+    held = open_rows(str(path))
+    monkeypatch.setattr(_open, "HELD", 0)
+    rows = pickle.loads(pickle.dumps(open_rows(str(path))))
+    assert isinstance(rows, TableRows)
+    assert not isinstance(held, TableRows)
+    assert everything(rows) == everything(held)
+    assert rows[1] == {"a": "2", "b": f'two{line_end}lines, and a "quote"'}
+    assert [rows.digest(k) for k in range(5)] == [held.digest(k) for k in range(5)]
+    assert rows.column("b") == held.column("b")
+    assert rows.column("c") == [None] * 5
+
+
+def test_a_long_table_that_is_damaged_or_empty(tmp_path, monkeypatch):
+    monkeypatch.setattr(_open, "HELD", 0)
+    (tmp_path / "r.tsv").write_text('a\tb\n1\t2\n"3\t4\n')
+    with pytest.raises(ValueError, match=r"r\.tsv, after line 3: unexpected end of data"):
+        open_rows(str(tmp_path / "r.tsv"))
+    (tmp_path / "r.tsv").write_text("a\tb\n")
+    assert len(open_rows(str(tmp_path / "r.tsv"))) == 0
+
+
 # Compressed ---------------------------------------------------------------------------------------
 
 
@@ -104,6 +140,66 @@ def test_files_that_were_compressed_in_pieces(tmp_path):
         path = tmp_path / f"rows.jsonl{suffix}"
         path.write_bytes(compress(b'{"a": 1}\n') + compress(b'{"a": 2}\n'))
         assert everything(open_rows(str(path))) == [{"a": 1}, {"a": 2}]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Where long files are unpacked, and 20 bytes are a long file."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(_open, "HELD", 20)
+    return tmp_path / "cache" / "torchtune_qwen25vl" / "unpacked"
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [(".jsonl", LineRows), (".csv", TableRows)])
+@pytest.mark.parametrize(("compression", "compress"), [(".gz", gzip.compress), (".zst", zst)])
+def test_long_compressed_files_are_unpacked_once(
+    tmp_path, cache, suffix, kind, compression, compress, caplog
+):
+    path = tmp_path / f"rows{suffix}{compression}"
+    line, head = ('{"a": "%d"}\n', "") if suffix == ".jsonl" else ("%d\n", "a\n")
+    text = head + "".join(line % k for k in range(30))
+    path.write_bytes(compress(text.encode()))
+    rows = open_rows(str(path))
+    assert isinstance(rows, kind)
+    assert everything(rows) == [{"a": str(k)} for k in range(30)]
+    assert f"{path.name} is unpacked, once, into {cache}" in caplog.text
+    caplog.clear()
+    (kept,) = cache.glob("rows*")
+    before = kept.stat()
+    assert everything(open_rows(str(path))) == everything(rows)
+    assert kept.stat() == before
+    assert not caplog.text
+    path.write_bytes(compress((text + line % 30).encode()))
+    assert len(open_rows(str(path))) == 31
+    assert len(list(cache.glob("rows*"))) == 2
+
+
+def test_long_compressed_files_that_cannot_be(tmp_path, cache):
+    path = tmp_path / "rows.jsonl.gz"
+    whole = gzip.compress(os.urandom(1 << 22))
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"rows\.jsonl\.gz: cannot be decompressed as \.gz"):
+        open_rows(str(path))
+    assert not list(cache.iterdir()) or {one.suffix for one in cache.iterdir()} == {".lock"}
+    path.write_bytes(gzip.compress(b'{"a": 1}\n[{"a": 2}, {"a": 3}]\n'))
+    assert everything(open_rows(str(path))) == [{"a": k} for k in (1, 2, 3)], "lists are held"
+
+
+def test_processes_that_unpack_one_file(tmp_path, cache, monkeypatch):
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"a": 1}\n' * 5))
+    unpacked = []
+    write = _compressed._unpack
+
+    def slowly(*places):
+        unpacked.append(places)
+        other = fork(lambda: (len(open_rows(str(path))), len(unpacked)) != (5, 1))
+        write(*places)
+        assert exit_code(other) == 0
+
+    monkeypatch.setattr(_compressed, "_unpack", slowly)
+    assert len(open_rows(str(path))) == 5
+    assert len(unpacked) == 1
 
 
 # Tars ---------------------------------------------------------------------------------------------
@@ -202,8 +298,3 @@ def test_tars_that_cannot_be(tmp_path, pictures):
             rows[index]
     assert rows.column("image") == [None] * 5
     assert rows.column("txt") == [None] * 5
-
-
-def test_streams_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"owner/set: rows are read in any order.*leave it out"):
-        open_rows("owner/set", streaming=True)

@@ -4,9 +4,10 @@ import json
 import shutil
 from collections import Counter
 
+import own_runs
 import pytest
 import tiny_folder
-from finetune_runs import config, losses
+from finetune_runs import config, logged, losses
 from training_on_ranks import recipe, run
 
 from torchtune_qwen25vl.training import Share, TrainSampler, ValidationSampler
@@ -108,6 +109,23 @@ def test_a_run_of_a_mixture_goes_on_bit_for_bit(mixed, tmp_path, capsys):
     mixed.dataset.datasets[1].count = 4
     with pytest.raises(ValueError, match=r"\(then, now\) \{'dataset': \("):
         recipe().FinetuneRecipe(mixed).setup()
+
+
+def test_two_ranks_of_a_mixture_equal_one(mixed, tmp_path):
+    mixed.adapters.lora_dropout = 0.0
+    run(mixed)
+    two = mixed.copy()
+    two.output_dir, two.gradient_accumulation_steps = str(tmp_path / "two"), 1
+    own_runs.run_on_two("finetune", [two])
+    one, other = logged(tmp_path / "out"), logged(tmp_path / "two")
+    assert one.keys() == other.keys()
+    for step, figures in one.items():
+        for name in figures.keys() & {"loss", "labels", "grad_norm", "val_loss"}:
+            assert other[step][name] == pytest.approx(figures[name], rel=2e-5), (step, name)
+    mixed.dataset.datasets[1].count, mixed.output_dir = 6, str(tmp_path / "control")
+    run(mixed)
+    control = losses(tmp_path / "control")
+    assert control[2] != pytest.approx(one[2]["loss"], rel=1e-3), "another share is another run"
 
 
 def test_a_row_of_a_mixture_that_turned_bad_leaves_its_place(mixed, tmp_path):

@@ -23,6 +23,7 @@ from torchtune_qwen25vl.data._dataset import SampleDataset
 from torchtune_qwen25vl.data._mixture import Mixture, parts_in
 from torchtune_qwen25vl.data._preview import preview
 from torchtune_qwen25vl.data._statistics import summary, write_histogram
+from torchtune_qwen25vl.media import StreamRows
 from torchtune_qwen25vl.transform import Qwen25VLTransform
 
 SHOWN = 20  # bad rows that are printed
@@ -173,10 +174,12 @@ def _print_preview(
 
 
 def _entry(key: str, dataset: SampleDataset, sound: list[Sound], bad: list[Bad]) -> dict[str, Any]:
+    rows = dataset.rows
     return {
         "key": key,
         "source": dataset.source,
-        "rows": len(dataset),
+        "rows": len(rows),
+        **({"stream": rows.identity()} if isinstance(rows, StreamRows) else {}),
         "sound": len(sound),
         "bad": [asdict(row) for row in bad],
         "rows_with_names_in_answers": sum(bool(row.names) for row in sound),

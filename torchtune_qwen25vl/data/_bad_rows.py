@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torchtune_qwen25vl.media import Rows
+from torchtune_qwen25vl.media import Rows, StreamRows
 
 
 def read_bad_rows(report: str, source: str, rows: Rows) -> tuple[int, ...]:
@@ -34,6 +34,10 @@ def read_bad_rows(report: str, source: str, rows: Rows) -> tuple[int, ...]:
             f"{source} has {len(rows)} rows but had {entry['rows']} when {report} was written; "
             f"{again}"
         )
+    if isinstance(rows, StreamRows):
+        if not _describes(entry, rows):
+            raise ValueError(f"{source} is not the stream that {report} is about; {again}")
+        return tuple(bad["row"] for bad in entry["bad"])
     for bad in entry["bad"]:
         if rows.digest(bad["row"]) != bad["digest"]:
             raise ValueError(
@@ -44,5 +48,8 @@ def read_bad_rows(report: str, source: str, rows: Rows) -> tuple[int, ...]:
 
 def _describes(entry: Mapping[str, Any], rows: Rows) -> bool:
     """Return whether an entry of a report is about these rows, as they are now."""
-    same_number = entry["rows"] == len(rows)
-    return same_number and all(rows.digest(bad["row"]) == bad["digest"] for bad in entry["bad"])
+    if entry["rows"] != len(rows):
+        return False
+    if isinstance(rows, StreamRows):  # not read to its bad rows, but known by its first ones
+        return entry.get("stream") == rows.identity()
+    return all(rows.digest(bad["row"]) == bad["digest"] for bad in entry["bad"])

@@ -1,6 +1,6 @@
 """Every row read as training would read it: what it was, or why it cannot be trained on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from torchtune_qwen25vl._torchtune import labelled_rows
 from torchtune_qwen25vl.data._dataset import SampleDataset
+from torchtune_qwen25vl.media import StreamRows
 from torchtune_qwen25vl.transform import (
     PATCHES_PER_PLACEHOLDER,
     PLACEHOLDER_PIXELS,
@@ -87,7 +88,11 @@ def trained_tokens(sample: dict[str, Any]) -> Tensor:
 
 
 def _records(dataset: SampleDataset, num_workers: int) -> Iterator[Sound | Bad]:
-    return iter(DataLoader(_Checked(dataset), batch_size=None, num_workers=num_workers))
+    keys: Iterable[Any] = range(len(dataset))
+    if isinstance(rows := dataset.rows, StreamRows):  # read here, for the workers
+        keys = ((row, rows.fetch(row, row)) for row in range(len(rows)))
+    checked = _Checked(dataset)
+    return iter(DataLoader(checked, batch_size=None, sampler=keys, num_workers=num_workers))
 
 
 class _Checked(Dataset):
@@ -99,7 +104,11 @@ class _Checked(Dataset):
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, index: int) -> Sound | Bad:
+    def __getitem__(self, key: Any) -> Sound | Bad:
+        index = key
+        if isinstance(rows := self._dataset.rows, StreamRows):
+            rows.hand(*key)
+            index, _ = key
         try:
             return _measure(self._dataset[index], self._dataset.answers(index))
         except Exception as error:  # whatever it is, it would have ended a training run

@@ -51,12 +51,13 @@ class SampleDataset(Dataset):
         self.source = source
         self.bad_rows = bad_rows
         self._read = read
-        self._good = np.setdiff1d(np.arange(len(rows)), bad_rows)
+        bad = np.unique(np.array(bad_rows, dtype=np.int64))
+        self._good_before = bad - np.arange(len(bad))  # each bad row
         self._transform = model_transform
         self._label = SFTTransform(model_transform=model_transform)
 
     def __len__(self) -> int:
-        return len(self._good)
+        return len(self.rows) - len(self._good_before)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return the sample at `index` among the rows that are not left out.
@@ -66,6 +67,16 @@ class SampleDataset(Dataset):
             SkipSample: if the transform would skip it; the check command lists such rows.
         """
         return self._named(index, lambda row: self._sample(self._read(row)))
+
+    def row_of(self, index: int) -> int:
+        """Return the number of the row at `index` among those that are not left out.
+
+        Raises:
+            IndexError: if there are fewer.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.source} has {len(self)} rows to train on, none at {index}")
+        return index + int(np.searchsorted(self._good_before, index, side="right"))
 
     def prompt(self, index: int) -> dict[str, Any]:
         """Return what is asked in a row, up to where its last answer begins.
@@ -91,7 +102,7 @@ class SampleDataset(Dataset):
         self, index: int, make: Callable[[dict[str, Any]], dict[str, Any]]
     ) -> dict[str, Any]:
         """Make something of a row, and name the row if that cannot be."""
-        row = int(self._good[index])
+        row = self.row_of(index)
         try:
             return make(self.rows[row])
         except SkipSample as error:
@@ -110,7 +121,7 @@ class SampleDataset(Dataset):
 
     def answers(self, index: int) -> list[str]:
         """Return the texts of the answers of a row that can be read, as they are written there."""
-        return self._read.answers(self.rows[int(self._good[index])])
+        return self._read.answers(self.rows[self.row_of(index)])
 
 
 def _plain(value: Any) -> Any:

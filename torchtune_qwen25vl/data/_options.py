@@ -1,11 +1,10 @@
 """The arguments that all dataset builders have in common."""
 
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from torchtune_qwen25vl.media import PIXEL_LIMIT, Downloads
+from torchtune_qwen25vl.media import PIXEL_LIMIT, Downloads, cache_folder
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,7 @@ class Options:
     @property
     def downloads(self) -> Downloads:
         """The folder of what is downloaded."""
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-        folder = Path(self.download_dir or cache / "torchtune_qwen25vl" / "media")
+        folder = Path(self.download_dir or cache_folder("media"))
         return Downloads(folder.expanduser().absolute())
 
     def __post_init__(self) -> None:

@@ -65,7 +65,7 @@ image_tag      a JPEG as an element of a page
 FULL           error numbers of a full disk
 """
 
-from torchtune_qwen25vl.jobs._ahead import Ahead
+from torchtune_qwen25vl._ahead import Ahead
 from torchtune_qwen25vl.jobs._answers import Answer, Answerer, Question
 from torchtune_qwen25vl.jobs._asking import note_answers
 from torchtune_qwen25vl.jobs._batches import plan_batches

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Generic, Protocol, TypeVar
 
 from torchtune_qwen25vl._files import write_file
-from torchtune_qwen25vl.jobs._lock import locked
+from torchtune_qwen25vl._lock import locked
 
 logger = logging.getLogger(__name__)
 FORMAT = 2  # of journals; those of other formats are refused

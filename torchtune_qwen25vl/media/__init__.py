@@ -19,13 +19,15 @@ JsonRows          rows kept as JSON text
 JoinedRows        several sets of rows, one after the other
 SelectedRows      some rows of a set
 json_texts        JSON text of rows made in Python
+StreamRows        rows of a stream, which one process reads in order and hands to others
 open_rows         open a table or data set by where it lies
 numbers_of_split  the rows that a split such as train[:95%] names
+cache_folder      a folder of the package in the user's cache
 read_content      read a file that may be compressed
 EXTRA_FIELDS      key of what a table's header does not name
 """
 
-from torchtune_qwen25vl.media._compressed import read_content
+from torchtune_qwen25vl.media._compressed import cache_folder, read_content
 from torchtune_qwen25vl.media._downloads import Downloads, url_of
 from torchtune_qwen25vl.media._folders import THUMBNAILS, Sieve, frames_in, images_in
 from torchtune_qwen25vl.media._images import (
@@ -41,6 +43,7 @@ from torchtune_qwen25vl.media._rows import EXTRA_FIELDS, JsonRows, Rows, json_te
 from torchtune_qwen25vl.media._selected import JoinedRows, SelectedRows
 from torchtune_qwen25vl.media._sources import locate
 from torchtune_qwen25vl.media._splits import numbers_of_split
+from torchtune_qwen25vl.media._streams import StreamRows
 from torchtune_qwen25vl.media._videos import load_video
 
 __all__ = [
@@ -55,6 +58,8 @@ __all__ = [
     "Rows",
     "SelectedRows",
     "Sieve",
+    "StreamRows",
+    "cache_folder",
     "frames_in",
     "image_size",
     "images_in",

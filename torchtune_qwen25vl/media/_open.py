@@ -1,11 +1,9 @@
 """Rows by where they lie: files, folders that were saved, archives, the hub."""
 
 import codecs
-import csv
 import glob
-import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,22 +12,26 @@ import datasets
 
 from torchtune_qwen25vl.media._compressed import (
     SUFFIXES_OF_COMPRESSION,
+    content_or_file,
     read_content,
     suffix_within,
 )
 from torchtune_qwen25vl.media._lines import find_lines
-from torchtune_qwen25vl.media._rows import EXTRA_FIELDS, ArrowRows, JsonRows, Rows, json_texts
+from torchtune_qwen25vl.media._rows import ArrowRows, JsonRows, Rows, json_texts
 from torchtune_qwen25vl.media._splits import ONLY, rows_of_split
+from torchtune_qwen25vl.media._streams import BUFFER, open_stream
+from torchtune_qwen25vl.media._tables import read_table
 from torchtune_qwen25vl.media._tars import open_tars, tars_in
 
-HELD = 1 << 28  # bytes of JSON lines that are held in memory; a larger file is read where it lies
+HELD = 1 << 28  # bytes of lines and records that are held; a larger file is read where it lies
 
 
 def open_rows(source: str, *, split: str | None = None, **load_dataset_kwargs: Any) -> Rows:
     """Open rows by where they lie: the kind of storage, never the format of a row, is looked at.
 
-    Tars, and JSON lines of more than 256 MiB, are read where they lie, row by row; the rows of
-    other files are held in memory, those of `datasets` are mapped into it.
+    Tars, and JSON lines and tables of more than 256 MiB, are read where they lie, row by row; if
+    they are compressed, they are first unpacked into a folder of the cache, once. The rows of other
+    files are held in memory, those of `datasets` and of Parquet are on disk and mapped into it.
 
     Args:
         source: a `.json` (array) or `.jsonl` file, a `.csv` or `.tsv` file with a header, each also
@@ -38,24 +40,26 @@ def open_rows(source: str, *, split: str | None = None, **load_dataset_kwargs: A
             `datasets.load_dataset` takes (a hub id, a builder name with `data_files`)
         split: split, or parts of it, such as `train[:95%]`; by default "train", which is the only
             split of files and of a saved `Dataset`
-        **load_dataset_kwargs: passed on to `datasets.load_dataset`
+        **load_dataset_kwargs: passed on to `datasets.load_dataset`. With `streaming=True` its rows
+            are read once a pass and kept nowhere, see `StreamRows`; `shuffle_buffer_size` (1000) is
+            then the number of rows that are held, among which they are shuffled
 
     Raises:
         ValueError: if `source` looks like a file that does not exist, is a file of another kind,
             or is damaged as a whole, or an argument means nothing for it.
     """
-    if load_dataset_kwargs.get("streaming"):
-        raise ValueError(
-            f"{source}: rows are read in any order, so that a run goes on exactly where it was, "
-            "but streaming has one order; leave it out (datasets keeps the rows on disk, not in "
-            "memory), or download files of .jsonl or .tar, which are read where they lie"
-        )
-    load = _loader(source, load_dataset_kwargs)
-    return rows_of_split(source, ONLY if split is None else split, load)
+    split = ONLY if split is None else split
+    if (load := _loader(source, load_dataset_kwargs)) is not None:
+        return rows_of_split(source, split, load)
+    if load_dataset_kwargs.pop("streaming", False):
+        return open_stream(source, split, **load_dataset_kwargs)
+    _refuse(source, load_dataset_kwargs.keys() & {BUFFER}, "rows that are not streamed")
+    load = partial(datasets.load_dataset, source, **load_dataset_kwargs)
+    return rows_of_split(source, split, lambda name: ArrowRows(load(split=name)))
 
 
-def _loader(source: str, options: dict[str, Any]) -> Callable[[str], Rows]:
-    """Return what opens a split of a source by its name."""
+def _loader(source: str, options: dict[str, Any]) -> Callable[[str], Rows] | None:
+    """Return what opens a split of a source by its name; None for sources of `load_dataset`."""
     path = Path(source)
     if (kind := suffix_within(path)) in _FILES and _may_be_compressed(path, kind):
         if not path.is_file():
@@ -76,7 +80,7 @@ def _loader(source: str, options: dict[str, Any]) -> Callable[[str], Rows]:
         return _whole(source, options, "a saved set without splits", lambda: ArrowRows(load()))
     if tars := tars_in(path):
         return _whole(source, options, "a folder of tars", partial(open_tars, tars))
-    return lambda name: ArrowRows(datasets.load_dataset(source, split=name, **options))
+    return None
 
 
 def _whole(
@@ -108,7 +112,7 @@ def _is_no_hub_id(source: str) -> bool:
     return source[:1] in (".", "~", "/") or source.count("/") > 1 or source.endswith("/")
 
 
-def _refuse(source: str, options: dict[str, Any], kind: str) -> None:
+def _refuse(source: str, options: Collection[str], kind: str) -> None:
     if options:
         raise ValueError(f"{source}: {sorted(options)} mean nothing for {kind}; leave them out")
 
@@ -126,10 +130,12 @@ def _read_json(path: Path) -> JsonRows:
 
 
 def _read_jsonl(path: Path) -> Rows:
-    is_plain = path.suffix.lower() not in SUFFIXES_OF_COMPRESSION
-    if is_plain and path.stat().st_size > HELD and (lines_of := find_lines(path)) is not None:
-        return lines_of
-    lines = read_content(path).removeprefix(codecs.BOM_UTF8).split(b"\n")
+    content = content_or_file(path, HELD)
+    if isinstance(content, Path):
+        if (found := find_lines(content)) is not None:
+            return found
+        content = content.read_bytes()
+    lines = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
     return JsonRows(text for line in lines if line.strip() for text in _rows_of_line(line))
 
 
@@ -140,14 +146,8 @@ def _rows_of_line(line: bytes) -> Iterable[bytes]:
         return [line]
 
 
-def _read_table(path: Path) -> JsonRows:
-    with io.TextIOWrapper(io.BytesIO(read_content(path)), encoding="utf-8-sig", newline="") as file:
-        dialect = "excel-tab" if suffix_within(path) == ".tsv" else "excel"
-        reader = csv.DictReader(file, dialect=dialect, restkey=EXTRA_FIELDS, strict=True)
-        try:
-            return JsonRows(json_texts(reader))
-        except csv.Error as error:
-            raise ValueError(f"{path}, after line {reader.line_num}: {error}") from error
+def _read_table(path: Path) -> Rows:
+    return read_table(path, HELD)
 
 
 def _read_parquet(path: Path) -> ArrowRows:

@@ -72,14 +72,14 @@ class ArrowRows:
     """
 
     def __init__(self, dataset: datasets.Dataset) -> None:
-        self._features = datasets.Features(_without_media(dict(dataset.features)))
+        self._features = datasets.Features(without_media(dict(dataset.features)))
         self._table = dataset.with_format("arrow")
 
     def __len__(self) -> int:
         return len(self._table)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return _without_nulls(self._features.decode_example(self._stored(index)))
+        return decoded(self._stored(index), self._features)
 
     def column(self, name: str) -> list[Any]:
         if name not in self._features:
@@ -128,6 +128,16 @@ def digest_of(stored: bytes) -> str:
     return hashlib.sha256(stored).hexdigest()[:16]
 
 
+def decoded(stored: dict[str, Any], features: datasets.Features | None) -> dict[str, Any]:
+    """Return a row that Arrow stored as it was before, media undecoded.
+
+    Args:
+        stored: row as Arrow has it
+        features: features without media; None where there are none to decode
+    """
+    return _without_nulls(stored if features is None else features.decode_example(stored))
+
+
 def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _without_nulls(part) for name, part in value.items() if part is not None}
@@ -136,14 +146,14 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def _without_media(feature: Any) -> Any:
+def without_media(feature: Any) -> Any:
     """Return the same features with every Image, Video and Audio kept as bytes and path."""
     if isinstance(feature, dict):
-        return {name: _without_media(part) for name, part in feature.items()}
+        return {name: without_media(part) for name, part in feature.items()}
     if isinstance(feature, list):
-        return [_without_media(part) for part in feature]
+        return [without_media(part) for part in feature]
     if isinstance(feature, datasets.Image | datasets.Video | datasets.Audio):
         return dataclasses.replace(feature, decode=False)
     if hasattr(feature, "feature"):
-        return dataclasses.replace(feature, feature=_without_media(feature.feature))
+        return dataclasses.replace(feature, feature=without_media(feature.feature))
     return feature

@@ -35,10 +35,15 @@ class Piece:
     def __str__(self) -> str:
         return f"{self.name}[{self.first}:{self.end}]"
 
-    def rows(self, rows: int) -> np.ndarray:
-        """Return the numbers of its rows, of a split of so many."""
+    @property
+    def is_plain(self) -> bool:
+        """Whether it lies between two numbers, so that nobody need know how long the split is."""
+        return all(re.fullmatch(r"\d[\d_]*", text) for text in (self.first or "0", self.end))
+
+    def borders(self, rows: int) -> tuple[int, int]:
+        """Return the number of its first row, and that behind its last, of a split of so many."""
         first = _border(self.first, rows) if self.first else 0
-        return np.arange(first, _border(self.end, rows) if self.end else rows)
+        return first, _border(self.end, rows) if self.end else rows
 
 
 def rows_of_split(source: str, split: str, load: Callable[[str], Rows]) -> Rows:
@@ -72,13 +77,49 @@ def numbers_of_split(source: str, split: str | None, rows: int) -> np.ndarray:
     return np.concatenate([_chosen(source, piece, rows) for piece in pieces])
 
 
-def _chosen(source: str, piece: Piece, rows: int) -> np.ndarray:
-    numbers = piece.rows(rows)
-    if rows and not len(numbers):
+def only_piece(source: str, split: str) -> Piece:
+    """Return the piece that a split of a stream is.
+
+    Raises:
+        ValueError: as `rows_of_split`, and if there are several pieces.
+    """
+    piece, *others = _pieces(source, split)
+    if others:
+        raise ValueError(
+            f"{source}: a stream is one stretch of a split, got {split!r}; list the pieces as "
+            "parts of a mixture"
+        )
+    return piece
+
+
+def stretch(source: str, piece: Piece, rows: int | None) -> tuple[int, int]:
+    """Return the number of the first row of a piece, and that behind its last.
+
+    Args:
+        source: name of the rows in errors
+        piece: piece of a split
+        rows: number of the rows in the split; None if it is not known
+
+    Raises:
+        ValueError: if the piece has no rows, or needs to know how many the split has.
+    """
+    if rows is None:
+        if not piece.is_plain:
+            raise ValueError(
+                f"{source}: nothing tells how many rows the stream has, so its split says which "
+                f"are a pass, as {piece.name}[:100000] does, got {piece}"
+            )
+        rows = int(piece.end)
+    first, end = piece.borders(rows)
+    if rows and first >= end:
         raise ValueError(
             f"{source}: {piece} has none of the {rows} rows of {piece.name}; widen the split"
         )
-    return numbers
+    return first, end
+
+
+def _chosen(source: str, piece: Piece, rows: int) -> np.ndarray:
+    return np.arange(*stretch(source, piece, rows))
 
 
 def _pieces(source: str, split: str) -> list[Piece]:

@@ -115,6 +115,8 @@ VIDEO = {
 DATASET = {
     "source": TEXT,
     "split": or_null(TEXT),
+    "streaming": SWITCH,
+    "shuffle_buffer_size": COUNT,
     "prompt": TEXT,
     "image_column": TEXT,
     "caption_column": TEXT,

@@ -19,11 +19,13 @@ class Portion(NamedTuple):
         source: name of the part's rows
         places: number of its places, which stand side by side
         seen: how many of them a pass has
+        window: of a stream, number of places that are shuffled among themselves; else None
     """
 
     source: str
     places: int
     seen: int
+    window: int | None = None
 
 
 def places_of_pass(
@@ -45,7 +47,7 @@ def places_of_pass(
         if shuffle:
             own = torch.cat(
                 [
-                    _order(portion.places, seed, number, which)[own[rounds == which]]
+                    _shuffled(own[rounds == which], portion, (seed, number, which, 1))
                     for which in rounds.unique().tolist()
                 ]
             )
@@ -54,7 +56,44 @@ def places_of_pass(
     return torch.cat(found)
 
 
-def _order(places: int, seed: int, part: int, which: int) -> torch.Tensor:
-    """Return the order of a walk's round through a part."""
-    generator = torch.Generator().manual_seed(seed_of(seed, part, which, 1))
-    return torch.randperm(places, generator=generator)
+def keep_streams_in_order(order: torch.Tensor, portions: Sequence[Portion]) -> torch.Tensor:
+    """Let the places of a stream follow each other as `places_of_pass` has them.
+
+    Args:
+        order: order of the places of a pass, which is changed
+        portions: parts of the mixture
+    """
+    first = 0
+    for portion in portions:
+        end = first + portion.seen
+        if portion.window is not None:
+            order[(order >= first) & (order < end)] = torch.arange(first, end)
+        first = end
+    return order
+
+
+def order_in_window(number: int, window: int, places: int, seeds: tuple[int, ...]) -> torch.Tensor:
+    """Return the order of the places of a window, counted from its first.
+
+    Args:
+        number: number of the window
+        window: number of places of a whole window
+        places: number of places of all windows
+        seeds: seeds of the round through the windows
+    """
+    size = min(window, places - number * window)
+    generator = torch.Generator().manual_seed(seed_of(*seeds, number))
+    return torch.randperm(size, generator=generator)
+
+
+def _shuffled(numbers: torch.Tensor, portion: Portion, seeds: tuple[int, ...]) -> torch.Tensor:
+    """Return the places at these numbers, which follow each other, of a walk's round."""
+    if portion.window is None:
+        generator = torch.Generator().manual_seed(seed_of(*seeds))
+        return torch.randperm(portion.places, generator=generator)[numbers]
+    window, first = portion.window, int(numbers[0]) // portion.window
+    orders = [
+        which * window + order_in_window(which, window, portion.places, seeds)
+        for which in range(first, int(numbers[-1]) // window + 1)
+    ]
+    return torch.cat(orders)[numbers - first * window]

@@ -95,9 +95,8 @@ def _of_data(dataset: Any, walk: Walk, share: Share, steps: int, seed: int) -> I
         yield f"a pass has {part.seen} rows of the {part.places} of {part.source}"
     if walk.empty:
         yield f"{len(walk.empty)} of these rows turned bad since the run began, and are left out"
-    good = sorted(set(range(walk.places)) - set(walk.empty))
     seeded = SeededDataset(dataset, seed, walk.empty)
-    samples = [seeded[Key(place, 0)] for place in good[:: -(-len(good) // LOOKED_AT)]]
+    samples = [seeded[Key(place, 0)] for place in walk.some_places(LOOKED_AT)]
     tokens = _mean([len(sample["tokens"]) for sample in samples])
     if "labels" not in samples[0]:
         yield f"a prompt has about {tokens:.0f} tokens ({len(samples)} rows were read)"

@@ -188,10 +188,17 @@ class Recipe(Stepping[S]):
         settings, worse = self.settings, self.settings.stop_after_n_worse
         is_over = self.best.is_given_up(worse)
         steps = range(self.step, self.step if is_over else self.total_steps)
-        order: dict[str, Any] = {"shuffle": settings.shuffle, "seed": settings.seed}
-        portions = self.walk.portions
-        sampler = TrainSampler(self.walk.of_pass, self.share, steps, **order, portions=portions)
-        loader = iter(self.loader(self.dataset, sampler, empty=self.walk.empty))
+        walk = self.walk
+        sampler = TrainSampler(
+            walk.of_pass,
+            self.share,
+            steps,
+            shuffle=settings.shuffle,
+            seed=settings.seed,
+            portions=walk.portions,
+            window=walk.window,
+        )
+        loader = iter(self.loader(self.dataset, sampler, walk))
         bar = tqdm(total=self.total_steps, initial=self.step, disable=self.rank > 0, unit="step")
         self.throughput.restart()
         start = time.perf_counter()
@@ -240,7 +247,7 @@ class Recipe(Stepping[S]):
             self.step,
             self.model,
             self.optimizer,
-            identity=self.identity(),
+            identity=self.identity() | self.walk.learned(),
             keep_last=self.settings.keep_last_n_checkpoints,
             best=self.best,
         )

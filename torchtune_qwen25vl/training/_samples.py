@@ -19,7 +19,13 @@ from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
 from torchtune_qwen25vl.training._batches import StepCollate
 from torchtune_qwen25vl.training._ends import leave_signals_to_the_run
-from torchtune_qwen25vl.training._mixing import Portion, places_of_pass
+from torchtune_qwen25vl.training._feeding import Fed, Feeding, Streams, index_of
+from torchtune_qwen25vl.training._mixing import (
+    Portion,
+    keep_streams_in_order,
+    order_in_window,
+    places_of_pass,
+)
 from torchtune_qwen25vl.training._seeds import seed_of
 
 
@@ -72,6 +78,8 @@ class TrainSampler(Sampler[list[Key]]):
         shuffle: whether each pass is shuffled
         seed: seed of the shuffling
         portions: parts of a mixture, of which a pass has `num_samples` places in all
+        window: number of places that follow each other and are shuffled among themselves, as those
+            of a stream are; None to shuffle all
     """
 
     def __init__(
@@ -83,14 +91,17 @@ class TrainSampler(Sampler[list[Key]]):
         shuffle: bool,
         seed: int,
         portions: Sequence[Portion] = (),
+        window: int | None = None,
     ) -> None:
         self.num_samples = num_samples
         self.portions = portions
+        self.window = window
         self.share = share
         self.steps = steps
         self.shuffle = shuffle
         self.seed = seed
         self._order = functools.lru_cache(maxsize=2)(self._make_order)
+        self._window_order = functools.lru_cache(maxsize=2)(self._make_window_order)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -101,8 +112,19 @@ class TrainSampler(Sampler[list[Key]]):
 
     def _key(self, number: int) -> Key:
         epoch, place = divmod(number, self.num_samples)
-        in_order = not (self.shuffle or self.portions)
-        return Key(place if in_order else int(self._order(epoch)[place]), epoch)
+        return Key(self._place(epoch, place), epoch)
+
+    def _place(self, epoch: int, place: int) -> int:
+        if not (self.shuffle or self.portions):
+            return place
+        if self.window is None:
+            return int(self._order(epoch)[place])
+        number, own = divmod(place, self.window)
+        return number * self.window + int(self._window_order(epoch, number)[own])
+
+    def _make_window_order(self, epoch: int, number: int) -> torch.Tensor:
+        assert self.window is not None
+        return order_in_window(number, self.window, self.num_samples, (self.seed, epoch))
 
     def _make_order(self, epoch: int) -> torch.Tensor:
         order = torch.arange(self.num_samples)
@@ -112,7 +134,7 @@ class TrainSampler(Sampler[list[Key]]):
         if not self.portions:
             return order
         places = places_of_pass(self.portions, epoch, shuffle=self.shuffle, seed=self.seed)
-        return places[order]
+        return places[keep_streams_in_order(order, self.portions)]
 
 
 class ValidationSampler(Sampler[list[Key]]):
@@ -159,7 +181,7 @@ class SeededDataset(Dataset):
         """Return the sample of a key, with labels ignored if it is not counted."""
         before_it = bisect_left(self.empty, key.place)
         is_empty = before_it < len(self.empty) and self.empty[before_it] == key.place
-        index = min(key.place - before_it, len(self.dataset) - 1)
+        index = index_of(key.place, self.empty, len(self.dataset))
         before = random.getstate(), np.random.get_state(), torch.get_rng_state()
         seed = seed_of(self.seed, key.epoch, key.place)
         random.seed(seed)
@@ -183,6 +205,7 @@ def make_loader(
     *,
     seed: int,
     empty: Sequence[int] = (),
+    streams: Streams | None = None,
     **options: Any,
 ) -> DataLoader:
     """Make a loader that yields one `StepBatches` after another, prepared by its workers.
@@ -193,11 +216,16 @@ def make_loader(
         collate: collate from the samples of a step to its batches
         seed: seed of what samples draw at random
         empty: places for which the data set has no sample, see `SeededDataset`
+        streams: those of the data set, read here and not by the workers; None if it has none
         **options: options of torch's DataLoader, such as num_workers or pin_memory
     """
+    seeded: Dataset = SeededDataset(dataset, seed, empty)
+    keys: Sampler = sampler
+    if streams is not None:
+        seeded, keys = Fed(seeded, streams), Feeding(sampler, streams)
     return DataLoader(
-        SeededDataset(dataset, seed, empty),
-        batch_sampler=sampler,
+        seeded,
+        batch_sampler=keys,
         collate_fn=collate,
         worker_init_fn=leave_signals_to_the_run,
         generator=torch.Generator().manual_seed(seed),  # leaves torch's own generator alone

@@ -18,6 +18,7 @@ from torchtune_qwen25vl.training._kinds import DATALOADER, DATASET, check_keys, 
 from torchtune_qwen25vl.training._plan import WARMUP
 from torchtune_qwen25vl.training._precision import Precision, problem_of
 
+BUFFER = "shuffle_buffer_size"
 COMPONENTS = ("optimizer", "lr_scheduler", "tokenizer", "dataset", "metric_logger")
 COMPONENTS_OR_NULL = ("val_dataset", "after_training")
 
@@ -88,6 +89,7 @@ class Settings:
                 check_component(key, values[key])
         for key in ("dataset", "val_dataset"):
             _check_parts(key, values[key] or {})
+            _refuse_buffer(key, values[key] or {}, is_shuffled=key == "dataset" and self.shuffle)
 
     @property
     def figures(self) -> list[str]:
@@ -254,6 +256,15 @@ def _check_parts(key: str, mixture: Mapping[str, Any]) -> None:
         check_kinds({key: {name: part}}, kinds)
         section = {option: value for option, value in part.items() if option not in AMOUNT}
         check_component(f"{key}.{name}", section)
+
+
+def _refuse_buffer(key: str, dataset: Mapping[str, Any], *, is_shuffled: bool) -> None:
+    """Refuse to say among how many rows streams are shuffled, where rows come in their order."""
+    if not is_shuffled and any(BUFFER in part for part in (dataset, *parts_in(dataset))):
+        raise ValueError(
+            f"{BUFFER} is how many rows of a stream are shuffled at a time, but those of {key} are "
+            "not shuffled here; leave it out"
+        )
 
 
 def check_component(key: str, section: Mapping[str, Any]) -> None:

@@ -151,17 +151,23 @@ class Stepping(ABC, Generic[S]):
         """Say whether what is done every so many steps is due after this one."""
         return every is not None and (self.step % every == 0 or self.step == self.total_steps)
 
-    def loader(self, dataset: Any, sampler: Any, **options: Any) -> DataLoader:
-        """Make the loader of one step's batches after another."""
+    def loader(self, dataset: Any, sampler: Any, walk: Walk) -> DataLoader:
+        """Make the loader of one step's batches after another, from places of a walk."""
         settings = self.settings
         return make_loader(
-            dataset, sampler, self.collate(), seed=settings.seed, **options, **settings.dataloader
+            dataset,
+            sampler,
+            self.collate(),
+            seed=settings.seed,
+            empty=walk.empty,
+            streams=walk.streams,
+            **settings.dataloader,
         )
 
     def val_steps(self) -> Iterator[StepBatches]:
         """Yield the validation data, on the device."""
         sampler = ValidationSampler(self.val_walk.of_pass, self.share, self.val_walk.portions)
-        return map(self.ready, self.loader(self.val_dataset, sampler))
+        return map(self.ready, self.loader(self.val_dataset, sampler, self.val_walk))
 
     def log(self, figures: Mapping[str, float]) -> None:
         """Hand figures of this step to the logger."""

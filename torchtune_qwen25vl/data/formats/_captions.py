@@ -21,6 +21,7 @@ from torchtune_qwen25vl.media import (
     Rows,
     SelectedRows,
     Sieve,
+    StreamRows,
     images_in,
     json_texts,
     numbers_of_split,
@@ -51,6 +52,13 @@ class CaptionParser:
                 f"more fields than the header names: {row[EXTRA_FIELDS]}; quote commas"
             )
         image, caption = required(row, self.image_column), required(row, self.caption_column)
+        if isinstance(caption, list):  # of a stream; other rows are listed by `CaptionRows`
+            if len(caption) > 1:
+                raise ValueError(
+                    f"a row of a stream is one sample, with one caption, got {len(caption)}; leave "
+                    "streaming out"
+                )
+            (caption,) = caption
         if not isinstance(caption, str):
             raise ValueError(f"a caption is a text, got {type(caption).__name__} {caption!r}")
         question = [{"type": "image", "content": image}, {"type": "text", "content": self.prompt}]
@@ -154,7 +162,8 @@ def caption_dataset(
     refuse_option(options, "prepend_media", SHOWN_FIRST)
     rows, common = opened(source, options)
     parse = CaptionParser(prompt, image_column, caption_column)
-    rows = CaptionRows(rows, caption_column)
+    if not isinstance(rows, StreamRows):  # whose rows are samples, one after the other
+        rows = CaptionRows(rows, caption_column)
     split = options.get("split")
     return sample_dataset(model_transform, rows, parse, source=source, split=split, **common)
 

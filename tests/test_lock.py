@@ -8,14 +8,15 @@ import captions
 import pytest
 from forked import exit_code, fork
 
-from torchtune_qwen25vl.jobs import _lock
+from torchtune_qwen25vl import _lock
 
 HIDDEN = """
 import multiprocessing, sys
 sys.modules["fcntl"] = None
 multiprocessing.get_context = lambda *_, make=multiprocessing.get_context: make("spawn")
 from torchtune_qwen25vl._cli import caption
-from torchtune_qwen25vl.jobs import _lock, _workers
+from torchtune_qwen25vl import _lock
+from torchtune_qwen25vl.jobs import _workers
 assert not _lock.HAS_FCNTL
 assert _workers._CONTEXT.get_start_method() == "spawn"
 if __name__ == "__main__":
