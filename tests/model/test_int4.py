@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torchtune_qwen25vl import generate
 from torchtune_qwen25vl.model import Int4Linear, _int4, hold_in_int4, multiplies_int4
+from torchtune_qwen25vl.model._products import Linear
 from torchtune_qwen25vl.weights import materialize
 
 BF16 = torch.bfloat16
@@ -134,7 +135,7 @@ def test_no_two_weights_are_there_in_full():
 
 def test_the_output_and_the_vision_tower_stay_as_they_are():
     model, _ = in_int4(tie_word_embeddings=False)
-    assert type(model.output) is torch.nn.Linear
+    assert type(model.output) is Linear
     assert not any(isinstance(layer, Int4Linear) for layer in model.vision.modules())
 
 

@@ -189,15 +189,9 @@ class Recipe(Stepping[S]):
         is_over = self.best.is_given_up(worse)
         steps = range(self.step, self.step if is_over else self.total_steps)
         walk = self.walk
-        sampler = TrainSampler(
-            walk.of_pass,
-            self.share,
-            steps,
-            shuffle=settings.shuffle,
-            seed=settings.seed,
-            portions=walk.portions,
-            window=walk.window,
-        )
+        order: dict[str, Any] = {"shuffle": settings.shuffle, "seed": settings.seed}
+        order |= {"portions": walk.portions, "window": walk.window}
+        sampler = TrainSampler(walk.of_pass, self.share, steps, **order)
         loader = iter(self.loader(self.dataset, sampler, walk))
         bar = tqdm(total=self.total_steps, initial=self.step, disable=self.rank > 0, unit="step")
         self.throughput.restart()
