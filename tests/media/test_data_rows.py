@@ -85,6 +85,18 @@ def test_folders_whose_names_are_patterns(tmp_path, monkeypatch):
     datasets.Dataset.from_dict({"a": [1]}).to_parquet("r.parquet")
     for source in ("r.parquet", str(folder / "r.parquet")):
         assert everything(open_rows(source)) == [{"a": 1}]
+    for files in ("r.parquet", ["r.parquet"], {"train": str(folder / "r.parquet")}):
+        for options in ({}, {"streaming": True}):
+            rows = open_rows("parquet", data_files=files, **options)
+            assert [rows[0], len(rows)] == [{"a": 1}, 1]
+
+
+@pytest.mark.parametrize("options", [{}, {"streaming": True}])
+@pytest.mark.parametrize("files", ["gone/*.jsonl", ["gone.jsonl"], {"train": "gone.jsonl"}])
+def test_data_files_that_are_not_there_are_refused(files, options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"json: data_files 'gone.*jsonl' finds no file"):
+        open_rows("json", data_files=files, **options)
 
 
 def test_sources_that_cannot_be(tmp_path):

@@ -3,7 +3,7 @@
 import codecs
 import glob
 import json
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ def open_rows(source: str, *, split: str | None = None, **load_dataset_kwargs: A
     split = ONLY if split is None else split
     if (load := _loader(source, load_dataset_kwargs)) is not None:
         return rows_of_split(source, split, load)
+    if "data_files" in load_dataset_kwargs:
+        load_dataset_kwargs["data_files"] = _named(source, load_dataset_kwargs["data_files"])
     if load_dataset_kwargs.pop("streaming", False):
         return open_stream(source, split, **load_dataset_kwargs)
     _refuse(source, load_dataset_kwargs.keys() & {BUFFER}, "rows that are not streamed")
@@ -139,6 +141,25 @@ def _read_jsonl(path: Path) -> Rows:
     return JsonRows(text for line in lines if line.strip() for text in _rows_of_line(line))
 
 
+def _named(source: str, data_files: Any) -> Any:
+    """Name files that there are so that `datasets` does not take brackets in them for patterns.
+
+    Raises:
+        ValueError: if the files of a builder are to lie here, and there is none.
+    """
+    if isinstance(data_files, Mapping):
+        return {split: _named(source, files) for split, files in data_files.items()}
+    if not isinstance(data_files, str):
+        return [_named(source, file) for file in data_files]
+    path = Path(data_files)
+    if path.is_file():
+        return glob.escape(str(path.absolute()))
+    is_here = "/" not in source and "://" not in data_files  # neither of the hub nor of a network
+    if is_here and not glob.glob(data_files, recursive=True):
+        raise ValueError(f"{source}: data_files {data_files!r} finds no file; mend the path")
+    return data_files
+
+
 def _rows_of_line(line: bytes) -> Iterable[bytes]:
     try:
         return json_texts(json.loads(line)) if line.lstrip()[:1] == b"[" else [line]
@@ -151,7 +172,7 @@ def _read_table(path: Path) -> Rows:
 
 
 def _read_parquet(path: Path) -> ArrowRows:
-    files = glob.escape(str(path.absolute()))  # data_files are patterns
+    files = _named("parquet", str(path))
     return ArrowRows(datasets.load_dataset("parquet", data_files=files, split="train"))
 
 

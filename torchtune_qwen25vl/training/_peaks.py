@@ -5,6 +5,7 @@ without sparsity, at the power that the card ships with. Cards for games add up 
 rate, so a 4090 has 165 where its box says 330. Where a sheet has no such number, it is that of the
 papers for cards of its kind, in each multiprocessor and clock at its boost clock 512 operations
 for games and 1,024 for workstations: of the 3090 Ti, 4090, 5090 and RTX 6000 Ada it is exact.
+B300 and GB300 are by tables of others.
 """
 
 PEAK_TFLOPS = {
