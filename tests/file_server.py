@@ -1,10 +1,10 @@
 """Files of a folder over HTTP on this machine, whole or in ranges, and what was asked of them."""
 
 import re
-import threading
 from collections import Counter
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from loopback import Kept, listening
 
 
 @contextmanager
@@ -12,15 +12,7 @@ def serving(folder):
     """The address of the files, and how many bytes of each were sent."""
     sent = Counter()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_):
-            """Stay silent."""
-
-        def do_HEAD(self):
-            self.do_GET()
-
+    class Handler(Kept):
         def do_GET(self):
             path = folder / self.path.lstrip("/")
             data = path.read_bytes() if path.is_file() else None
@@ -38,12 +30,5 @@ def serving(folder):
                 sent[path.name] += end - first
                 self.wfile.write(data[first:end])
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", sent
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with listening(Handler) as address:
+        yield address, sent

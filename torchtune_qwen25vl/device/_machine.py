@@ -1,5 +1,6 @@
 """What torch and the operating system say of the machine."""
 
+import functools
 import os
 import platform
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def look(device: str = "auto", *, ranks: int = 1) -> Machine:
     free, total = (size // ranks for size in _host_memory())
     versions = f"torch {torch.__version__}"
     if chosen.type == "cpu":
-        facts = {"onednn": _prefers_onednn(), "int4": multiplies_int4(chosen)}
+        facts = {"onednn": _prefers_onednn(), "int4": _has_int4(chosen)}
         return Machine(chosen, "CPU", total, free, _cpu_bf16(), False, versions, **facts)
     bf16 = _can_make_bf16(chosen)
     return Machine(chosen, chosen.type, total, free, bf16, False, versions)
@@ -103,7 +104,7 @@ def _look_at_cuda(device: torch.device) -> Machine:
         _can_use_flash(device, torch.bfloat16 if bf16 else torch.float32),
         f"torch {torch.__version__}, CUDA {torch.version.cuda}, driver for CUDA "
         f"{driver // 1000}.{driver % 1000 // 10}",
-        int4=multiplies_int4(device),
+        int4=_has_int4(device),
     )
 
 
@@ -118,6 +119,11 @@ def _can_use_flash(device: torch.device, dtype: torch.dtype) -> bool:
 def _cpu_bf16() -> bool:
     """Say whether the CPU has instructions for bfloat16; without them torch is slower."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+@functools.cache
+def _has_int4(device: torch.device) -> bool:
+    return multiplies_int4(device)  # which multiplies to find out, and a run looks several times
 
 
 def _prefers_onednn() -> bool:

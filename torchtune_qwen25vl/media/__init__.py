@@ -20,6 +20,7 @@ JoinedRows        several sets of rows, one after the other
 SelectedRows      some rows of a set
 json_texts        JSON text of rows made in Python
 StreamRows        rows of a stream, which one process reads in order and hands to others
+BUFFER            option of `open_rows` that says among how many rows a stream is shuffled
 open_rows         open a table or data set by where it lies
 numbers_of_split  the rows that a split such as train[:95%] names
 cache_folder      a folder of the package in the user's cache
@@ -43,10 +44,11 @@ from torchtune_qwen25vl.media._rows import EXTRA_FIELDS, JsonRows, Rows, json_te
 from torchtune_qwen25vl.media._selected import JoinedRows, SelectedRows
 from torchtune_qwen25vl.media._sources import locate
 from torchtune_qwen25vl.media._splits import numbers_of_split
-from torchtune_qwen25vl.media._streams import StreamRows
+from torchtune_qwen25vl.media._streams import BUFFER, StreamRows
 from torchtune_qwen25vl.media._videos import load_video
 
 __all__ = [
+    "BUFFER",
     "EXTRA_FIELDS",
     "LACKING",
     "PIXEL_LIMIT",

@@ -13,6 +13,7 @@ import pyarrow as pa
 from torchtune.utils import get_logger, log_rank_zero
 
 from torchtune_qwen25vl._lock import locked
+from torchtune_qwen25vl.media._kept import keep
 
 SUFFIXES_OF_COMPRESSION = (".gz", ".zst")
 CHUNK = 1 << 20  # bytes that are decompressed at a time
@@ -88,16 +89,7 @@ def _wait_for(path: Path, kept: Path) -> None:
 
 def _unpack(path: Path, kept: Path) -> None:
     """Write a file whole or not at all."""
-    hidden = kept.with_name(f".{kept.name}.part")
-    try:
-        with hidden.open("wb") as file:
-            for chunk in _chunks(path):
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(hidden, kept)
-    finally:
-        hidden.unlink(missing_ok=True)
+    keep(kept, _chunks(path), hidden=f".{kept.name}.part")
 
 
 def _is_compressed(path: Path) -> bool:

@@ -6,7 +6,6 @@ what a server says is not there is asked for once.
 
 import hashlib
 import http.client
-import os
 import re
 import time
 import uuid
@@ -17,6 +16,8 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
+
+from torchtune_qwen25vl.media._kept import keep
 
 TRIES = 3
 PAUSE = 1.0  # seconds before the second try, twice as many before the third
@@ -68,26 +69,11 @@ class Downloads:
         for number in range(TRIES):
             time.sleep(PAUSE * number)
             try:
-                self._store(url, path)
+                keep(path, _chunks(url), hidden=f".{uuid.uuid4().hex}.part")
                 return path
             except _Failed as error:
                 reason = error
         raise ValueError(f"{url}: cannot be downloaded, {TRIES} times: {reason}") from reason
-
-    def _store(self, url: str, path: Path) -> None:
-        """Download into a file of its own name, which then takes its place."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        hidden = path.with_name(f".{uuid.uuid4().hex}.part")
-        try:
-            with hidden.open("xb") as file:
-                for chunk in _chunks(url):
-                    file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(hidden, path)
-        except BaseException:
-            hidden.unlink(missing_ok=True)
-            raise
 
 
 def _chunks(url: str) -> Iterator[bytes]:

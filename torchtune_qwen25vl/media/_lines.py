@@ -42,7 +42,11 @@ class LineRows:
     def _read(self, file: BinaryIO, index: int) -> bytes:
         start, end = self._starts[index : index + 2].tolist()
         file.seek(start)
-        return file.read(end - start).partition(b"\n")[0]  # not the empty lines behind it
+        return self._text(file.read(end - start))
+
+    def _text(self, content: bytes) -> bytes:
+        """Return the JSON text of a row that a stretch of the file holds."""
+        return content.partition(b"\n")[0]  # not the empty lines behind it
 
 
 def find_lines(path: Path) -> LineRows | None:

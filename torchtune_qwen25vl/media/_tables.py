@@ -5,25 +5,19 @@ import io
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import TextIO
 
 import numpy as np
 
 from torchtune_qwen25vl.media._compressed import content_or_file, suffix_within
-from torchtune_qwen25vl.media._rows import (
-    EXTRA_FIELDS,
-    JsonRows,
-    Rows,
-    digest_of,
-    json_texts,
-    parse_row,
-)
+from torchtune_qwen25vl.media._lines import LineRows
+from torchtune_qwen25vl.media._rows import EXTRA_FIELDS, JsonRows, Rows, json_texts
 from torchtune_qwen25vl.media._stored import StoredFile
 
 BOM = "\ufeff"
 
 
-class TableRows:
+class TableRows(LineRows):
     """The records of a table, each a row, of which 8 bytes are held.
 
     Args:
@@ -36,31 +30,12 @@ class TableRows:
     def __init__(
         self, file: StoredFile, dialect: str, header: Sequence[str], starts: np.ndarray
     ) -> None:
-        self._file, self._dialect, self._header = file, dialect, header
-        self._starts = starts
+        super().__init__(file, starts)
+        self._dialect, self._header = dialect, header
 
-    def __len__(self) -> int:
-        return len(self._starts) - 1
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return parse_row(self._stored(index))
-
-    def column(self, name: str) -> list[Any]:
-        with self._file.open() as file:
-            return [parse_row(self._read(file, k)).get(name) for k in range(len(self))]
-
-    def digest(self, index: int) -> str:
-        return digest_of(self._stored(index))
-
-    def _stored(self, index: int) -> bytes:
-        with self._file.open() as file:
-            return self._read(file, index)
-
-    def _read(self, file: BinaryIO, index: int) -> bytes:
+    def _text(self, content: bytes) -> bytes:
         """Return the JSON text of a row, as `JsonRows` would have it."""
-        start, end = self._starts[index : index + 2].tolist()
-        file.seek(start)
-        lines = io.StringIO(file.read(end - start).decode(), newline="")
+        lines = io.StringIO(content.decode(), newline="")
         reader = csv.DictReader(
             lines, self._header, restkey=EXTRA_FIELDS, dialect=self._dialect, strict=True
         )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from torchtune_qwen25vl.model._decoder import Qwen25VL
 from torchtune_qwen25vl.model._embedding import TiedEmbedding
-from torchtune_qwen25vl.model._products import Linear
+from torchtune_qwen25vl.model._products import Linear, by_onednn
 
 LEAST_WEIGHTS = {torch.float32: 2**16, torch.bfloat16: 1}  # of a layer; below it, plain is faster
 FEWEST_ROWS = 4  # one row takes longer than four: the kernel has too few sums in flight
@@ -48,7 +48,7 @@ class PackedLinear(nn.Module):
         rows = x.flatten(0, -2)  # [n, in_dim]
         if (missing := FEWEST_ROWS - len(rows)) > 0:
             rows = F.pad(rows, (0, 0, 0, missing))
-        out = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
+        out = by_onednn(rows, self.weight, self.bias)
         return out[: x.shape[:-1].numel()].unflatten(0, x.shape[:-1])
 
     def dense(self) -> Tensor:

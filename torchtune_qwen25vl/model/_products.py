@@ -53,7 +53,7 @@ def multiply(rows: Tensor, weight: Tensor, *, out: Tensor | None = None) -> Tens
     """Compute rows @ weight.T, [n, i] and [o, i] to [n, o], without a gradient of its own."""
     if not _is_for_onednn(rows, weight):
         return torch.mm(rows, weight.T, out=out)
-    product = _by_onednn(rows, weight)
+    product = by_onednn(rows, weight)
     return product if out is None else out.copy_(product)
 
 
@@ -71,7 +71,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(rows, weight)
-        return _by_onednn(rows, weight, bias)
+        return by_onednn(rows, weight, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -79,8 +79,8 @@ class _Linear(torch.autograd.Function):
         rows, weight = ctx.saved_tensors
         wants_rows, wants_weight, wants_bias = ctx.needs_input_grad
         return (
-            _by_onednn(grad, weight.T) if wants_rows else None,
-            _by_onednn(grad.T, rows.T) if wants_weight else None,
+            by_onednn(grad, weight.T) if wants_rows else None,
+            by_onednn(grad.T, rows.T) if wants_weight else None,
             grad.sum(0) if wants_bias else None,
         )
 
@@ -96,5 +96,6 @@ def _gains(rows: int, weight: Tensor) -> bool:
     return min(weight.shape) >= LEAST_WIDTH and (rows in FEW or rows >= MANY)
 
 
-def _by_onednn(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def by_onednn(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute rows @ weight.T + bias, [n, i] to [n, o]; the weight may be packed."""
     return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")

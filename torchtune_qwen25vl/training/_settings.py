@@ -14,11 +14,11 @@ from torchtune.config._utils import _get_component_from_path
 
 from torchtune_qwen25vl.data import AMOUNT, parts_in
 from torchtune_qwen25vl.device import CpuKernels
+from torchtune_qwen25vl.media import BUFFER
 from torchtune_qwen25vl.training._kinds import DATALOADER, DATASET, check_keys, check_kinds
 from torchtune_qwen25vl.training._plan import WARMUP
 from torchtune_qwen25vl.training._precision import Precision, problem_of
 
-BUFFER = "shuffle_buffer_size"
 COMPONENTS = ("optimizer", "lr_scheduler", "tokenizer", "dataset", "metric_logger")
 COMPONENTS_OR_NULL = ("val_dataset", "after_training")
 
