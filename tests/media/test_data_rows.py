@@ -99,6 +99,13 @@ def test_data_files_that_are_not_there_are_refused(files, options, tmp_path, mon
         open_rows("json", data_files=files, **options)
 
 
+@pytest.mark.parametrize("options", [{}, {"streaming": True}])
+def test_an_option_that_a_builder_does_not_have_is_named(options, tmp_path):
+    (tmp_path / "r.jsonl").write_text('{"a": 1}')
+    with pytest.raises(ValueError, match=r"^json: .*'streamin'; mend that name, or leave it out$"):
+        open_rows("json", data_files=str(tmp_path / "r.jsonl"), streamin=True, **options)
+
+
 def test_sources_that_cannot_be(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         open_rows(str(tmp_path / "gone.jsonl"))

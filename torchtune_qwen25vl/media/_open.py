@@ -53,10 +53,19 @@ def open_rows(source: str, *, split: str | None = None, **load_dataset_kwargs: A
         return rows_of_split(source, split, load)
     if "data_files" in load_dataset_kwargs:
         load_dataset_kwargs["data_files"] = _named(source, load_dataset_kwargs["data_files"])
-    if load_dataset_kwargs.pop("streaming", False):
-        return open_stream(source, split, **load_dataset_kwargs)
-    _refuse(source, load_dataset_kwargs.keys() & {BUFFER}, "rows that are not streamed")
-    load = partial(datasets.load_dataset, source, **load_dataset_kwargs)
+    try:
+        return _open_dataset(source, split, **load_dataset_kwargs)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):  # of a builder
+            raise
+        raise ValueError(f"{source}: {error}; mend that name, or leave it out") from error
+
+
+def _open_dataset(source: str, split: str, *, streaming: bool = False, **options: Any) -> Rows:
+    if streaming:
+        return open_stream(source, split, **options)
+    _refuse(source, options.keys() & {BUFFER}, "rows that are not streamed")
+    load = partial(datasets.load_dataset, source, **options)
     return rows_of_split(source, split, lambda name: ArrowRows(load(split=name)))
 
 
