@@ -8,7 +8,10 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
+
+from tqdm import tqdm
 
 SECONDS = 300  # until a forked process that waits for nothing that comes is ended
 
@@ -26,6 +29,7 @@ def fork(body, said=os.devnull):
             logging.disable()
             os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
             sys.stderr = sys.__stderr__  # and not what pytest keeps of it
+            tqdm.set_lock(threading.RLock())  # forks share tqdm's, and a killed one keeps it
             faulthandler.register(signal.SIGALRM, chain=True)
             signal.alarm(SECONDS)
             code = body()
