@@ -18,7 +18,7 @@ class Shards:
     Attributes:
         known: number of rows of each shard for which it is known
         number: number of shards
-        features: those of the stream, None if it does not tell
+        features: features of the stream, None if it does not tell
 
     Args:
         stream: a stream of `datasets`

@@ -32,8 +32,8 @@ class StreamRows:
 
     Args:
         source: name of the stream in errors
-        shards: its files
-        window: see above
+        shards: files of the stream
+        window: number of rows among which the stream is shuffled
         first: number of the first row in the stream
         end: number behind the last one
     """

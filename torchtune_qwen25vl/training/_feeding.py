@@ -122,7 +122,7 @@ class Fed(Dataset):
 
     Args:
         dataset: data set by key
-        streams: those of the same data set
+        streams: streams of the data set
     """
 
     def __init__(self, dataset: Any, streams: Streams) -> None:

@@ -19,7 +19,7 @@ class Portion(NamedTuple):
         source: name of the part's rows
         places: number of its places, which stand side by side
         seen: how many of them a pass has
-        window: of a stream, number of places that are shuffled among themselves; else None
+        window: number of places that a stream shuffles among themselves; None for other rows
     """
 
     source: str

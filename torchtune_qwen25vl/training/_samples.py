@@ -216,7 +216,7 @@ def make_loader(
         collate: collate from the samples of a step to its batches
         seed: seed of what samples draw at random
         empty: places for which the data set has no sample, see `SeededDataset`
-        streams: those of the data set, read here and not by the workers; None if it has none
+        streams: streams of the data set, read here and not by the workers; None if it has none
         **options: options of torch's DataLoader, such as num_workers or pin_memory
     """
     seeded: Dataset = SeededDataset(dataset, seed, empty)
